@@ -1,0 +1,63 @@
+# Everything is installed in .venv; every target installs it first if need be. `make` lists the targets.
+
+SCALE    ?= laptop
+CLUSTER  ?= emulated
+DEVICE   ?= $(if $(filter nccl,$(CLUSTER)),cuda,cpu)
+TIER     ?= quick
+CAMPAIGN ?= results/fig3
+ARGS        ?=
+PYTEST_ARGS ?=
+TORCH_INDEX ?=
+PYTHON      ?= $(shell for python in python3.11 python3.12 python3; do \
+	$$python -c '$(IN_RANGE)' 2>/dev/null && { echo $$python; break; }; done)
+IN_RANGE    := import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))
+
+BIN    := .venv/bin
+STAMP  := .venv/.setup
+INSTALL = $(BIN)/python -m pip install -qq --disable-pip-version-check $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
+
+.DEFAULT_GOAL := help
+.PHONY: help setup test lint conformance reproduce-fig3 figures clean
+
+help:  ## list the targets and the variables
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@echo
+	@echo "  SCALE=$(SCALE)  CLUSTER=$(CLUSTER)  DEVICE=$(DEVICE)  TIER=$(TIER)  CAMPAIGN=$(CAMPAIGN)"
+	@echo "  ARGS='more Hydra overrides'  PYTEST_ARGS='more pytest arguments'"
+
+setup: $(STAMP)  ## install everything in .venv (TORCH_INDEX=https://download.pytorch.org/whl/cpu avoids the CUDA packages)
+	@echo "setup: .venv is complete for requirements.lock and pyproject.toml"
+
+# The lock goes first: a version range in pyproject.toml must never choose the torch build.
+$(STAMP): requirements.lock pyproject.toml
+	@$(or $(PYTHON),false) -c '$(IN_RANGE)' || { \
+		echo "make setup needs Python 3.11 or 3.12$(if $(PYTHON), and $(PYTHON) is neither); try make setup PYTHON=/path/to/python3.11"; exit 1; }
+	@test -x $(BIN)/python || { echo "setup: creating .venv with $(PYTHON)"; $(PYTHON) -m venv .venv; }
+	@echo "setup: installing $$(grep -c == requirements.lock) packages from requirements.lock (minutes the first time)"
+	@$(INSTALL) -r requirements.lock
+	@echo "setup: installing this project in place"
+	@$(INSTALL) --no-deps --no-build-isolation -e .
+	@$(BIN)/python -c 'from importlib.metadata import version as v; import sys; \
+		print("setup: Python " + sys.version.split()[0], *(f"{n} {v(n)}" for n in ("torch", "deepspeed", "transformers")), sep=", ")'
+	@touch $@
+
+test: $(STAMP)  ## run the tests
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: $(STAMP)  ## check style, formatting and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+conformance: $(STAMP)  ## check that every system computes what the dense model does
+	$(BIN)/python -m pytest tests/systems/test_conformance.py -q $(PYTEST_ARGS)
+
+reproduce-fig3: $(STAMP)  ## measure Figure 3 of the paper: TTFT against the number of experts and the batch size
+	$(BIN)/python -m experiments.run experiment=fig3 scale=$(SCALE) cluster=$(CLUSTER) cluster.device=$(DEVICE) tier=$(TIER) $(ARGS)
+
+figures: $(STAMP)  ## draw figures and tables from the stored campaign CAMPAIGN
+	$(BIN)/python -m analysis $(CAMPAIGN)
+
+clean:  ## remove .venv and caches, keep results
+	rm -rf .venv .pytest_cache .ruff_cache .hypothesis build *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

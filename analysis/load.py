@@ -1,0 +1,119 @@
+"""Reads a stored campaign; what is missing, failed or unreadable stays visible as a state."""
+
+import hashlib
+import json
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+SCHEMA = 1
+Document = TypeVar("Document")
+RUN_COLUMNS = ["system", "engine", "precision"]
+
+
+@dataclass(frozen=True)
+class Campaign:
+    """A plan and what became of its cells: `runs` has every planned cell, `frames` the rows of those in state ok."""
+
+    folder: Path
+    plan: dict
+    runs: dict[str, dict]
+    frames: dict[str, pd.DataFrame]
+
+    def samples(self) -> pd.DataFrame:
+        """All rows of all ok cells, with system, engine, precision and the workload point as columns."""
+        joined = [frame.assign(**run_columns(self.runs[cell])) for cell, frame in self.frames.items()]
+        return pd.concat(joined, ignore_index=True) if joined else pd.DataFrame(columns=["cell", *RUN_COLUMNS])
+
+
+def run_columns(run: dict) -> dict:
+    return {name: run[name] for name in RUN_COLUMNS} | run["point"]
+
+
+def load_campaign(folder: Path | str) -> Campaign:
+    """Read plan.json, every planned cell's run.json and the samples of the ok ones.
+
+    A cell without a folder gets the state `missing`; one with an unreadable file gets `corrupt`, and a warning names
+    the file. Raises ValueError when plan.json itself cannot be read.
+    """
+    folder = Path(folder)
+    plan = read_json(folder / "plan.json")
+    runs, frames = {}, {}
+    for cell in planned_cells(plan):
+        runs[cell], frame = load_cell(folder / "cells" / cell)
+        if frame is not None:
+            frames[cell] = frame
+    return Campaign(folder, plan, runs, frames)
+
+
+def planned_cells(plan: dict) -> list[str]:
+    """Every cell of the plan once, in the order of the panels."""
+    return list(dict.fromkeys(cell for panel in plan["panels"] for point in panel["points"] for cell in point["cells"]))
+
+
+def load_cell(folder: Path) -> tuple[dict, pd.DataFrame | None]:
+    """One cell's run.json and, in state ok, its samples."""
+    if not folder.exists():
+        return {"cell": folder.name, "state": "missing", "reason": "It has not run."}, None
+    run: dict = {"cell": folder.name}
+    try:
+        run = read_json(folder / "run.json")
+        return run, read_samples(folder / "samples.parquet", run.get("checksums", {})) if run["state"] == "ok" else None
+    except ValueError as error:
+        warnings.warn(str(error), stacklevel=2)
+        return run | {"state": "corrupt", "reason": str(error)}, None
+
+
+def read_json(path: Path) -> dict:
+    """A JSON document of this schema; ValueError naming the file otherwise."""
+    document = read(path, lambda: json.loads(path.read_text()))
+    if not isinstance(document, dict) or document.get("schema") != SCHEMA:
+        raise ValueError(f"{path} is not a document of schema {SCHEMA}.")
+    return document
+
+
+def read_samples(path: Path, checksums: dict[str, str]) -> pd.DataFrame:
+    """The rows of one cell; ValueError naming the file when it is truncated, changed or of another schema."""
+    expected = checksums.get(path.name)
+    if expected and read(path, lambda: hashlib.sha256(path.read_bytes()).hexdigest()) != expected:
+        raise ValueError(f"{path} is not what was written: its checksum differs from the one in run.json.")
+    frame = read(path, lambda: pq.read_table(path, page_checksum_verification=True).to_pandas())
+    if "schema" not in frame or not frame["schema"].eq(SCHEMA).all():
+        raise ValueError(f"{path} does not hold samples of schema {SCHEMA}.")
+    return frame
+
+
+def read(path: Path, reader: Callable[[], Document]) -> Document:
+    try:
+        return reader()
+    except (OSError, ValueError, pa.ArrowException) as error:
+        raise ValueError(f"{path} cannot be read: {str(error).splitlines()[0]}") from error
+
+
+def coverage(campaign: Campaign) -> pd.DataFrame:
+    """Every planned cell of every panel with its state, the reason, and whether its output was checked."""
+    rows = [
+        {"experiment": panel["name"], "x_name": panel["x_name"], "x": point["x"], "cell": cell}
+        | {name: campaign.runs[cell].get(name) for name in [*RUN_COLUMNS, "launch", "state", "reason"]}
+        | {"correctness": correctness(campaign.runs[cell])}
+        for panel in campaign.plan["panels"]
+        for point in panel["points"]
+        for cell in point["cells"]
+    ]
+    return pd.DataFrame(rows)
+
+
+def correctness(run: dict) -> str:
+    """`passed`, `failed` with the error, or `not checked`."""
+    check = run.get("correctness")
+    if check is None:
+        return "not checked"
+    if check["passed"]:
+        return "passed"
+    return f"failed (relative error {check['relative_error']:.2g}, {check['tolerance']:.2g} allowed)"

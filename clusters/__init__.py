@@ -1,0 +1,1 @@
+"""Where ranks run: process launch, the emulated backend, network models and clocks."""

@@ -1,0 +1,159 @@
+"""Clocks: what time it is for one rank, on a CPU, on a GPU stream, or in emulated time.
+
+A mark is taken without synchronising; `seconds` between two marks may wait for the device, so it is asked for
+after the timed region only.
+"""
+
+import fcntl
+import os
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+
+class Clock(Protocol):
+    """One rank's clock."""
+
+    def mark(self) -> Any:
+        """Remember this moment; never synchronises."""
+        ...
+
+    def seconds(self, start: Any, end: Any) -> float:
+        """Seconds between two marks of this clock."""
+        ...
+
+    def running(self) -> AbstractContextManager:
+        """Enter the timed region; on emulated clusters only one rank computes at a time inside it."""
+        ...
+
+
+class HostClock:
+    """The host's monotonic clock, for CPU ranks: an operation is done when its call returns."""
+
+    def mark(self) -> float:
+        return time.perf_counter()
+
+    def seconds(self, start: float, end: float) -> float:
+        return end - start
+
+    def running(self) -> AbstractContextManager:
+        return nullcontext()
+
+
+class CudaClock:
+    """CUDA events on the current stream: a mark costs about a microsecond and waits for nothing."""
+
+    def mark(self) -> torch.cuda.Event:
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    def seconds(self, start: torch.cuda.Event, end: torch.cuda.Event) -> float:
+        end.synchronize()
+        return start.elapsed_time(end) / 1e3
+
+    def running(self) -> AbstractContextManager:
+        return nullcontext()
+
+
+class Baton:
+    """The right to use the device: an exclusive lock on a file that the ranks of a launch share.
+
+    The kernel frees the lock when its holder dies. The file itself counts how often each rank has come to wait, so
+    that nobody starts to compute while a rank of the same collective is still on its way.
+    """
+
+    def __init__(self, path: Path, rank: int, world_size: int) -> None:
+        self.rank = rank
+        self._file = open(path, "a+b")  # noqa: SIM115  (held for the life of the rank)
+        self._file.truncate(8 * world_size)
+        self._arrivals = np.memmap(self._file, dtype=np.int64, mode="r+", shape=(world_size,))
+
+    @property
+    def next_arrival(self) -> int:
+        return int(self._arrivals[self.rank]) + 1
+
+    def take(self, after: Mapping[int, int]) -> None:
+        """Wait for the lock, then until each rank in `after` has arrived here that many times."""
+        self._arrivals[self.rank] += 1
+        fcntl.flock(self._file, fcntl.LOCK_EX)
+        while any(self._arrivals[rank] < arrival for rank, arrival in after.items()):
+            os.sched_yield()
+
+    def give(self) -> None:
+        fcntl.flock(self._file, fcntl.LOCK_UN)
+
+
+@dataclass(frozen=True)
+class VirtualMark:
+    """A moment in emulated time: a point of a segment, whose start the clock knows in seconds."""
+
+    segment_s: float
+    segment: Any
+    now: Any
+
+
+class VirtualClock:
+    """Emulated time of one rank: the sum of its own segments, joined with the other ranks at collectives.
+
+    A segment is what the rank computes between two collectives, alone on the device because it holds the baton.
+    Outside `running` the clock stands still and nobody takes turns (set-up, gathering of results).
+    """
+
+    def __init__(self, baton: Baton, stopwatch: Clock) -> None:
+        self.time_s = 0.0
+        self.baton = baton
+        self._stopwatch = stopwatch
+        self._segment: Any = None
+
+    def mark(self) -> VirtualMark:
+        assert self._segment is not None, "a mark needs a running clock"
+        return VirtualMark(self.time_s, self._segment, self._stopwatch.mark())
+
+    def seconds(self, start: VirtualMark, end: VirtualMark) -> float:
+        return self._at(end) - self._at(start)
+
+    def now_s(self) -> float:
+        """Emulated seconds at this moment; waits for the device."""
+        return self.time_s if self._segment is None else self._at(self.mark())
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        self._resume({})
+        try:
+            yield
+        finally:
+            self._pause()
+
+    @contextmanager
+    def paused(self) -> Iterator[dict[int, int]]:
+        """Close the segment for a collective; afterwards wait for the baton and open a new segment.
+
+        Yields a dict in which the caller notes rank -> next_arrival of those who take part: they all wait for the
+        baton again before one of them goes on.
+        """
+        arrivals: dict[int, int] = {}
+        was_running = self._segment is not None
+        if was_running:
+            self._pause()
+        yield arrivals
+        if was_running:
+            self._resume(arrivals)
+
+    def _resume(self, after: Mapping[int, int]) -> None:
+        self.baton.take(after)
+        self._segment = self._stopwatch.mark()
+
+    def _pause(self) -> None:
+        self.time_s = self.now_s()
+        self._segment = None
+        self.baton.give()
+
+    def _at(self, mark: VirtualMark) -> float:
+        return mark.segment_s + self._stopwatch.seconds(mark.segment, mark.now)

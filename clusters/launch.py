@@ -1,0 +1,92 @@
+"""Start the ranks of one launch with torch's elastic launcher and say in one sentence how it ended."""
+
+import json
+import logging
+import multiprocessing
+import os
+import re
+import tempfile
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+
+from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, Std
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+from clusters.session import ClusterSpec
+
+# Ranks keep freed memory, as a GPU's caching allocator does: without it every large CPU buffer is mapped, zeroed and
+# unmapped again in the timed region. An idle OpenMP team sleeps at once: the next emulated rank needs its cores.
+PROCESS_ENVIRONMENT = {
+    "MALLOC_MMAP_MAX_": "0",
+    "MALLOC_TRIM_THRESHOLD_": str(1 << 40),
+    "MALLOC_TOP_PAD_": str(1 << 26),
+    "TOKENIZERS_PARALLELISM": "false",
+}
+
+
+class LaunchFailed(RuntimeError):
+    """Rank `rank` died. `kind` is failed, oom or timeout; str() is one sentence; `traceback` shows where."""
+
+    def __init__(self, kind: str, sentence: str, traceback: str, rank: int = 0) -> None:
+        super().__init__(sentence)
+        self.kind, self.traceback, self.rank = kind, traceback, rank
+
+
+def prepare(spec: ClusterSpec, preload: str) -> None:
+    """Set the environment that ranks inherit and have the fork server import `preload` (call once, in the parent)."""
+    for name, value in PROCESS_ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    if spec.kind == "emulated":
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    if spec.device == "cpu":
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    multiprocessing.set_forkserver_preload([preload])
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # LaunchFailed says it better
+
+
+def launch(spec: ClusterSpec, entry: Callable[..., None], *args: str) -> None:
+    """Run `entry(*args)` (wrapped in torch elastic's `record`) on world_size new processes of this machine and wait.
+
+    Raises LaunchFailed when a rank dies; the other ranks are stopped first.
+    """
+    with tempfile.TemporaryDirectory(prefix="ranks-") as logs:
+        config = LaunchConfig(
+            min_nodes=1,
+            max_nodes=1,
+            nproc_per_node=spec.world_size,
+            run_id=uuid.uuid4().hex,
+            rdzv_backend="c10d",
+            rdzv_endpoint="localhost:0",
+            max_restarts=0,
+            monitor_interval=0.05,
+            start_method="forkserver",
+            logs_specs=DefaultLogsSpecs(log_dir=logs, redirects=Std.ALL),
+        )
+        try:
+            elastic_launch(config, entry)(*args)
+        except ChildFailedError as error:
+            raise _diagnose(error, Path(logs)) from None
+
+
+def _diagnose(error: ChildFailedError, logs: Path) -> LaunchFailed:
+    """Tell a hang (faulthandler's dump), an exception, a lack of memory and a kill apart.
+
+    The exception written first is the cause: the other ranks only see their connection close.
+    """
+    stderr = {path.parent.name: path.read_text(errors="replace") for path in sorted(logs.rglob("stderr.log"))}
+    hung = re.search(r"Timeout \((.*?)\)!", "".join(stderr.values()))
+    if hung:
+        stacks = "\n".join(f"rank {rank}:\n{text[-4000:]}" for rank, text in stderr.items())
+        return LaunchFailed("timeout", f"no progress for {hung.group(1)} (h:mm:ss): the ranks were stopped", stacks)
+    written = sorted(logs.rglob("error.json"), key=lambda path: path.stat().st_mtime_ns)
+    if not written:
+        rank, failure = error.get_first_failure()
+        kind = "oom" if failure.exitcode == -9 else "failed"
+        return LaunchFailed(kind, f"rank {rank} died with exit code {failure.exitcode}", stderr.get(str(rank), "")[-8000:], rank)
+    rank = written[0].parent.name
+    message = json.loads(written[0].read_text())["message"]
+    sentence, traceback = message["message"].strip(), message["extraInfo"]["py_callstack"]
+    kind = "oom" if "OutOfMemoryError" in sentence or "can't allocate memory" in sentence else "failed"
+    return LaunchFailed(kind, f"rank {rank}: {sentence.splitlines()[0]}", traceback, int(rank))

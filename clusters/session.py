@@ -1,0 +1,107 @@
+"""What one rank sees of its cluster: its process group, clock and device."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from clusters import emulated
+from clusters.clocks import Baton, Clock, CudaClock, HostClock, VirtualClock
+from clusters.network import Network
+
+KINDS = ("emulated", "gloo", "nccl", "torchrun")
+
+
+@dataclass(frozen=True)
+class ClusterSpec:
+    """Where ranks run.
+
+    kind: emulated (G processes taking turns on one device), gloo or nccl (G processes on this machine), or torchrun
+    (inside a launch that exists already, on one or many nodes).
+    device: cpu or cuda. timeout_s: seconds without progress after which a rank gives up and shows where it hung.
+    """
+
+    kind: str = "emulated"
+    world_size: int = 4
+    device: str = "cpu"
+    timeout_s: float = 300.0
+
+    def check(self) -> None:
+        """Raise ValueError, in one sentence, if this machine cannot run the cluster."""
+        if self.kind not in KINDS:
+            raise ValueError(f"cluster.kind is {self.kind!r}; it must be one of {', '.join(KINDS)}")
+        if self.device not in ("cpu", "cuda"):
+            raise ValueError(f"cluster.device is {self.device!r}; it must be cpu or cuda")
+        if self.world_size < 1:
+            raise ValueError(f"cluster.world_size is {self.world_size}; it must be at least 1")
+        if self.kind == "gloo" and self.device != "cpu":
+            raise ValueError(f"cluster=gloo runs on cluster.device=cpu only, not {self.device!r}; on GPUs use cluster=nccl")
+        if self.kind == "nccl" and self.device != "cuda":
+            raise ValueError(f"cluster=nccl runs on cluster.device=cuda only, not {self.device!r}; on CPUs use cluster=gloo")
+        if self.kind == "torchrun" and "RANK" not in os.environ:
+            raise ValueError("cluster=torchrun runs inside a launch: start it as `torchrun ... -m experiments.run`")
+        gpus_needed = {"emulated": 1, "nccl": self.world_size, "torchrun": 1}.get(self.kind, 0)
+        if self.device == "cuda" and torch.cuda.device_count() < gpus_needed:
+            found = torch.cuda.device_count()
+            raise ValueError(f"cluster={self.kind} with cluster.device=cuda needs {gpus_needed} GPU(s); found {found}")
+
+    @property
+    def source(self) -> str:
+        """What numbers from this cluster are: emulated or measured."""
+        return "emulated" if self.kind == "emulated" else "measured"
+
+    @property
+    def threads_per_rank(self) -> int:
+        """Emulated ranks take turns and use every core; others share the cores without oversubscribing them."""
+        cores = len(os.sched_getaffinity(0))
+        ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", self.world_size))
+        return cores if self.kind == "emulated" else max(1, cores // ranks_here)
+
+
+@dataclass(frozen=True)
+class Session:
+    """A rank's connection to the others."""
+
+    rank: int
+    world_size: int
+    group: dist.ProcessGroup
+    store: dist.Store
+    clock: Clock
+    device: torch.device
+
+
+@contextmanager
+def connect(spec: ClusterSpec, network: Network, baton_path: Path) -> Iterator[Session]:
+    """Join the process group named by the launcher's environment (RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT).
+
+    network and baton_path (a file that all ranks of this launch share) matter to emulated clusters only.
+    """
+    torch.set_num_threads(spec.threads_per_rank)
+    device = _device(spec)
+    clock: Clock = CudaClock() if device.type == "cuda" else HostClock()
+    backend = {"gloo": "gloo", "nccl": "nccl", "torchrun": "nccl" if device.type == "cuda" else "gloo"}.get(spec.kind)
+    store, rank, world_size = next(dist.rendezvous("env://", timeout=timedelta(seconds=spec.timeout_s)))
+    if spec.kind == "emulated":
+        clock = VirtualClock(Baton(baton_path, rank, world_size), clock)
+        emulated.register(clock, network)
+        backend = emulated.BACKEND
+    dist.init_process_group(
+        backend, store=store, rank=rank, world_size=world_size, timeout=timedelta(seconds=spec.timeout_s)
+    )
+    assert dist.group.WORLD is not None
+    yield Session(rank, world_size, dist.group.WORLD, dist.PrefixStore("session", store), clock, device)
+    # Not on an exception: closing connections would make the others fail before this rank has told why.
+    dist.destroy_process_group()
+
+
+def _device(spec: ClusterSpec) -> torch.device:
+    if spec.device == "cpu":
+        return torch.device("cpu")
+    device = torch.device("cuda", 0 if spec.kind == "emulated" else int(os.environ.get("LOCAL_RANK", 0)))
+    torch.cuda.set_device(device)
+    return device

@@ -1,0 +1,79 @@
+"""From points to results: check, plan, run the campaign, show it; errors in one sentence."""
+
+import json
+import sys
+from pathlib import Path
+
+from rich.console import Console
+from torch.distributed.elastic.multiprocessing.api import SignalException
+
+from analysis.report import render
+from clusters.launch import launch, prepare
+from clusters.session import connect
+from experiments.campaign import run_campaign
+from experiments.cells import check, instantiate
+from experiments.plan import Plan, Point, make_plan
+from experiments.store import Store
+from experiments.worker import run_launch, run_rank
+
+BAD_INPUT, SOME_FAILED, INTERRUPTED = 2, 1, 130
+
+
+def run_points(points: list[Point]) -> int:
+    """Run one campaign of these points and show what it gave; returns the exit status."""
+    console = Console()
+    try:
+        plan = make_plan(points)
+        for cell in plan.cells.values():
+            check(cell)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return BAD_INPUT
+    folder = Path(points[0].configs[0]["out"])
+    store = Store(folder)
+    try:
+        _run(plan, store, console)
+    except (KeyboardInterrupt, SignalException):
+        done = sum(store.is_measured(cell) for cell in plan.cells)
+        console.print(f"interrupted: {done} of {len(plan.cells)} cells are stored in {folder}; the same command goes on")
+        return INTERRUPTED
+    render(folder, console)
+    return 0 if all(store.is_measured(cell) for cell in plan.cells) else SOME_FAILED
+
+
+def _run(plan: Plan, store: Store, console: Console) -> None:
+    first = next(iter(plan.cells.values()))
+    if first.cluster.kind == "torchrun":
+        _run_inside_launch(plan, store, console)
+        return
+    prepare(first.cluster, preload="experiments.worker")
+
+    def start_ranks(spec: dict) -> None:
+        path = Path(spec["folder"]) / "spec.json"
+        path.write_text(json.dumps(spec))
+        launch(plan.cells[next(iter(spec["cells"]))].cluster, run_rank, str(path))
+
+    run_campaign(plan, store, start_ranks, console)
+
+
+def _run_inside_launch(plan: Plan, store: Store, console: Console) -> None:
+    """Under torchrun this process is a rank: rank 0 leads the campaign, the others follow its launches."""
+    first = next(iter(plan.cells.values()))
+    with connect(first.cluster, instantiate(first.config["network"]), store.folder / "baton") as session:
+        if session.rank > 0:
+            number = 0
+            while (spec := json.loads(session.store.get(f"spec/{number}"))) is not None:
+                run_launch(spec, session)
+                number += 1
+            sys.exit(0)
+        launched = 0
+
+        def lead(spec: dict | None) -> None:
+            nonlocal launched
+            session.store.set(f"spec/{launched}", json.dumps(spec))
+            launched += 1
+            if spec is not None:
+                run_launch(spec, session)
+
+        run_campaign(plan, store, lead, console)
+        lead(None)

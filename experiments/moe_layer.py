@@ -1,0 +1,36 @@
+"""The MoE layer that stands in the encoder: router + system, whichever system is being measured."""
+
+import torch
+from torch import nn
+
+from experiments.recorder import Recorder
+from routers.base import Router, Routing
+from systems.base import System
+
+
+class MoELayer(nn.Module):
+    """Hidden states [B, L, D] -> [B, L, D]. `system` and `iteration` are set before each forward pass.
+
+    `routing` is that of the last call; `seen` its input, routing and output while `remember` is set, for the check.
+    """
+
+    system: System
+
+    def __init__(self, block: int, router: Router, recorder: Recorder) -> None:
+        super().__init__()
+        self.block, self.router, self.recorder = block, router, recorder
+        self.iteration = 0
+        self.routing: Routing | None = None
+        self.remember = False
+        self.seen: tuple[torch.Tensor, Routing, torch.Tensor] | None = None
+
+    def forward(self, hidden_BLD: torch.Tensor) -> torch.Tensor:
+        x_TD = hidden_BLD.flatten(0, 1)
+        with self.recorder.layer(self.block):
+            with self.recorder.span("route"):
+                routing = self.router.route(x_TD, layer=self.block, iteration=self.iteration)
+            y_TD = self.system.forward(x_TD, routing)
+        self.routing = routing
+        if self.remember:
+            self.seen = x_TD, routing, y_TD
+        return y_TD.view_as(hidden_BLD)

@@ -1,0 +1,30 @@
+"""The model's own router: Switch top-1, dropless."""
+
+from collections.abc import Callable
+
+import torch
+
+from routers.base import Routing
+
+
+class LearnedRouter:
+    """softmax(x W^T) in float32, the expert of highest probability, weighted by that probability.
+
+    Source: Switch Transformers, equations 1 and 2; Hugging Face's SwitchTransformersTop1Router without its expert
+    capacity, so that no token is dropped before a system sees it.
+    `classifier(layer)` gives the router matrix [E, D] of an encoder block.
+    """
+
+    def __init__(self, *, classifier: Callable[[int], torch.Tensor], **_: object) -> None:
+        self._classifier = classifier
+        self._weight_ED: dict[int, torch.Tensor] = {}
+
+    def prefetch(self, num_tokens: int, *, layer: int, iteration: int, like: torch.Tensor) -> None:
+        if layer not in self._weight_ED:
+            self._weight_ED[layer] = self._classifier(layer).to(like.device, torch.float32)
+
+    def route(self, x_TD: torch.Tensor, *, layer: int, iteration: int) -> Routing:
+        self.prefetch(len(x_TD), layer=layer, iteration=iteration, like=x_TD)
+        logits_TE = x_TD.float() @ self._weight_ED[layer].T
+        weight_TK, expert_TK = logits_TE.softmax(dim=-1).max(dim=-1, keepdim=True)
+        return Routing(expert_TK, weight_TK.to(x_TD.dtype), logits_TE)

@@ -1,0 +1,1 @@
+"""MoE inference systems: one file each, reading like the paper's figure."""

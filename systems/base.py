@@ -1,0 +1,104 @@
+"""What a system is: one MoE layer on one rank, built from values.
+
+Letters in names: G ranks, T tokens on this rank, K experts per token, E experts, e experts here, D d_model, F d_ff,
+f d_ff of a shard, R rows received.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import ClassVar, Protocol
+
+import torch
+import torch.distributed as dist
+
+from routers.base import Routing
+from systems.engines import Engine
+
+Span = Callable[[str], AbstractContextManager]
+
+
+def no_span(section: str) -> AbstractContextManager:
+    """The span of a run that is not instrumented."""
+    return nullcontext()
+
+
+@dataclass(frozen=True)
+class LayerShape:
+    """Sizes of one MoE layer. max_tokens: the most tokens that any rank brings to one call."""
+
+    num_experts: int
+    d_model: int
+    d_ff: int
+    max_tokens: int
+    top_k: int = 1
+
+
+class LayerWeights(Protocol):
+    """The expert weights of one layer; a rank asks only for what its system places there."""
+
+    def experts(self, expert_ids: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
+        """(wi_eDF, wo_eFD) of whole experts."""
+        ...
+
+    def shard(self, index: int, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """(wi_EDf, wo_EfD): part `index` of `count` of every expert, W_i cut by columns and W_o by rows."""
+        ...
+
+
+@dataclass(frozen=True)
+class Account:
+    """What one call costs a rank, by closed form.
+
+    rows_computed: rows through the experts, in rows of a whole expert (a shard of 1/G counts 1/G).
+    rows_useful: those that carry a token. dropped: token copies of this rank that no expert computes.
+    bytes_sent: bytes this rank sends to other ranks.
+    """
+
+    rows_computed: float
+    rows_useful: float
+    dropped: int
+    bytes_sent: float
+
+
+class System(ABC):
+    """One MoE layer on one rank: `forward(x_TD, routing) -> y_TD` in plain `torch.distributed` calls.
+
+    A subclass states what it is: `exactness` (exact | approximate | changes-architecture), and `own_engine` where it
+    brings its own expert computation and the engine given to it is not used.
+    """
+
+    exactness: ClassVar[str] = "exact"
+    own_engine: ClassVar[str | None] = None
+
+    def __init__(
+        self, *, shape: LayerShape, weights: LayerWeights, group: dist.ProcessGroup, engine: Engine, span: Span = no_span
+    ) -> None:
+        self.shape, self.group, self.engine, self.span = shape, group, engine, span
+        self.rank, self.world_size = group.rank(), group.size()
+        self.check(shape, self.world_size)
+
+    @classmethod
+    def check(cls, shape: LayerShape, world_size: int, **options: object) -> None:
+        """Raise ValueError, in one sentence, if these sizes cannot run; called before anything is launched."""
+        return
+
+    @classmethod
+    def hidden_width(cls, shape: LayerShape, world_size: int) -> int:
+        """Width of the hidden layer that the engine sees."""
+        return shape.d_ff
+
+    @abstractmethod
+    def forward(self, x_TD: torch.Tensor, routing: Routing) -> torch.Tensor:
+        """y_TD: each token's weighted sum of its experts' outputs; a dropped token gives zero."""
+
+    @abstractmethod
+    def account(self, tokens_GE: torch.Tensor, element_size: int) -> Account:
+        """What a call costs this rank when rank g brings tokens_GE[g, e] token copies for expert e."""
+
+
+def divisible(name: str, value: int, world_size: int, why: str) -> None:
+    """Raise ValueError unless `value` can be divided among the ranks."""
+    if value % world_size:
+        raise ValueError(f"{name} ({value}) must be divisible by cluster.world_size ({world_size}): {why}")

@@ -1,0 +1,43 @@
+"""The three collectives of MoE layers, allocating their outputs; plain `torch.distributed` on a given group."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.distributed as dist
+
+# torch 2.13 renamed these and warns about the old names.
+_all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+_reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
+
+
+def all_gather(x: torch.Tensor, group: dist.ProcessGroup) -> torch.Tensor:
+    """[n, ...] on each rank -> [G*n, ...], rank 0's rows first."""
+    gathered = x.new_empty(group.size() * x.shape[0], *x.shape[1:])
+    _all_gather(gathered, x.contiguous(), group=group)
+    return gathered
+
+
+def reduce_scatter(x: torch.Tensor, group: dist.ProcessGroup) -> torch.Tensor:
+    """[G*n, ...] on each rank -> the sum over ranks of this rank's [n, ...]."""
+    summed = x.new_empty(x.shape[0] // group.size(), *x.shape[1:])
+    _reduce_scatter(summed, x.contiguous(), group=group)
+    return summed
+
+
+def all_to_all(
+    x: torch.Tensor,
+    group: dist.ProcessGroup,
+    received_G: Sequence[int] | None = None,
+    sent_G: Sequence[int] | None = None,
+) -> torch.Tensor:
+    """Send sent_G[g] rows to rank g and receive received_G[g] rows from it (equal parts where not given)."""
+    rows = x.shape[0] if received_G is None else sum(received_G)
+    exchanged = x.new_empty(rows, *x.shape[1:])
+    dist.all_to_all_single(
+        exchanged,
+        x.contiguous(),
+        output_split_sizes=None if received_G is None else list(received_G),
+        input_split_sizes=None if sent_G is None else list(sent_G),
+        group=group,
+    )
+    return exchanged

@@ -1,0 +1,170 @@
+"""DeepSpeed-MoE: the real `deepspeed.moe.layer.MoE`, its gating, dispatch and combine, on our routing and weights."""
+
+import os
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn.functional import one_hot, pad
+
+from routers.base import Routing
+from systems.base import Account, LayerShape, Span, System, divisible
+
+LOGIT = 1e4  # makes DeepSpeed's softmax exactly one-hot, so that its gate weight is 1 and ours can be applied
+
+
+def paper_capacity_factor(num_experts: int) -> float:
+    """min(E, 50): the rule of the MoEShard paper, section 4.1."""
+    return float(min(num_experts, 50))
+
+
+class DeepSpeedMoE(System):
+    """Expert parallelism over all ranks with a capacity: each rank computes E * C rows whatever the routing.
+
+    capacity_factor: a number, or "paper" for min(E, 50). drop_tokens=False ignores it and takes the largest count
+    of any rank and expert as the capacity (one all-reduce). Which tokens are dropped is DeepSpeed's choice.
+    """
+
+    own_engine = "deepspeed"
+    MIN_CAPACITY = 4  # DeepSpeed's default
+
+    def __init__(self, *, capacity_factor: float | str = "paper", drop_tokens: bool = True, **layer) -> None:
+        super().__init__(**layer)
+        self.check(self.shape, self.world_size, capacity_factor=capacity_factor)
+        self._drop_tokens = drop_tokens
+        self._capacity_factor = (
+            paper_capacity_factor(self.shape.num_experts) if capacity_factor == "paper" else float(capacity_factor)
+        )
+        self._sections = _Sections(self.span)
+        self._moe = self._build(layer["weights"])
+
+    @classmethod
+    def check(cls, shape: LayerShape, world_size: int, **options: object) -> None:
+        divisible("model.num_experts", shape.num_experts, world_size, "expert parallelism puts E/G experts on each rank")
+        factor = options.get("capacity_factor", "paper")
+        if factor != "paper" and not (isinstance(factor, int | float) and factor > 0):
+            raise ValueError(f"system.capacity_factor is {factor!r}; it must be a positive number or 'paper'")
+        if shape.top_k != 1:
+            raise ValueError(f"system deepspeed is driven with top-1 routing only, got top_k = {shape.top_k}")
+
+    def _build(self, weights) -> nn.Module:
+        os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
+        import deepspeed
+        from deepspeed.moe.layer import MoE
+
+        # A shared-memory all-reduce that DeepSpeed would compile on first use and that no MoE layer calls.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+        if not deepspeed.comm.is_initialized():
+            deepspeed.comm.init_distributed(dist_backend=dist.get_backend(self.group), auto_mpi_discovery=False)
+        num_local = self.shape.num_experts // self.world_size
+        first = self.rank * num_local
+        wi_eDF, wo_eFD = weights.experts(list(range(first, first + num_local)))
+        with torch.device("meta"):
+            expert = ExpertMLP(self.shape.d_model, self.shape.d_ff)
+        moe = MoE(
+            hidden_size=self.shape.d_model,
+            expert=expert,
+            num_experts=self.shape.num_experts,
+            ep_size=self.world_size,
+            k=1,
+            eval_capacity_factor=self._capacity_factor,
+            min_capacity=self.MIN_CAPACITY,
+            drop_tokens=self._drop_tokens,
+            use_rts=False,
+        )
+        for local, mlp in enumerate(moe.deepspeed_moe.experts.deepspeed_experts):
+            mlp.wi.weight = nn.Parameter(wi_eDF[local].T.contiguous(), requires_grad=False)
+            mlp.wo.weight = nn.Parameter(wo_eFD[local].T.contiguous(), requires_grad=False)
+        moe.deepspeed_moe.gate = gate = _given_routing_gate(moe.deepspeed_moe.gate)
+        moe.set_deepspeed_parallelism()
+        gate.register_forward_pre_hook(lambda *_: self._sections.enter("route"))
+        gate.register_forward_hook(lambda *_: self._sections.enter("dispatch"))
+        moe.deepspeed_moe.experts.register_forward_pre_hook(lambda *_: self._sections.enter("experts"))
+        moe.deepspeed_moe.experts.register_forward_hook(lambda *_: self._sections.enter("combine"))
+        return moe.eval()
+
+    def forward(self, x_TD: torch.Tensor, routing: Routing) -> torch.Tensor:
+        num_tokens, padding = len(x_TD), self.shape.max_tokens - len(x_TD)
+        expert_T, used_T = routing.expert_TK.squeeze(1), None
+        if padding:  # every rank must bring as many tokens; DeepSpeed routes only the used ones
+            x_TD, expert_T = pad(x_TD, (0, 0, 0, padding)), pad(expert_T, (0, padding))
+            used_T = (torch.arange(self.shape.max_tokens, device=x_TD.device) < num_tokens).long()
+        self._moe.deepspeed_moe.gate.expert_T = expert_T
+        y_TD = self._moe(x_TD, used_T)[0][:num_tokens]
+        self._sections.leave()
+        return y_TD * routing.weight_TK
+
+    def account(self, tokens_GE: torch.Tensor, element_size: int) -> Account:
+        capacity = self.capacity(tokens_GE)
+        home = slice(self.rank * (n := self.shape.num_experts // self.world_size), (self.rank + 1) * n)
+        rows = float(self.shape.num_experts * capacity)
+        sent = rows * (self.world_size - 1) / self.world_size * self.shape.d_model * element_size
+        return Account(
+            rows_computed=rows,
+            rows_useful=float(tokens_GE[:, home].clamp(max=capacity).sum()),
+            dropped=int((tokens_GE[self.rank] - capacity).clamp(min=0).sum()),
+            bytes_sent=2 * sent,
+        )
+
+    def capacity(self, tokens_GE: torch.Tensor) -> int:
+        """C: slots per expert and source rank (DeepSpeed 0.19.8, `top1gating`)."""
+        if not self._drop_tokens:
+            return min(int(tokens_GE.max()), self.shape.max_tokens)
+        per_expert = torch.tensor(self.shape.max_tokens / self.shape.num_experts) * torch.tensor(self._capacity_factor)
+        return max(int(torch.ceil(per_expert)), self.MIN_CAPACITY)
+
+
+class ExpertMLP(nn.Module):
+    """Switch's expert: relu(x W_i) W_o without biases."""
+
+    def __init__(self, d_model: int, d_ff: int) -> None:
+        super().__init__()
+        self.wi = nn.Linear(d_model, d_ff, bias=False)
+        self.wo = nn.Linear(d_ff, d_model, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.wo(self.wi(x).relu_())
+
+
+def _given_routing_gate(gate: nn.Module) -> nn.Module:
+    """DeepSpeed's gate with its linear layer replaced by logits that name the experts we were given."""
+    from deepspeed.moe.sharded_moe import TopKGate, top1gating
+
+    class GivenRoutingGate(TopKGate):
+        expert_T: torch.Tensor
+
+        def forward(self, input, used_token=None, sparse_routes=False, use_tutel=False):
+            num_experts = self.wg.weight.shape[0]
+            logits_TE = one_hot(self.expert_T, num_experts).to(torch.float32) * LOGIT
+            return top1gating(
+                logits_TE,
+                self.eval_capacity_factor,
+                self.min_capacity,
+                used_token,
+                None,
+                self.drop_tokens,
+                self.use_rts,
+                self.ep_group,
+                sparse_routes,
+                use_tutel,
+            )
+
+    gate.__class__ = GivenRoutingGate
+    return gate
+
+
+class _Sections:
+    """Opens one span where the last one ends, because DeepSpeed's forward is one call."""
+
+    def __init__(self, span: Span) -> None:
+        self._span, self._open = span, None
+
+    def enter(self, section: str) -> None:
+        self.leave()
+        self._open = self._span(section)
+        self._open.__enter__()
+
+    def leave(self) -> None:
+        if self._open is not None:
+            self._open.__exit__(None, None, None)
+            self._open = None

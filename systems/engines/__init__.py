@@ -1,0 +1,18 @@
+"""The local expert FFN: y = relu(x W_i) W_o for rows already sorted by expert; no communication."""
+
+from systems.engines.base import Engine
+from systems.engines.grouped import GroupedEngine
+from systems.engines.loop import LoopEngine
+from systems.engines.megablocks import MegaBlocksEngine
+from systems.engines.triton_grouped import TritonGroupedEngine
+
+ENGINES: dict[str, type[Engine]] = {
+    engine.name: engine for engine in (LoopEngine, GroupedEngine, MegaBlocksEngine, TritonGroupedEngine)
+}
+
+
+def find_engine(name: str) -> Engine:
+    """The engine called `name`; ValueError names the ones there are."""
+    if name not in ENGINES:
+        raise ValueError(f"engine is {name!r}; it must be one of {', '.join(ENGINES)}")
+    return ENGINES[name]()

@@ -1,0 +1,98 @@
+"""MegaBlocks (arXiv:2211.15841): the experts' hidden layer as one block-sparse matrix."""
+
+from collections.abc import Sequence
+from importlib.util import find_spec
+
+import torch
+
+from systems.engines.base import Engine
+
+BLOCK = 128  # rows and columns of a block in stk's kernels
+
+
+class MegaBlocksEngine(Engine):
+    """stanford-stk's block-sparse kernels, the ones of MegaBlocks; each expert's rows are copied to fill whole blocks.
+
+    The host reads the number of blocks once per call, as MegaBlocks does. fp32 is multiplied in TF32.
+    Letters: P rows once padded, H = e*F.
+    """
+
+    name = "megablocks"
+
+    def check(self, device: torch.device, dtype: torch.dtype, widths: Sequence[int]) -> None:
+        if device.type != "cuda":
+            raise ValueError(
+                f"engine=megablocks runs block-sparse CUDA kernels and this rank is on {device.type}; "
+                "use engine=grouped or engine=loop"
+            )
+        if find_spec("stk") is None or find_spec("triton") is None:
+            raise ValueError("engine=megablocks needs stk and Triton: pip install stanford-stk==0.7.1 triton")
+        for width in widths:
+            if width % BLOCK:
+                raise ValueError(f"engine=megablocks needs matrix widths that are multiples of {BLOCK}, got {width}")
+        if dtype == torch.float32 and torch.get_float32_matmul_precision() == "highest":
+            raise ValueError(
+                "engine=megablocks multiplies fp32 in TF32 and precision is ieee; "
+                "use precision=tf32, bf16 or fp16, or another engine"
+            )
+
+    def prepare(self, wi_eDF: torch.Tensor, wo_eFD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(wi_HD, wo_HD)."""
+        return wi_eDF.transpose(1, 2).contiguous().flatten(0, 1), wo_eFD.contiguous().flatten(0, 1)
+
+    def __call__(self, x_RD: torch.Tensor, rows_e: torch.Tensor, wi: torch.Tensor, wo: torch.Tensor) -> torch.Tensor:
+        import stk  # pyright: ignore[reportMissingImports]
+
+        expert_B, row_P, place_R = padded_places(rows_e, len(x_RD))
+        if not len(row_P):
+            return torch.empty_like(x_RD)
+        width = len(wi) // len(rows_e)
+        largest = max(wi.numel(), len(row_P) * max(width, x_RD.shape[1]))
+        if largest >= 2**31:
+            raise ValueError(f"engine=megablocks addresses at most 2**31 elements of a matrix, got {largest}")
+        rows, columns, offsets = block_topology(expert_B, width // BLOCK)
+
+        def sparse(blocks: torch.Tensor, columns: torch.Tensor):
+            # The last three are the transposed topology, which only gradients need.
+            return stk.Matrix((len(row_P), len(wi)), blocks, rows, columns, offsets, columns, offsets, offsets)
+
+        no_blocks = x_RD.new_empty(1).expand(len(rows), BLOCK, BLOCK)  # sdd reads their shape only
+        hidden = stk.ops.sdd(x_RD[row_P], wi.t(), sparse(no_blocks, columns)).data.relu_()
+        # dsd takes columns in int16: Triton would prefetch 32-bit ones, and buffer the operands less in exchange.
+        return stk.ops.dsd(sparse(hidden, columns.short()), wo)[place_R]
+
+
+def padded_places(
+    rows_e: torch.Tensor, num_rows: int, block: int = BLOCK
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Where rows sorted by expert go when each expert's rows are padded to whole blocks.
+
+    Returns (expert_B, row_P, place_R): the expert of each block, the row copied to each padded place (any row, where
+    it is padding) and the place of each row (any place, for rows past sum(rows_e)). One host synchronisation.
+    Example: [3, 0, 1], 4 rows, block 2 -> [0, 0, 2], [0, 1, 2, any, 3, any], [0, 1, 2, 4].
+    """
+    blocks_e = (rows_e + block - 1) // block
+    experts_e = torch.arange(len(rows_e), device=rows_e.device)
+    expert_B = experts_e.repeat_interleave(blocks_e)
+    ends_e = rows_e.cumsum(0)
+    shift_e = block * (blocks_e.cumsum(0) - blocks_e) - (ends_e - rows_e)
+    places_P = torch.arange(block * len(expert_B), device=rows_e.device)
+    row_P = places_P - shift_e[expert_B].repeat_interleave(block)
+    rows_R = torch.arange(num_rows, device=rows_e.device)
+    expert_R = torch.searchsorted(ends_e, rows_R, right=True).clamp(max=len(rows_e) - 1)
+    place_R = rows_R + shift_e[expert_R]
+    return expert_B, row_P.clamp(max=num_rows - 1), place_R.clamp(max=len(places_P) - 1)
+
+
+def block_topology(expert_B: torch.Tensor, blocks_per_row: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """(rows, columns, offsets) of the nonzero blocks in row order: a block row holds its expert's columns.
+
+    In int32, because stk's sdd multiplies indices in their own type, and MegaBlocks' int16 overflows from 256 block
+    rows or columns on with Triton 3.2 and later (stanford-futuredata/stk#17).
+    Example: [0, 2], 2 per row -> [0, 0, 1, 1], [0, 1, 4, 5], [0, 2, 4].
+    """
+    in_row = torch.arange(blocks_per_row, device=expert_B.device)
+    columns = (expert_B[:, None] * blocks_per_row + in_row).flatten()
+    rows = torch.arange(len(expert_B), device=expert_B.device).repeat_interleave(blocks_per_row)
+    offsets = torch.arange(len(expert_B) + 1, device=expert_B.device) * blocks_per_row
+    return rows.int(), columns.int(), offsets.int()

@@ -1,0 +1,62 @@
+"""Dropless expert parallelism: the control that the paper did not run."""
+
+import torch
+
+from routers.base import Routing
+from systems.base import Account, LayerShape, System, divisible
+from systems.collectives import all_to_all
+from systems.permute import group_by_expert, inverse, regroup
+from systems.planners.placement import PLACEMENTS
+
+
+class ExpertParallel(System):
+    """Each expert lives whole on one rank; tokens travel there and back by all-to-all-v, none padded, none dropped.
+
+    placement: contiguous (as DeepSpeed places them) or round_robin.
+    """
+
+    def __init__(self, *, placement: str = "contiguous", **layer) -> None:
+        super().__init__(**layer)
+        self.check(self.shape, self.world_size, placement=placement)
+        home_E = PLACEMENTS[placement](self.shape.num_experts, self.world_size)
+        expert_of_slot_E = torch.argsort(home_E, stable=True)  # slots are numbered rank by rank
+        num_local = self.shape.num_experts // self.world_size
+        mine = expert_of_slot_E.view(self.world_size, num_local)[self.rank].tolist()
+        self._wi_eDF, self._wo_eFD = self.engine.prepare(*layer["weights"].experts(mine))
+        self._home_E = home_E
+        self._slot_of_expert_E = inverse(expert_of_slot_E).to(self._wi_eDF.device)
+
+    @classmethod
+    def check(cls, shape: LayerShape, world_size: int, **options: object) -> None:
+        divisible("model.num_experts", shape.num_experts, world_size, "expert parallelism puts E/G experts on each rank")
+        placement = options.get("placement", "contiguous")
+        if placement not in PLACEMENTS:
+            raise ValueError(f"system.placement is {placement!r}; it must be one of {', '.join(PLACEMENTS)}")
+
+    def forward(self, x_TD: torch.Tensor, routing: Routing) -> torch.Tensor:
+        with self.span("metadata"):
+            slot_N = self._slot_of_expert_E[routing.expert_TK.flatten()]
+            order_N, sent_E = group_by_expert(slot_N, self.shape.num_experts)
+            received_Ge = all_to_all(sent_E, self.group).view(self.world_size, -1)
+            sent_G = sent_E.view(self.world_size, -1).sum(1).tolist()
+            received_G = received_Ge.sum(1).tolist()
+        with self.span("dispatch"):
+            token_N = order_N // self.shape.top_k
+            x_RD = all_to_all(x_TD[token_N], self.group, received_G, sent_G)
+        with self.span("experts"):
+            order_R = regroup(received_Ge)
+            y_RD = self.engine(x_RD[order_R], received_Ge.sum(0), self._wi_eDF, self._wo_eFD)
+            y_RD = torch.empty_like(y_RD).index_copy_(0, order_R, y_RD)
+        with self.span("combine"):
+            y_ND = all_to_all(y_RD, self.group, sent_G, received_G)
+            y_TKD = torch.empty_like(y_ND).index_copy_(0, order_N, y_ND).unflatten(0, (-1, self.shape.top_k))
+            return (y_TKD * routing.weight_TK.unsqueeze(2)).sum(1)
+
+    def account(self, tokens_GE: torch.Tensor, element_size: int) -> Account:
+        here_E = self._home_E == self.rank
+        rows = float(tokens_GE[:, here_E].sum())
+        received_here = tokens_GE[self.rank, here_E].sum()
+        leaving, arriving = tokens_GE[self.rank].sum() - received_here, rows - received_here
+        counts = 8 * self.shape.num_experts * (self.world_size - 1) / self.world_size
+        row_bytes = self.shape.d_model * element_size
+        return Account(rows, rows, dropped=0, bytes_sent=float(leaving + arriving) * row_bytes + counts)

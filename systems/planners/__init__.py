@@ -1,0 +1,1 @@
+"""Who hosts which expert: pure functions, tested by hand-worked cases."""

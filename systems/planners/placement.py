@@ -1,0 +1,18 @@
+"""Static placements: one home rank per expert."""
+
+from collections.abc import Callable
+
+import torch
+
+
+def contiguous(num_experts: int, world_size: int) -> torch.Tensor:
+    """int64 [E]: rank g is home to experts g*E/G .. (g+1)*E/G - 1, as DeepSpeed and most systems place them."""
+    return torch.arange(num_experts) // (num_experts // world_size)
+
+
+def round_robin(num_experts: int, world_size: int) -> torch.Tensor:
+    """int64 [E]: expert e lives on rank e mod G, which spreads neighbouring hot experts."""
+    return torch.arange(num_experts) % world_size
+
+
+PLACEMENTS: dict[str, Callable[[int, int], torch.Tensor]] = {"contiguous": contiguous, "round_robin": round_robin}

@@ -1,0 +1,74 @@
+import json
+
+import pandas as pd
+import pytest
+
+from analysis.load import coverage, load_campaign
+
+
+def test_samples_carry_run_columns(fig3):
+    campaign = load_campaign(fig3())
+    samples = campaign.samples()
+    assert set(samples["cell"]) == set(campaign.runs)
+    one = samples[samples["cell"] == "moeshard_num_experts_64_1"].iloc[0]
+    assert (one["system"], one["engine"], one["precision"]) == ("moeshard", "grouped", "ieee")
+    assert (one["num_experts"], one["batch_size"], one["launch"]) == (64, 25, 1)
+
+
+def test_failed_and_missing_cells_stay_visible(fig3):
+    oom = {"state": "oom", "reason": "Out of memory on rank 2.", "correctness": None}
+    campaign = load_campaign(fig3(deepspeed_num_experts_256_0=oom, moeshard_batch_size_1_1=None))
+    cells = coverage(campaign).set_index("cell")
+    assert len(cells) == 20 and (cells["state"] == "ok").sum() == 18
+    assert tuple(cells.loc["deepspeed_num_experts_256_0", ["state", "reason"]]) == ("oom", "Out of memory on rank 2.")
+    assert cells.loc["moeshard_batch_size_1_1", "state"] == "missing"
+    assert "deepspeed_num_experts_256_0" not in set(campaign.samples()["cell"])
+
+
+def test_campaign_in_which_nothing_ran(fig3):
+    cells = [f"{s}_num_experts_8_{i}" for s in ("deepspeed", "moeshard") for i in (0, 1)]
+    campaign = load_campaign(fig3(experts=(8,), batches=(), **dict.fromkeys(cells)))
+    assert campaign.samples().empty
+    assert {run["state"] for run in campaign.runs.values()} == {"missing"}
+
+
+@pytest.mark.parametrize("name", ["run.json", "samples.parquet"])
+def test_truncated_file_is_named_and_never_read(fig3, name):
+    folder = fig3()
+    path = folder / "cells" / "moeshard_num_experts_8_0" / name
+    path.write_bytes(path.read_bytes()[:-40])
+    with pytest.warns(UserWarning, match=f"moeshard_num_experts_8_0/{name} cannot be read"):
+        campaign = load_campaign(folder)
+    assert campaign.runs["moeshard_num_experts_8_0"]["state"] == "corrupt"
+    assert "moeshard_num_experts_8_0" not in campaign.frames
+
+
+def test_samples_that_were_edited_are_not_read(fig3):
+    folder = fig3(moeshard_num_experts_8_0={"checksums": {"samples.parquet": "0" * 64}})
+    with pytest.warns(UserWarning, match="samples.parquet is not what was written"):
+        assert "moeshard_num_experts_8_0" not in load_campaign(folder).frames
+
+
+def test_ok_cell_without_samples_is_corrupt(fig3):
+    folder = fig3()
+    (folder / "cells" / "moeshard_num_experts_8_0" / "samples.parquet").unlink()
+    with pytest.warns(UserWarning, match="samples.parquet cannot be read"):
+        assert load_campaign(folder).runs["moeshard_num_experts_8_0"]["state"] == "corrupt"
+
+
+def test_samples_of_another_schema_are_not_read(fig3):
+    folder = fig3()
+    path = folder / "cells" / "moeshard_num_experts_8_0" / "samples.parquet"
+    pd.read_parquet(path).assign(schema=2).to_parquet(path)
+    with pytest.warns(UserWarning, match="does not hold samples of schema 1"):
+        load_campaign(folder)
+
+
+def test_unreadable_plan_is_an_error(fig3):
+    folder = fig3()
+    (folder / "plan.json").write_text(json.dumps({"schema": 9}))
+    with pytest.raises(ValueError, match=r"plan.json is not a document of schema 1"):
+        load_campaign(folder)
+    (folder / "plan.json").unlink()
+    with pytest.raises(ValueError, match=r"plan.json cannot be read"):
+        load_campaign(folder)

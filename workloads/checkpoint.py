@@ -1,0 +1,86 @@
+"""Read Switch checkpoints slice by slice: nothing but the asked-for part of a tensor is brought into memory."""
+
+import json
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from huggingface_hub import snapshot_download
+from safetensors import safe_open
+
+from workloads.model import ModelShape
+
+INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
+
+
+class Checkpoint:
+    """A directory of safetensors with the parameter names of Hugging Face's Switch Transformers."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    @cached_property
+    def _files(self) -> dict[str, str]:
+        """Parameter name -> file."""
+        if (self.folder / INDEX).exists():
+            return json.loads((self.folder / INDEX).read_text())["weight_map"]
+        with safe_open(self.folder / SINGLE, framework="pt") as file:
+            return dict.fromkeys(file.keys(), SINGLE)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._files
+
+    def read(self, name: str, rows: slice = slice(None), columns: slice | None = None) -> torch.Tensor:
+        """Rows, and columns of a matrix, of one parameter; KeyError if the checkpoint lacks it."""
+        with safe_open(self.folder / self._files[name], framework="pt") as file:
+            tensor = file.get_slice(name)
+            return tensor[rows] if columns is None else tensor[rows, columns]
+
+    def size(self, name: str) -> list[int]:
+        with safe_open(self.folder / self._files[name], framework="pt") as file:
+            return file.get_slice(name).get_shape()
+
+    def check(self, model: ModelShape) -> None:
+        """Raise ValueError naming the first parameter whose size is not the model's."""
+        first, last = model.moe_blocks[0], model.moe_blocks[-1]
+        wanted = {
+            "shared.weight": [model.vocab_size, model.d_model],
+            "encoder.block.0.layer.0.SelfAttention.q.weight": [model.num_heads * model.d_kv, model.d_model],
+            router_name(first): [model.num_experts, model.d_model],
+            expert_name(last, model.num_experts - 1, "wi"): [model.d_ff, model.d_model],
+            expert_name(last, model.num_experts - 1, "wo"): [model.d_model, model.d_ff],
+        }
+        for name, size in wanted.items():
+            found = self.size(name) if name in self else "missing"
+            if found != size:
+                raise ValueError(f"checkpoint {self.folder}: {name} is {found}; the model's sizes want {size}")
+        surplus = f"encoder.block.{model.num_blocks}.layer.0.SelfAttention.q.weight"
+        if surplus in self:
+            raise ValueError(f"checkpoint {self.folder} has more encoder blocks than model.num_blocks ({model.num_blocks})")
+
+
+def open_checkpoint(name: str) -> Checkpoint:
+    """A local directory, or a hub name fetched once into the hub's cache (safetensors only, never pickled files).
+
+    Raises ValueError in one sentence if there is none or it carries no safetensors.
+    """
+    folder = Path(name)
+    if not folder.is_dir():
+        try:
+            folder = Path(snapshot_download(name, allow_patterns=["*.safetensors*", "*.json", "spiece.model"]))
+        except Exception as error:  # the hub client raises many kinds; all mean the same to the user
+            raise ValueError(
+                f"model.checkpoint {name!r} is no directory and could not be fetched from the hub ({type(error).__name__})"
+            ) from error
+    if not (folder / INDEX).exists() and not (folder / SINGLE).exists():
+        raise ValueError(f"checkpoint {folder} has no {SINGLE}; convert it to safetensors first")
+    return Checkpoint(folder)
+
+
+def router_name(block: int) -> str:
+    return f"encoder.block.{block}.layer.1.mlp.router.classifier.weight"
+
+
+def expert_name(block: int, expert: int, matrix: str) -> str:
+    """`matrix` is wi [F, D] or wo [D, F], as stored."""
+    return f"encoder.block.{block}.layer.1.mlp.experts.expert_{expert}.{matrix}.weight"

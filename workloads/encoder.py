@@ -1,0 +1,62 @@
+"""Hugging Face's Switch encoder with our MoE layers in place of its sparse MLPs."""
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+from transformers import SwitchTransformersConfig, SwitchTransformersEncoderModel
+
+from workloads.checkpoint import Checkpoint
+from workloads.model import ModelShape
+
+
+def build_encoder(
+    model: ModelShape,
+    moe_layer: Callable[[int], nn.Module],
+    *,
+    seed: int,
+    dtype: torch.dtype,
+    device: torch.device,
+    checkpoint: Checkpoint | None = None,
+) -> SwitchTransformersEncoderModel:
+    """The encoder in evaluation mode; `moe_layer(block)` maps hidden states [B, L, D] to [B, L, D].
+
+    It is built without memory, its sparse MLPs are replaced before their experts would take any, and the rest is
+    initialised from the seed (the same on every rank) or read from the checkpoint.
+    """
+    config = SwitchTransformersConfig(
+        vocab_size=model.vocab_size,
+        d_model=model.d_model,
+        d_kv=model.d_kv,
+        d_ff=model.d_ff,
+        num_heads=model.num_heads,
+        num_layers=model.num_blocks,
+        num_sparse_encoder_layers=len(model.moe_blocks),
+        num_experts=1,
+        dropout_rate=0.0,
+    )
+    config.encoder_sparse_step = model.sparse_step
+    with torch.device("meta"):
+        encoder = SwitchTransformersEncoderModel(config)
+    blocks = [index for index, block in enumerate(encoder.encoder.block) if block.is_sparse]
+    assert blocks == model.moe_blocks, (blocks, model.moe_blocks)
+    for index in blocks:
+        encoder.encoder.block[index].layer[-1].mlp = moe_layer(index)
+    encoder.to_empty(device=device)
+    encoder.tie_weights()
+    if checkpoint is None:
+        _initialise(encoder, seed)
+    else:
+        _read(encoder, checkpoint)
+    return encoder.to(dtype).eval().requires_grad_(False)
+
+
+def _initialise(encoder: SwitchTransformersEncoderModel, seed: int) -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        encoder.apply(encoder._init_weights)  # children first: a block's own rule wins over that of a linear layer
+
+
+def _read(encoder: SwitchTransformersEncoderModel, checkpoint: Checkpoint) -> None:
+    for name, parameter in encoder.named_parameters():
+        parameter.data.copy_(checkpoint.read(name))
