@@ -7,8 +7,11 @@ import os
 import re
 import tempfile
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from multiprocessing import spawn
 from pathlib import Path
+from typing import Any
 
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, Std
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -43,11 +46,12 @@ def prepare(spec: ClusterSpec, preload: str) -> None:
     if spec.device == "cpu":
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     multiprocessing.set_forkserver_preload([preload])
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # LaunchFailed says it better
+    for noisy in ("torch.distributed.elastic", "torch.multiprocessing"):  # LaunchFailed says it better
+        logging.getLogger(noisy).setLevel(logging.CRITICAL)
 
 
 def launch(spec: ClusterSpec, entry: Callable[..., None], *args: str) -> None:
-    """Run `entry(*args)` (wrapped in torch elastic's `record`) on world_size new processes of this machine and wait.
+    """Run `entry(*args)` on world_size new processes of this machine and wait; `entry` must not be of the main module.
 
     Raises LaunchFailed when a rank dies; the other ranks are stopped first.
     """
@@ -65,9 +69,26 @@ def launch(spec: ClusterSpec, entry: Callable[..., None], *args: str) -> None:
             logs_specs=DefaultLogsSpecs(log_dir=logs, redirects=Std.ALL),
         )
         try:
-            elastic_launch(config, entry)(*args)
+            with _without_main():
+                elastic_launch(config, entry)(*args)
         except ChildFailedError as error:
             raise _diagnose(error, Path(logs)) from None
+
+
+@contextmanager
+def _without_main() -> Iterator[None]:
+    """Keep multiprocessing from importing the parent's main module in every rank: Hydra and plotting cost seconds."""
+    original = spawn.get_preparation_data
+
+    def preparation(name: str) -> dict[str, Any]:
+        data = original(name)
+        return {key: value for key, value in data.items() if not key.startswith("init_main_")}
+
+    spawn.get_preparation_data = preparation
+    try:
+        yield
+    finally:
+        spawn.get_preparation_data = original
 
 
 def _diagnose(error: ChildFailedError, logs: Path) -> LaunchFailed:

@@ -42,4 +42,4 @@ class Network:
         sizes, times_us = np.asarray(self.points, dtype=float).T
         beyond_us = max(0.0, volume_bytes - sizes[-1]) / (self.bandwidth_gbs * 1e3)
         table_us = float(np.interp(volume_bytes, sizes, times_us)) + beyond_us
-        return (self.base_us + hops * self.hop_us + table_us) * 1e-6
+        return float(self.base_us + hops * self.hop_us + table_us) * 1e-6

@@ -115,6 +115,7 @@ def check(cell: Cell) -> None:
         if not isinstance(config[key], int) or config[key] < 1:
             raise ValueError(f"{key} is {config[key]!r}; it must be a whole number of at least 1")
     _check_precision(config["precision"], cluster.device)
+    set_precision(config["precision"])  # engines ask for it
     model: ModelShape = instantiate(config["model"])
     model.check()
     if model.checkpoint:

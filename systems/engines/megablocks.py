@@ -37,7 +37,7 @@ class MegaBlocksEngine(Engine):
             )
 
     def prepare(self, wi_eDF: torch.Tensor, wo_eFD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """(wi_HD, wo_HD)."""
+        """(wi_HD, wo_HD): the experts' hidden units one after another."""
         return wi_eDF.transpose(1, 2).contiguous().flatten(0, 1), wo_eFD.contiguous().flatten(0, 1)
 
     def __call__(self, x_RD: torch.Tensor, rows_e: torch.Tensor, wi: torch.Tensor, wo: torch.Tensor) -> torch.Tensor:
@@ -49,7 +49,9 @@ class MegaBlocksEngine(Engine):
         width = len(wi) // len(rows_e)
         largest = max(wi.numel(), len(row_P) * max(width, x_RD.shape[1]))
         if largest >= 2**31:
-            raise ValueError(f"engine=megablocks addresses at most 2**31 elements of a matrix, got {largest}")
+            raise ValueError(
+                f"engine=megablocks needs matrices of less than 2**31 elements, got {largest}; use engine=triton"
+            )
         rows, columns, offsets = block_topology(expert_B, width // BLOCK)
 
         def sparse(blocks: torch.Tensor, columns: torch.Tensor):
@@ -58,7 +60,7 @@ class MegaBlocksEngine(Engine):
 
         no_blocks = x_RD.new_empty(1).expand(len(rows), BLOCK, BLOCK)  # sdd reads their shape only
         hidden = stk.ops.sdd(x_RD[row_P], wi.t(), sparse(no_blocks, columns)).data.relu_()
-        # dsd takes columns in int16: Triton would prefetch 32-bit ones, and buffer the operands less in exchange.
+        # dsd loads columns in its main loop, where Triton would spend pipeline stages on anything wider than 16 bits.
         return stk.ops.dsd(sparse(hidden, columns.short()), wo)[place_R]
 
 

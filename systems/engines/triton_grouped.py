@@ -26,7 +26,7 @@ class TritonGroupedEngine(Engine):
             raise ValueError("engine=triton needs Triton, which comes with torch's CUDA builds: pip install triton")
 
     def prepare(self, wi_eDF: torch.Tensor, wo_eFD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """(wi_eFD, wo_eDF): tensor cores read fp32 operands only along the summed dimension."""
+        """(wi_eFD, wo_eDF): tensor cores want the summed dimension of fp32 operands innermost."""
         return wi_eDF.transpose(1, 2).contiguous(), wo_eFD.transpose(1, 2).contiguous()
 
     def __call__(self, x_RD: torch.Tensor, rows_e: torch.Tensor, wi: torch.Tensor, wo: torch.Tensor) -> torch.Tensor:
@@ -48,7 +48,8 @@ def _grouped_gemm(x_RK: torch.Tensor, rows_e: torch.Tensor, w_eNK: torch.Tensor,
     tile = tile_shape(num_rows // num_experts, x_RK.element_size())
     most_row_tiles = -(-num_rows // tile["BLOCK_M"]) + num_experts
     y_RN = x_RK.new_empty(num_rows, width_out)
-    grouped_gemm[-(-width_out // tile["BLOCK_N"]), most_row_tiles](
+    grid = (-(-width_out // tile["BLOCK_N"]), most_row_tiles)
+    grouped_gemm[grid](  # pyright: ignore[reportIndexIssue]
         x_RK,
         w_eNK,
         y_RN,

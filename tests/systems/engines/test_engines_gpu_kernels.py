@@ -4,6 +4,7 @@
 """
 
 import os
+import sys
 from types import ModuleType
 
 import pytest
@@ -36,7 +37,9 @@ ROUTES = {
 counts = st.lists(st.integers(0, 40), min_size=1, max_size=9)
 
 
-def error(engine: Engine, rows: list[int], padding: int, width: int, d_ff: int, device=CPU, dtype=torch.float32) -> float:
+def error(
+    engine: Engine, rows: list[int], padding: int, width: int, d_ff: int, device=CPU, dtype=torch.float32
+) -> float:
     """Relative error of the engine's output, with NaN in the rows of padding."""
     generator = torch.Generator().manual_seed(0)
     used, shape = sum(rows), (len(rows), width, d_ff)
@@ -87,7 +90,7 @@ def gpu() -> None:
 
 @pytest.mark.parametrize("name", ENGINES)
 def test_check_refuses_the_cpu(name: str):
-    with pytest.raises(ValueError, match=rf"engine={name} runs .* this rank is on cpu; use engine=grouped or engine=loop"):
+    with pytest.raises(ValueError, match=rf"engine={name} runs .* on cpu; use engine=grouped or engine=loop"):
         find_engine(name).check(CPU, torch.float32, (128, 128))
 
 
@@ -166,6 +169,13 @@ def test_block_topology_by_hand():
 def test_block_indices_stay_exact_when_multiplied_by_the_block():
     rows, columns, _ = block_topology(torch.full((300,), 299), 1)
     assert (int((rows * 128)[-1]), int((columns * 128)[-1])) == (299 * 128, 299 * 128)
+
+
+def test_matrices_beyond_32_bit_offsets_are_refused(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "stk", ModuleType("stk"))
+    huge_HD = torch.empty(1).expand(2**24, 128)
+    with pytest.raises(ValueError, match="less than 2\\*\\*31 elements, got 2147483648"):
+        find_engine("megablocks")(torch.empty(1, 128), torch.tensor([1]), huge_HD, huge_HD)
 
 
 @pytest.mark.parametrize(("rows", "block_m"), [(0, 16), (1, 16), (17, 32), (64, 64), (65, 128), (5000, 128)])

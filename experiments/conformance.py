@@ -1,0 +1,124 @@
+"""The conformance kit: a system must compute what the dense model computes, whatever the routing.
+
+`experiments.judge` is its command, the tests are its other user.
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+from clusters.launch import launch
+from clusters.network import Network
+from clusters.session import ClusterSpec, Session, connect
+from experiments.cells import find_class, system_options
+from routers.base import Routing
+from systems.base import LayerShape, System
+from systems.collectives import all_gather
+from systems.dense import Dense
+from systems.engines import find_engine
+from workloads.model import ModelShape
+from workloads.weights import SeededLayer
+
+TOLERANCE = 1e-5  # fp32, IEEE, relative to the largest output
+D_MODEL, D_FF, MAX_TOKENS = 16, 32, 24
+NUM_EXPERTS = (4, 8, 16)
+ROUTINGS = ("uniform", "skewed", "all_to_one", "empty_experts", "ragged")
+
+
+@dataclass(frozen=True)
+class Case:
+    """One layer call on every rank."""
+
+    num_experts: int
+    routing: str
+    top_k: int = 1
+
+    @property
+    def name(self) -> str:
+        return f"E{self.num_experts}-{self.routing}-k{self.top_k}"
+
+    @property
+    def shape(self) -> LayerShape:
+        return LayerShape(self.num_experts, D_MODEL, D_FF, MAX_TOKENS, self.top_k)
+
+    def tokens(self, rank: int) -> int:
+        """How many tokens a rank brings; ragged: another number on each, none on rank 1."""
+        return MAX_TOKENS if self.routing != "ragged" else (MAX_TOKENS, 0, 7, 13)[rank % 4]
+
+    def draw(self, rank: int) -> tuple[torch.Tensor, Routing]:
+        """x_TD and its routing on one rank."""
+        generator = torch.Generator().manual_seed(1000 * self.num_experts + rank)
+        num_tokens = self.tokens(rank)
+        popularity_E = torch.ones(self.num_experts)
+        if self.routing == "skewed":
+            popularity_E[0] = 20.0
+        elif self.routing == "empty_experts":
+            popularity_E[1 :: 2] = 0.0
+        elif self.routing == "all_to_one":
+            popularity_E[: -self.top_k] = 0.0
+        expert_TK = torch.multinomial(popularity_E.expand(MAX_TOKENS, -1), self.top_k, generator=generator)[:num_tokens]
+        weight_TK = torch.rand(MAX_TOKENS, self.top_k, generator=generator)[:num_tokens] + 0.1
+        x_TD = torch.randn(MAX_TOKENS, D_MODEL, generator=generator)[:num_tokens]
+        return x_TD, Routing(expert_TK, weight_TK)
+
+
+def cases(max_top_k: int = 1) -> Iterator[Case]:
+    """Every number of experts with every routing, for top-1 up to max_top_k."""
+    for top_k in range(1, max_top_k + 1):
+        for num_experts in NUM_EXPERTS:
+            for routing in ROUTINGS:
+                yield Case(num_experts, routing, top_k)
+
+
+@torch.inference_mode()
+def judge_case(case: Case, node: dict[str, Any], session: Session) -> tuple[dict[str, Any], torch.Tensor]:
+    """This rank's verdict on one case, and its output [T, D]. Tokens that the system drops are only counted."""
+    model = ModelShape(case.num_experts, D_MODEL, D_FF, 4, 4, 2, 2, 32)
+    weights = SeededLayer(model, block=1, seed=0, dtype=torch.float32, device=session.device)
+    layer = {"shape": case.shape, "weights": weights, "group": session.group}
+    system: System = find_class(node)(
+        **system_options(node), **layer, engine=find_engine(node.get("engine") or "loop")
+    )
+    x_TD, routing = case.draw(session.rank)
+    y_TD = system.forward(x_TD, routing)
+    expected_TD = Dense(**layer, engine=find_engine("loop")).forward(x_TD, routing)
+    tokens_GE = all_gather(routing.tokens_per_expert(case.num_experts).unsqueeze(0), session.group)
+    dropped_T = (y_TD == 0).all(1) & (expected_TD != 0).any(1)
+    error_TD = (y_TD - expected_TD)[~dropped_T].abs()
+    scale = float(expected_TD.abs().max()) if len(expected_TD) else 1.0
+    return {
+        "error": float(error_TD.max()) / scale if error_TD.numel() else 0.0,
+        "dropped": int(dropped_T.sum()),
+        "accounted": system.account(tokens_GE, 4).dropped,
+    }, y_TD
+
+
+def judge_rank(spec_path: str) -> None:
+    """Entry point of a rank: all cases of all systems; leaves verdicts.<rank>.json and outputs.<rank>.safetensors."""
+    spec = json.loads(Path(spec_path).read_text())
+    folder = Path(spec_path).parent
+    verdicts: dict[str, Any] = {}
+    outputs: dict[str, torch.Tensor] = {}
+    with connect(ClusterSpec(**spec["cluster"]), Network("none"), folder / "baton") as session:
+        for name, node in spec["systems"].items():
+            for case in cases(spec["max_top_k"].get(name, 1)):
+                key = f"{name}/{case.name}"
+                verdicts[key], outputs[key] = judge_case(case, node, session)
+    (folder / f"verdicts.{session.rank}.json").write_text(json.dumps(verdicts))
+    save_file({key: y.contiguous() for key, y in outputs.items()}, folder / f"outputs.{session.rank}.safetensors")
+
+
+def judge(
+    systems: dict[str, dict[str, Any]], cluster: ClusterSpec, folder: Path, max_top_k: dict[str, int] | None = None
+) -> list[dict[str, dict[str, Any]]]:
+    """Verdicts of each rank: "system/case" -> error, dropped, accounted. Raises LaunchFailed if a rank dies."""
+    folder.mkdir(parents=True, exist_ok=True)
+    spec = {"cluster": vars(cluster), "systems": systems, "max_top_k": max_top_k or {}}
+    (folder / "spec.json").write_text(json.dumps(spec))
+    launch(cluster, judge_rank, str(folder / "spec.json"))
+    return [json.loads((folder / f"verdicts.{rank}.json").read_text()) for rank in range(cluster.world_size)]

@@ -1,0 +1,161 @@
+"""What ranks do in the cluster tests; in a module of its own because other processes import it."""
+
+import faulthandler
+import json
+import time
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from clusters import emulated
+from clusters.clocks import Baton, VirtualClock
+from clusters.network import Network
+from clusters.session import ClusterSpec, connect
+
+
+class ScriptedWatch:
+    """A stopwatch that shows what the script says: `compute` takes as long as it claims."""
+
+    def __init__(self) -> None:
+        self.now_s = 0.0
+
+    def mark(self) -> float:
+        return self.now_s
+
+    def seconds(self, start: float, end: float) -> float:
+        return end - start
+
+    def compute(self, seconds: float) -> None:
+        self.now_s += seconds
+
+
+def scripted(script: str, folder: str) -> None:
+    """Run one of the scripts below on a scripted clock with a network that takes 10 s; leaves time.<rank>."""
+    store, rank, world_size = next(dist.rendezvous("env://"))
+    watch = ScriptedWatch()
+    clock = VirtualClock(Baton(Path(folder) / "baton", rank, world_size), watch)
+    emulated.register(clock, Network("ten seconds", base_us=10e6))
+    dist.init_process_group(emulated.BACKEND, store=store, rank=rank, world_size=world_size)
+    with clock.running():
+        SCRIPTS[script](watch, rank)
+    (Path(folder) / f"time.{rank}").write_text(repr(clock.time_s))
+    dist.destroy_process_group()
+
+
+def barrier(watch: ScriptedWatch, rank: int) -> None:
+    watch.compute(rank + 1)
+    dist.barrier()
+
+
+def overlap(watch: ScriptedWatch, rank: int) -> None:
+    """Issue at 1, 2, 3 s; compute 4 s while the link is busy from 3 to 13 s."""
+    watch.compute(rank + 1)
+    work = dist.all_reduce(torch.ones(1), async_op=True)
+    watch.compute(4)
+    work.wait()
+
+
+def hidden(watch: ScriptedWatch, rank: int) -> None:
+    """As overlap, but 20 s of computation hide the transfer altogether."""
+    watch.compute(rank + 1)
+    work = dist.all_reduce(torch.ones(1), async_op=True)
+    watch.compute(20)
+    work.wait()
+
+
+def busy_link(watch: ScriptedWatch, rank: int) -> None:
+    """Two collectives issued at once: the second waits for the link; waited for in the other order."""
+    first = dist.all_reduce(torch.ones(1), async_op=True)
+    second = dist.all_reduce(torch.ones(1), async_op=True)
+    second.wait()
+    watch.compute(1)
+    first.wait()
+
+
+def subgroups(watch: ScriptedWatch, rank: int) -> None:
+    """Rank 2 is alone; ranks 0 and 1 meet at 2 s and do not wait for it."""
+    watch.compute(rank + 1)
+    if rank < 2:
+        dist.all_reduce(torch.ones(1), group=SUBGROUPS["pair"])
+
+
+SUBGROUPS: dict = {}
+SCRIPTS = {f.__name__: f for f in (barrier, overlap, hidden, busy_link, subgroups)}
+
+
+def scripted_with_pair(script: str, folder: str) -> None:
+    """As `scripted`, with a group of ranks 0 and 1 made before the clock runs."""
+    original = dist.init_process_group
+
+    def init(*args, **kwargs) -> None:
+        original(*args, **kwargs)
+        SUBGROUPS["pair"] = dist.new_group([0, 1])
+
+    dist.init_process_group = init
+    scripted(script, folder)
+
+
+def every_collective(folder: str) -> None:
+    """Call each collective on this cluster and leave what came out in collectives.<rank>."""
+    with connect(ClusterSpec("emulated", 3), Network("none"), Path(folder) / "baton") as session:
+        rank, found = session.rank, {}
+        x = torch.arange(6.0) + 10 * rank
+        summed = x.clone()
+        dist.all_reduce(summed)
+        found["all_reduce"] = summed.tolist()
+        root = x.clone()
+        dist.broadcast(root, src=1)
+        found["broadcast"] = root.tolist()
+        parts = [torch.empty(6) for _ in range(3)]
+        dist.all_gather(parts, x)
+        found["all_gather"] = torch.cat(parts).tolist()
+        exchanged = torch.empty(6)
+        dist.all_to_all_single(exchanged, x)
+        found["all_to_all"] = exchanged.tolist()
+        uneven = torch.empty(3 * (rank + 1))
+        splits = [rank + 1] * 3
+        dist.all_to_all_single(uneven, x, output_split_sizes=splits, input_split_sizes=[1, 2, 3])
+        found["all_to_all_v"] = uneven.tolist()
+        with session.clock.running():
+            dist.barrier()
+        (Path(folder) / f"collectives.{rank}").write_text(json.dumps(found))
+
+
+def overhead(folder: str) -> None:
+    """Emulated time per all-gather of 4 KB when the network takes none; leaves overhead.<rank> in microseconds."""
+    with connect(ClusterSpec("emulated", 4), Network("none"), Path(folder) / "baton") as session:
+        x, out = torch.ones(1000), torch.empty(4000)
+        gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+        times = []
+        with session.clock.running():
+            for _ in range(300):
+                start = session.clock.mark()
+                gather(out, x)
+                times.append(session.clock.seconds(start, session.clock.mark()) * 1e6)
+    (Path(folder) / f"overhead.{session.rank}").write_text(json.dumps(times))
+
+
+def raise_on_rank_one(folder: str) -> None:
+    with connect(ClusterSpec("emulated", 2), Network("none"), Path(folder) / "baton") as session:
+        if session.rank == 1:
+            raise RuntimeError("rank one has had enough")
+        with session.clock.running():
+            dist.barrier()
+
+
+def hang_on_rank_one(folder: str) -> None:
+    faulthandler.dump_traceback_later(3, exit=True)
+    with connect(ClusterSpec("emulated", 2), Network("none"), Path(folder) / "baton") as session, session.clock.running():
+        if session.rank == 1:
+            time.sleep(600)
+        dist.barrier()
+
+
+def die_holding_the_baton(folder: str) -> None:
+    with connect(ClusterSpec("emulated", 2), Network("none"), Path(folder) / "baton") as session, session.clock.running():
+        if session.rank == 1:
+            import os
+
+            os._exit(3)
+        dist.barrier()

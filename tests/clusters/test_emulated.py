@@ -1,0 +1,74 @@
+"""The emulated backend: scripted clocks, every collective, and ranks that fail."""
+
+import json
+
+import pytest
+
+from clusters.launch import LaunchFailed, launch, prepare
+from clusters.session import ClusterSpec
+from tests.clusters import rank_programs
+
+
+@pytest.fixture(scope="module", autouse=True)
+def fork_server():
+    prepare(ClusterSpec(), preload="experiments.conformance")
+
+
+def run_script(name, folder, world_size=3, program=rank_programs.scripted):
+    launch(ClusterSpec("emulated", world_size), program, name, str(folder))
+    return [float((folder / f"time.{rank}").read_text()) for rank in range(world_size)]
+
+
+def test_ranks_of_1_2_and_3_s_and_a_10_s_transfer_make_13_s_on_all(tmp_path):
+    assert run_script("barrier", tmp_path) == pytest.approx([13, 13, 13])
+
+
+def test_computation_during_a_transfer_overlaps(tmp_path):
+    assert run_script("overlap", tmp_path) == pytest.approx([13, 13, 13])
+
+
+def test_computation_longer_than_a_transfer_hides_it(tmp_path):
+    assert run_script("hidden", tmp_path) == pytest.approx([21, 22, 23])
+
+
+def test_a_busy_link_delays_the_next_transfer(tmp_path):
+    """10 s each, one after the other: the second ends at 20 s, then 1 s of computation."""
+    assert run_script("busy_link", tmp_path) == pytest.approx([21, 21, 21])
+
+
+def test_a_subgroup_does_not_wait_for_others(tmp_path):
+    times = run_script("subgroups", tmp_path, program=rank_programs.scripted_with_pair)
+    assert times == pytest.approx([12, 12, 3])
+
+
+def test_collectives_move_the_data(tmp_path):
+    launch(ClusterSpec("emulated", 3), rank_programs.every_collective, str(tmp_path))
+    found = [json.loads((tmp_path / f"collectives.{rank}").read_text()) for rank in range(3)]
+    base = [float(value) for value in range(6)]
+    for rank, seen in enumerate(found):
+        assert seen["all_reduce"] == [3 * value + 30 for value in base]
+        assert seen["broadcast"] == [value + 10 for value in base]
+        assert seen["all_gather"] == [value + 10 * source for source in range(3) for value in base]
+        assert seen["all_to_all"] == [10.0 * source + 2 * rank + place for source in range(3) for place in range(2)]
+        start = (0, 1, 3)[rank]
+        assert seen["all_to_all_v"] == [
+            10.0 * source + start + place for source in range(3) for place in range(rank + 1)
+        ]
+
+
+def test_an_exception_on_one_rank_is_the_reason_given(tmp_path):
+    with pytest.raises(LaunchFailed, match=r"rank 1: RuntimeError: rank one has had enough") as caught:
+        launch(ClusterSpec("emulated", 2), rank_programs.raise_on_rank_one, str(tmp_path))
+    assert caught.value.kind == "failed" and caught.value.rank == 1
+    assert "raise_on_rank_one" in caught.value.traceback
+
+
+def test_a_rank_that_hangs_ends_the_launch_with_its_stack(tmp_path):
+    with pytest.raises(LaunchFailed, match="no progress") as caught:
+        launch(ClusterSpec("emulated", 2), rank_programs.hang_on_rank_one, str(tmp_path))
+    assert caught.value.kind == "timeout" and "hang_on_rank_one" in caught.value.traceback
+
+
+def test_a_rank_that_dies_with_the_baton_does_not_hang_the_others(tmp_path):
+    with pytest.raises(LaunchFailed, match=r"rank 1 died with exit code 3|rank 0: RuntimeError"):
+        launch(ClusterSpec("emulated", 2), rank_programs.die_holding_the_baton, str(tmp_path))

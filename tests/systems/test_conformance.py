@@ -1,0 +1,64 @@
+"""Every system equals the dense model on G in {1, 2, 4} ranks, on gloo and on emulated, in real processes."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from omegaconf import OmegaConf
+from safetensors.numpy import load_file
+
+from clusters.launch import prepare
+from clusters.session import ClusterSpec
+from experiments.conformance import ROUTINGS, TOLERANCE, cases, judge
+
+CONF = Path(__file__).parents[2] / "conf/system"
+SYSTEMS = {path.stem: OmegaConf.to_container(OmegaConf.load(path)) for path in sorted(CONF.glob("*.yaml"))}
+SYSTEMS["deepspeed_tight"] = {**SYSTEMS["deepspeed"], "capacity_factor": 1.0}
+MAX_TOP_K = {name: 1 if name.startswith("deepspeed") else 2 for name in SYSTEMS}
+CLUSTERS = [(kind, world_size) for world_size in (1, 2, 4) for kind in ("gloo", "emulated")]
+
+
+@pytest.fixture(scope="module")
+def verdicts(tmp_path_factory):
+    """(kind, G) -> (verdicts of each rank, folder with their outputs); each launched once."""
+    prepare(ClusterSpec(), preload="experiments.conformance")
+    known = {}
+
+    def of(kind: str, world_size: int):
+        if (kind, world_size) not in known:
+            folder = tmp_path_factory.mktemp(f"{kind}{world_size}")
+            known[kind, world_size] = judge(SYSTEMS, ClusterSpec(kind, world_size), folder, MAX_TOP_K), folder
+        return known[kind, world_size]
+
+    return of
+
+
+@pytest.mark.parametrize("name", SYSTEMS)
+@pytest.mark.parametrize(("kind", "world_size"), CLUSTERS)
+def test_system_equals_dense(verdicts, kind, world_size, name):
+    ranks, _ = verdicts(kind, world_size)
+    for rank, found in enumerate(ranks):
+        for case in cases(MAX_TOP_K[name]):
+            verdict = found[f"{name}/{case.name}"]
+            assert verdict["error"] <= TOLERANCE, (rank, case)
+            assert verdict["dropped"] == verdict["accounted"], (rank, case)
+            assert verdict["dropped"] == 0 or name == "deepspeed_tight", (rank, case)
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 4])
+def test_tight_capacity_drops_where_it_must(verdicts, world_size):
+    """capacity_factor 1 and everything to one expert: only C = ceil(24 / E) tokens of each rank survive (at least 4)."""
+    ranks, _ = verdicts("gloo", world_size)
+    for num_experts, capacity in ((4, 6), (8, 4), (16, 4)):
+        for found in ranks:
+            assert found[f"deepspeed_tight/E{num_experts}-all_to_one-k1"]["dropped"] == 24 - capacity
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 4])
+def test_emulated_and_gloo_agree(verdicts, world_size):
+    (_, gloo), (_, emulated) = verdicts("gloo", world_size), verdicts("emulated", world_size)
+    for rank in range(world_size):
+        measured, imitated = (load_file(folder / f"outputs.{rank}.safetensors") for folder in (gloo, emulated))
+        assert measured.keys() == imitated.keys() and len(measured) >= len(SYSTEMS) * len(ROUTINGS)
+        for key, y_TD in measured.items():
+            np.testing.assert_allclose(y_TD, imitated[key], atol=1e-6, err_msg=key)
