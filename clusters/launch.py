@@ -109,5 +109,8 @@ def _diagnose(error: ChildFailedError, logs: Path) -> LaunchFailed:
     rank = written[0].parent.name
     message = json.loads(written[0].read_text())["message"]
     sentence, traceback = message["message"].strip(), message["extraInfo"]["py_callstack"]
+    if "Connection closed by peer" in sentence or "Connection reset by peer" in sentence:
+        lost = f"a rank died without an exception (killed, or out of memory): rank {rank} saw its connection close"
+        return LaunchFailed("failed", lost, traceback, int(rank))
     kind = "oom" if "OutOfMemoryError" in sentence or "can't allocate memory" in sentence else "failed"
     return LaunchFailed(kind, f"rank {rank}: {sentence.splitlines()[0]}", traceback, int(rank))

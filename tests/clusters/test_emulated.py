@@ -70,5 +70,5 @@ def test_a_rank_that_hangs_ends_the_launch_with_its_stack(tmp_path):
 
 
 def test_a_rank_that_dies_with_the_baton_does_not_hang_the_others(tmp_path):
-    with pytest.raises(LaunchFailed, match=r"rank 1 died with exit code 3|rank 0: RuntimeError"):
+    with pytest.raises(LaunchFailed, match=r"rank 1 died with exit code 3|a rank died without an exception"):
         launch(ClusterSpec("emulated", 2), rank_programs.die_holding_the_baton, str(tmp_path))

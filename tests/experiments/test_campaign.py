@@ -1,0 +1,110 @@
+"""Campaigns in real processes: what is stored, what happens when something fails, and going on afterwards."""
+
+import json
+import re
+
+import pandas as pd
+import pytest
+
+from experiments.main import SOME_FAILED, run_points
+from tests.experiments.tiny import point
+
+HERE = "tests.experiments.tiny"
+
+
+def stored(out):
+    """system -> (run.json, folder) of a campaign with one launch."""
+    runs = {}
+    for path in out.glob("cells/*/run.json"):
+        run = json.loads(path.read_text())
+        runs[run["system"]] = run, path.parent
+    return runs
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory):
+    """A campaign of three systems, measured once."""
+    out = tmp_path_factory.mktemp("measured")
+    assert run_points([point("deepspeed", "moeshard", "ep", out=out)]) == 0
+    return out
+
+
+def test_every_rank_and_iteration_is_stored_raw(measured):
+    for system, (run, folder) in stored(measured).items():
+        assert run["state"] == "ok" and run["source"] == "emulated" and run["correctness"]["passed"]
+        samples = pd.read_parquet(folder / "samples.parquet")
+        timed = samples[samples["phase"] == "measure"]
+        for metric, rows in (("ttft_ms", 2 * 2), ("layer_moe_ms", 2 * 2)):  # iterations x ranks, x 1 MoE layer
+            assert len(timed[timed["metric"] == metric]) == rows, (system, metric)
+        assert set(samples["phase"]) == {"warmup", "measure", "sections"}
+        assert (samples.loc[samples["unit"] == "ms", "value"] > 0).all()
+        sections = set(samples["section"].dropna())
+        assert {"route", "dispatch", "experts", "combine"} <= sections, (system, sections)
+
+
+def test_a_layer_takes_less_than_the_forward_pass_it_is_in(measured):
+    for _, folder in stored(measured).values():
+        samples = pd.read_parquet(folder / "samples.parquet").query("phase == 'measure'")
+        keys = ["iteration", "rank"]
+        ttft = samples[samples["metric"] == "ttft_ms"].set_index(keys)["value"]
+        layer = samples[samples["metric"] == "layer_moe_ms"].set_index(keys)["value"]
+        assert (layer < ttft).all()
+
+
+def test_systems_see_the_same_routing_and_take_turns(measured):
+    runs = stored(measured)
+    routing = [pd.read_parquet(folder / "routing.parquet") for _, folder in runs.values()]
+    for other in routing[1:]:
+        pd.testing.assert_frame_equal(routing[0], other)
+    assert routing[0]["tokens"].sum() == 2 * 2 * 24  # iterations x ranks x tokens
+    orders = [set(pd.read_parquet(folder / "samples.parquet").query("phase == 'measure'")["order"].dropna()) for _, folder in runs.values()]
+    assert sorted(order for some in orders for order in some) == list(range(6))
+
+
+def test_counts_are_those_of_the_accounts(measured):
+    runs = stored(measured)
+    rows = {}
+    for system, (_, folder) in runs.items():
+        samples = pd.read_parquet(folder / "samples.parquet")
+        counted = samples[samples["metric"] == "rows_computed"]
+        rows[system] = counted.groupby("iteration")["value"].sum().tolist()
+    tokens, capacity = 2 * 24, 24  # capacity factor min(E, 50) = E = 4 makes C the number of tokens of a rank
+    assert rows["moeshard"] == rows["ep"] == [tokens, tokens]
+    assert rows["deepspeed"] == [2 * 4 * capacity] * 2
+
+
+def test_a_second_run_measures_nothing(measured, capsys):
+    before = {path: path.stat().st_mtime_ns for path in measured.glob("cells/*/*")}
+    assert run_points([point("deepspeed", "moeshard", "ep", out=measured)]) == 0
+    assert {path: path.stat().st_mtime_ns for path in measured.glob("cells/*/*")} == before
+    assert "3 of 3 cells are stored already" in capsys.readouterr().out
+
+
+def test_a_damaged_cell_is_measured_again(measured):
+    run, folder = stored(measured)["ep"]
+    samples = folder / "samples.parquet"
+    samples.write_bytes(samples.read_bytes()[:-100])
+    assert run_points([point("deepspeed", "moeshard", "ep", out=measured)]) == 0
+    assert len(pd.read_parquet(samples)) and json.loads((folder / "run.json").read_text())["started"] > run["started"]
+
+
+@pytest.mark.parametrize(
+    ("broken", "state", "reason"),
+    [
+        ("RaisesOnRankOne", "failed", "rank 1: RuntimeError: this system cannot count to two"),
+        ("ExitsOnRankOne", "failed", "a rank died without an exception|rank 1 died with exit code 7"),
+        ("HangsOnRankOne", "timeout", "no progress for 0:00:08"),
+        ("ForgetsAnExpert", "failed", "the output differs from the dense model's by"),
+        ("DropsInSecret", "failed", "the number of dropped tokens is not what the system's capacity gives"),
+    ],
+)
+def test_a_system_that_fails_is_a_row_and_the_others_are_measured(tmp_path, broken, state, reason):
+    timeout = ("cluster.timeout_s=8",) if state == "timeout" else ()
+    assert run_points([point("moeshard", f"{HERE}.{broken}", out=tmp_path, overrides=timeout)]) == SOME_FAILED
+    runs = stored(tmp_path)
+    assert runs["moeshard"][0]["state"] == "ok"
+    run, folder = runs[broken]
+    assert run["state"] == state and re.match(reason, run["reason"]), run["reason"]
+    assert not (folder / "samples.parquet").exists()
+    if broken in ("RaisesOnRankOne", "HangsOnRankOne"):
+        assert broken in run["traceback"] or "tiny.py" in run["traceback"]

@@ -1,0 +1,98 @@
+"""The command line: what people type, in processes of its own."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.experiments.tiny import TINY
+
+ROOT = Path(__file__).parents[2]
+RUN = [sys.executable, "-m", "experiments.run"]
+
+
+def start(*arguments: str, launcher: tuple[str, ...] = ()) -> subprocess.Popen:
+    command = [sys.executable, *launcher, "-m", "experiments.run", *arguments]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def run(*arguments: str, **kwargs) -> tuple[int, str, str]:
+    process = start(*arguments, **kwargs)
+    out, err = process.communicate(timeout=120)
+    return process.returncode, out, err
+
+
+def plan_of(folder: Path) -> dict:
+    return json.loads((folder / "plan.json").read_text())
+
+
+def states(folder: Path) -> list[str]:
+    return [json.loads(path.read_text())["state"] for path in folder.glob("cells/*/run.json")]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["model.num_experts=6", "cluster.world_size=4", "system=ep"], "model.num_experts (6) must be divisible by"),
+        (["router.num_skewed=5"], "router.num_skewed is 5; it must be between 0 and num_experts (4)"),
+        (["cluster=nccl"], "cluster=nccl with cluster.device=cuda needs"),
+    ],
+)
+def test_bad_input_is_one_sentence_before_anything_runs(tmp_path, arguments, sentence):
+    status, out, err = run(*TINY, *arguments, f"out={tmp_path / 'out'}")
+    assert status == 2 and err.startswith("error: ") and sentence in err
+    assert len(err.strip().splitlines()) == 1 and out == ""
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("argument", "words"), [("system=moeshrd", ["moeshrd", "moeshard"]), ("btch_size=3", ["btch_size"])]
+)
+def test_unknown_names_are_named(argument, words):
+    status, _, err = run(argument)
+    assert status != 0 and all(word in err for word in words) and "Traceback" not in err
+
+
+def test_a_multirun_is_one_campaign(tmp_path):
+    status, out, err = run(
+        "-m", *TINY, "experiment=sweep", "system=moeshard,ep", "model.num_experts=4,8", "router.alpha=0,0.6", f"out={tmp_path}"
+    )
+    assert status == 0, out + err
+    plan = plan_of(tmp_path)
+    assert [panel["name"] for panel in plan["panels"]] == ["sweep_router.alpha=0", "sweep_router.alpha=0.6"]
+    assert [[point["x"] for point in panel["points"]] for panel in plan["panels"]] == [[4, 8]] * 2
+    assert all(len(point["cells"]) == 2 for panel in plan["panels"] for point in panel["points"])
+    assert all(len(launch["cells"]) == 2 for launch in plan["launches"])
+    assert states(tmp_path) == ["ok"] * 8
+
+
+def test_ctrl_c_keeps_what_is_measured_and_the_same_command_goes_on(tmp_path):
+    arguments = [*TINY, "experiment=fig3a", "system=moeshard", "model.num_experts=4", f"out={tmp_path}"]
+    process = start(*arguments)
+    deadline = time.monotonic() + 100
+    while not states(tmp_path) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130, out + err
+    kept = len(states(tmp_path))
+    assert 0 < kept < 6 and f"interrupted: {kept} of 6 cells are stored" in out
+    status, out, _ = run(*arguments)
+    assert status == 0 and f"{kept} of 6 cells are stored already" in out and states(tmp_path) == ["ok"] * 6
+
+
+def test_inside_torchrun(tmp_path):
+    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
+    overrides = [key for key in TINY if not key.startswith("cluster.")]
+    status, out, err = run(
+        *overrides, "cluster=torchrun", "cluster.device=cpu", "tier.launches=2", f"out={tmp_path}", launcher=launcher
+    )
+    assert status == 0, out + err
+    assert states(tmp_path) == ["ok", "ok"]
+    assert {json.loads(path.read_text())["source"] for path in tmp_path.glob("cells/*/run.json")} == {"measured"}

@@ -1,0 +1,91 @@
+"""A workload small enough for tests, and systems that misbehave."""
+
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from experiments.plan import Point
+from systems.dense import Dense
+
+CONF = str(Path(__file__).parents[2] / "conf")
+TINY = [
+    "tier=smoke",
+    "model.num_experts=4",
+    "model.d_model=16",
+    "model.d_ff=32",
+    "model.d_kv=8",
+    "model.num_heads=2",
+    "model.num_blocks=2",
+    "model.vocab_size=500",
+    "batch_size=2",
+    "seq_len=12",
+    "cluster.world_size=2",
+]
+
+
+def configuration(*overrides: str) -> dict[str, Any]:
+    """A resolved configuration, as the parent hands it on."""
+    with initialize_config_dir(CONF, version_base="1.3"):
+        container = OmegaConf.to_container(compose("config", [*TINY, *overrides]), resolve=True)
+    assert isinstance(container, dict)
+    return container
+
+
+def point(*systems: str, out: Path, overrides: tuple[str, ...] = ()) -> Point:
+    """One point of a panel with these systems; a dotted name is the import path of a system of the tests."""
+    configs = []
+    for system in systems:
+        config = configuration(f"out={out}", *overrides, *([] if "." in system else [f"system={system}"]))
+        if "." in system:
+            config["system"] = {"_target_": system, "name": system.rpartition(".")[2], "engine": "loop"}
+        configs.append(config)
+    return Point("tiny", "tiny", "num_experts", 4, None, configs)
+
+
+class RaisesOnRankOne(Dense):
+    """Fails on one rank only, the other waits for it."""
+
+    def forward(self, x_TD, routing):
+        if self.rank == 1:
+            raise RuntimeError("this system cannot count to two")
+        return super().forward(x_TD, routing)
+
+
+class ExitsOnRankOne(Dense):
+    """Dies without a word."""
+
+    def forward(self, x_TD, routing):
+        if self.rank == 1:
+            os._exit(7)
+        return super().forward(x_TD, routing)
+
+
+class HangsOnRankOne(Dense):
+    """Never comes back."""
+
+    def forward(self, x_TD, routing):
+        if self.rank == 1:
+            time.sleep(600)
+        return super().forward(x_TD, routing)
+
+
+class ForgetsAnExpert(Dense):
+    """Computes something else than the model."""
+
+    def forward(self, x_TD, routing):
+        y_TD = super().forward(x_TD, routing)
+        return torch.where(routing.expert_TK == 0, 0.5 * y_TD, y_TD)
+
+
+class DropsInSecret(Dense):
+    """Gives zero for some tokens and does not say so."""
+
+    def forward(self, x_TD, routing):
+        y_TD = super().forward(x_TD, routing)
+        y_TD[::3] = 0
+        return y_TD

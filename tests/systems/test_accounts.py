@@ -1,0 +1,195 @@
+"""Closed forms of what a call costs a rank: by hand, as invariants, and against DeepSpeed's own gate."""
+
+import os
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from routers.synthetic import skewed_probabilities
+from systems.base import Account, LayerShape, System
+from systems.deepspeed_moe import LOGIT, DeepSpeedMoE
+from systems.dense import Dense
+from systems.engines import find_engine
+from systems.expert_parallel import ExpertParallel
+from systems.moeshard import MoEShard
+
+BYTES = 4  # of an element
+# Two ranks of at most 5 tokens, four experts, rows of 2 elements.
+SMALL = LayerShape(num_experts=4, d_model=2, d_ff=4, max_tokens=5)
+TOKENS_GE = torch.tensor([[3, 0, 1, 1], [0, 0, 5, 0]])
+# Table 1 and section 4 of the paper: Switch-Base, 128 experts, batch 250 x 120 tokens on each of 4 ranks.
+PAPER = LayerShape(num_experts=128, d_model=768, d_ff=3072, max_tokens=30_000)
+
+
+class UnbuiltDeepSpeedMoE(DeepSpeedMoE):
+    """Only the arithmetic: DeepSpeed's layer needs a process group."""
+
+    def _build(self, weights: Any) -> Any:
+        return None
+
+
+class NoWeights:
+    def experts(self, expert_ids: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
+        return torch.empty(0), torch.empty(0)
+
+    def shard(self, index: int, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+        return torch.empty(0), torch.empty(0)
+
+
+SYSTEMS: dict[str, tuple[type[System], dict[str, Any]]] = {
+    "dense": (Dense, {}),
+    "moeshard": (MoEShard, {}),
+    "contiguous": (ExpertParallel, {"placement": "contiguous"}),
+    "round_robin": (ExpertParallel, {"placement": "round_robin"}),
+    "deepspeed_tight": (UnbuiltDeepSpeedMoE, {"capacity_factor": 1.0}),
+    "deepspeed_paper": (UnbuiltDeepSpeedMoE, {"capacity_factor": "paper"}),
+    "deepspeed_dropless": (UnbuiltDeepSpeedMoE, {"drop_tokens": False}),
+}
+
+
+def build(name: str, shape: LayerShape, world_size: int, rank: int) -> Any:
+    kind, options = SYSTEMS[name]
+    group: Any = SimpleNamespace(rank=lambda: rank, size=lambda: world_size)
+    return kind(shape=shape, weights=NoWeights(), group=group, engine=find_engine("loop"), **options)
+
+
+def accounts(name: str, shape: LayerShape, tokens_GE: torch.Tensor) -> list[Account]:
+    """The account of every rank."""
+    world_size = len(tokens_GE)
+    return [build(name, shape, world_size, rank).account(tokens_GE, BYTES) for rank in range(world_size)]
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("dense", [Account(5, 5, 0, 0), Account(5, 5, 0, 0)]),
+        # To the other rank: 5 rows of 8 bytes, 5 ids of 4 bytes, 5 rows of partial outputs.
+        ("moeshard", [Account(5, 5, 0, 100), Account(5, 5, 0, 100)]),
+        # 2 rows leave rank 0 and come back; 2 counts of 8 bytes.
+        ("contiguous", [Account(3, 3, 0, 32), Account(7, 7, 0, 32)]),
+        # 1 row leaves rank 0, 5 leave rank 1.
+        ("round_robin", [Account(9, 9, 0, 64), Account(1, 1, 0, 64)]),
+        # C = max(ceil(5 / 4), 4) = 4; half of 16 rows go there and back.
+        ("deepspeed_tight", [Account(16, 3, 0, 128), Account(16, 6, 1, 128)]),
+        # C = ceil(5 / 4 * 4) = 5
+        ("deepspeed_paper", [Account(20, 3, 0, 160), Account(20, 7, 0, 160)]),
+        # C = 5, the largest count
+        ("deepspeed_dropless", [Account(20, 3, 0, 160), Account(20, 7, 0, 160)]),
+    ],
+)
+def test_by_hand(name, expected):
+    assert accounts(name, SMALL, TOKENS_GE) == expected
+
+
+def test_top_2_by_hand():
+    shape = LayerShape(num_experts=4, d_model=2, d_ff=4, max_tokens=5, top_k=2)
+    tokens_GE = torch.tensor([[5, 3, 1, 1], [0, 0, 5, 5]])
+    # 5 rows of 8 bytes, 10 ids of 4 bytes, 10 rows of partial outputs
+    assert accounts("moeshard", shape, tokens_GE) == [Account(10, 10, 0, 160)] * 2
+    assert accounts("contiguous", shape, tokens_GE) == [Account(8, 8, 0, 32), Account(12, 12, 0, 32)]
+
+
+def test_one_rank_sends_nothing():
+    for name in SYSTEMS:
+        (account,) = accounts(name, SMALL, TOKENS_GE[:1])
+        assert account.bytes_sent == 0, name
+
+
+def test_paper_point():
+    """128 experts on 4 ranks: DeepSpeed computes 50 rows for each that is used and sends 3.46 GB each way."""
+    share_E = torch.from_numpy(skewed_probabilities(128, 0.6, 13))
+    tokens_GE = (share_E * 30_000).round().long().expand(4, -1)
+    (deepspeed, *_), (moeshard, *_) = (accounts(name, PAPER, tokens_GE) for name in ("deepspeed_paper", "moeshard"))
+    assert deepspeed.rows_computed == 1_500_032 == 128 * 11_719
+    assert deepspeed.dropped == 0
+    assert deepspeed.bytes_sent / 2 == pytest.approx(3.46e9, rel=2e-3)
+    assert moeshard.rows_computed == pytest.approx(30_000, rel=1e-3)
+    assert moeshard.bytes_sent / 2 == pytest.approx(276e6, rel=3e-3)
+
+
+@pytest.mark.parametrize(
+    ("num_experts", "rows"),
+    [(8, 240_000), (16, 480_000), (32, 960_000), (64, 1_500_032), (128, 1_500_032), (256, 1_500_160)],
+)
+def test_deepspeed_rows_of_the_paper_do_not_depend_on_the_routing(num_experts, rows):
+    shape = LayerShape(num_experts, 768, 3072, 30_000)
+    uniform_GE = torch.full((4, num_experts), 30_000 // num_experts)
+    one_GE = torch.zeros_like(uniform_GE)
+    one_GE[:, 0] = 30_000
+    for tokens_GE in (uniform_GE, one_GE):
+        assert {account.rows_computed for account in accounts("deepspeed_paper", shape, tokens_GE)} == {rows}
+
+
+@pytest.mark.parametrize(("name", "imbalance"), [("contiguous", 3.659), ("round_robin", 1.2045), ("moeshard", 1.0)])
+def test_imbalance_under_the_papers_router(name, imbalance):
+    """Rows of the busiest rank over the mean: 13 of 128 experts are hot, and contiguous puts them all on rank 0."""
+    share_E = torch.from_numpy(skewed_probabilities(128, 0.6, 13))
+    rows = [account.rows_computed for account in accounts(name, PAPER, share_E.expand(4, -1))]
+    assert 4 * max(rows) / sum(rows) == pytest.approx(imbalance, abs=1e-3)
+
+
+@st.composite
+def routings(draw) -> tuple[LayerShape, torch.Tensor]:
+    """A layer of 8 experts, and the tokens of each of 1, 2 or 4 ranks."""
+    world_size, max_tokens = draw(st.sampled_from([1, 2, 4])), draw(st.integers(4, 40))
+    experts = st.lists(st.integers(0, 7), max_size=max_tokens)
+    tokens = [torch.bincount(torch.tensor(draw(experts), dtype=torch.int64), minlength=8) for _ in range(world_size)]
+    return LayerShape(num_experts=8, d_model=3, d_ff=8, max_tokens=max_tokens), torch.stack(tokens)
+
+
+@pytest.mark.parametrize("name", SYSTEMS)
+@settings(deadline=None)
+@given(routings())
+def test_every_copy_is_computed_once_or_dropped(name, drawn):
+    shape, tokens_GE = drawn
+    ranks = accounts(name, shape, tokens_GE)
+    assert sum(rank.rows_useful + rank.dropped for rank in ranks) == pytest.approx(int(tokens_GE.sum()))
+    assert all(rank.rows_computed >= rank.rows_useful for rank in ranks)
+    if not name.startswith("deepspeed"):
+        assert all(rank.rows_computed == rank.rows_useful and rank.dropped == 0 for rank in ranks)
+    if name == "deepspeed_dropless":
+        assert all(rank.dropped == 0 and rank.rows_computed == 8 * int(tokens_GE.max()) for rank in ranks)
+
+
+@pytest.mark.parametrize("placement", ["contiguous", "round_robin"])
+@settings(deadline=None)
+@given(routings())
+def test_expert_parallelism_sends_each_row_that_is_not_at_home_there_and_back(placement, drawn):
+    shape, tokens_GE = drawn
+    world_size = len(tokens_GE)
+    home_E = [(e * world_size // 8 if placement == "contiguous" else e % world_size) for e in range(8)]
+    away = sum(int(tokens_GE[g, e]) for g in range(world_size) for e in range(8) if home_E[e] != g)
+    counts = 8 * 8 * (world_size - 1)  # 8 bytes for each expert of another rank, from each rank
+    sent = sum(account.bytes_sent for account in accounts(placement, shape, tokens_GE))
+    assert sent == pytest.approx(2 * away * 3 * BYTES + counts)
+
+
+@settings(deadline=None)
+@given(
+    num_experts=st.integers(1, 12),
+    experts=st.lists(st.integers(0, 11), min_size=4, max_size=60),
+    capacity_factor=st.one_of(st.floats(0.1, 12), st.integers(1, 50).map(float)),
+)
+def test_capacity_and_drops_are_those_of_deepspeeds_gate(num_experts, experts, capacity_factor):
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    from deepspeed.moe.sharded_moe import top1gating
+
+    expert_T = torch.tensor(experts) % num_experts
+    logits_TE = torch.nn.functional.one_hot(expert_T, num_experts).float() * LOGIT
+    gate = top1gating(logits_TE, capacity_factor, 4, drop_tokens=True, use_rts=False, sparse_routes=True)
+    capacity, expert_KT, weight_KT = gate[1], gate[3], gate[5]
+
+    shape = LayerShape(num_experts, 2, 4, len(experts))
+    group: Any = SimpleNamespace(rank=lambda: 0, size=lambda: 1)
+    engine = find_engine("loop")
+    system = UnbuiltDeepSpeedMoE(
+        capacity_factor=capacity_factor, shape=shape, weights=NoWeights(), group=group, engine=engine
+    )
+    account = system.account(torch.bincount(expert_T, minlength=num_experts).unsqueeze(0), BYTES)
+    assert account.rows_computed == num_experts * int(capacity)
+    assert account.dropped == int((expert_KT < 0).sum())
+    assert set(weight_KT[expert_KT >= 0].tolist()) <= {1.0}
