@@ -51,15 +51,15 @@ class EmulatedWork(dist.Work):
 
 
 class EmulatedGroup(dist.ProcessGroup):
-    """G ranks that share a device and a link. Collectives that gloo has and this class lacks raise torch's own error."""
+    """G ranks that share a device and a link. A collective that is not here raises torch's own error."""
 
     def __init__(
         self, store: dist.Store, rank: int, size: int, timeout: timedelta, clock: VirtualClock, network: Network
     ) -> None:
-        super().__init__(rank, size)
+        super().__init__(rank, size)  # pyright: ignore[reportCallIssue]  (torch's stubs lack this constructor)
         self.clock = clock
         self._network = network
-        self._gloo = dist.ProcessGroupGloo(dist.PrefixStore("gloo", store), rank, size, timeout)
+        self._gloo: Any = dist.ProcessGroupGloo(dist.PrefixStore("gloo", store), rank, size, timeout)
         self._pending: deque[EmulatedWork] = deque()
         self._link_free_s = 0.0
 
@@ -78,9 +78,7 @@ class EmulatedGroup(dist.ProcessGroup):
         work.move()
         # This second, tiny exchange is also the barrier that keeps a rank from computing while others still copy.
         baton = self.clock.baton
-        stamp = torch.tensor(
-            [work.issued_s, work.volume_bytes, baton.rank, baton.next_arrival], dtype=torch.float64
-        )
+        stamp = torch.tensor([work.issued_s, work.volume_bytes, baton.rank, baton.next_arrival], dtype=torch.float64)
         stamps = torch.empty(self.size() * 4, dtype=torch.float64)
         self._gloo._allgather_base(stamps, stamp).wait()
         issued_s, volume_bytes, ranks, arrivals = stamps.view(-1, 4).unbind(1)
@@ -153,8 +151,8 @@ class EmulatedGroup(dist.ProcessGroup):
 
     # torch 2.13 renamed the single-tensor collectives.
     all_gather_single = _allgather_base
-    reduce_scatter_single = _reduce_scatter_base
-    all_to_all_single = alltoall_base
+    reduce_scatter_single = _reduce_scatter_base  # pyright: ignore[reportAssignmentType]
+    all_to_all_single = alltoall_base  # pyright: ignore[reportAssignmentType]
 
     def _off_rank_bytes(self, tensor: torch.Tensor, splits: list[int]) -> float:
         if not splits:

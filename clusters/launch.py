@@ -37,7 +37,7 @@ class LaunchFailed(RuntimeError):
         self.kind, self.traceback, self.rank = kind, traceback, rank
 
 
-def prepare(spec: ClusterSpec, preload: str) -> None:
+def prepare(spec: ClusterSpec, preload: list[str]) -> None:
     """Set the environment that ranks inherit and have the fork server import `preload` (call once, in the parent)."""
     for name, value in PROCESS_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
@@ -45,7 +45,7 @@ def prepare(spec: ClusterSpec, preload: str) -> None:
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     if spec.device == "cpu":
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    multiprocessing.set_forkserver_preload([preload])
+    multiprocessing.set_forkserver_preload(preload)
     for noisy in ("torch.distributed.elastic", "torch.multiprocessing"):  # LaunchFailed says it better
         logging.getLogger(noisy).setLevel(logging.CRITICAL)
 
@@ -105,7 +105,9 @@ def _diagnose(error: ChildFailedError, logs: Path) -> LaunchFailed:
     if not written:
         rank, failure = error.get_first_failure()
         kind = "oom" if failure.exitcode == -9 else "failed"
-        return LaunchFailed(kind, f"rank {rank} died with exit code {failure.exitcode}", stderr.get(str(rank), "")[-8000:], rank)
+        return LaunchFailed(
+            kind, f"rank {rank} died with exit code {failure.exitcode}", stderr.get(str(rank), "")[-8000:], rank
+        )
     rank = written[0].parent.name
     message = json.loads(written[0].read_text())["message"]
     sentence, traceback = message["message"].strip(), message["extraInfo"]["py_callstack"]

@@ -40,9 +40,13 @@ class ClusterSpec:
         if self.world_size < 1:
             raise ValueError(f"cluster.world_size is {self.world_size}; it must be at least 1")
         if self.kind == "gloo" and self.device != "cpu":
-            raise ValueError(f"cluster=gloo runs on cluster.device=cpu only, not {self.device!r}; on GPUs use cluster=nccl")
+            raise ValueError(
+                f"cluster=gloo runs on cluster.device=cpu only, not {self.device!r}; on GPUs use cluster=nccl"
+            )
         if self.kind == "nccl" and self.device != "cuda":
-            raise ValueError(f"cluster=nccl runs on cluster.device=cuda only, not {self.device!r}; on CPUs use cluster=gloo")
+            raise ValueError(
+                f"cluster=nccl runs on cluster.device=cuda only, not {self.device!r}; on CPUs use cluster=gloo"
+            )
         if self.kind == "torchrun" and "RANK" not in os.environ:
             raise ValueError("cluster=torchrun runs inside a launch: start it as `torchrun ... -m experiments.run`")
         gpus_needed = {"emulated": 1, "nccl": self.world_size, "torchrun": 1}.get(self.kind, 0)

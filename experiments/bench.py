@@ -9,7 +9,16 @@ import torch
 import torch.distributed as dist
 
 from clusters.session import Session
-from experiments.cells import DTYPES, TOLERANCES, build_router, find_class, instantiate, layer_shape, set_precision, system_options
+from experiments.cells import (
+    DTYPES,
+    TOLERANCES,
+    build_router,
+    find_class,
+    instantiate,
+    layer_shape,
+    set_precision,
+    system_options,
+)
 from experiments.moe_layer import MoELayer
 from experiments.recorder import Recorder
 from routers.base import Routing
@@ -98,7 +107,12 @@ class Bench:
         worst, miscounted = all_gather(mine, self.session.group).amax(0).tolist()
         tolerance = TOLERANCES[self.config["precision"]]
         passed = worst <= tolerance and not miscounted
-        return {"relative_error": worst, "tolerance": tolerance, "dropped_as_accounted": not miscounted, "passed": passed}
+        return {
+            "relative_error": worst,
+            "tolerance": tolerance,
+            "dropped_as_accounted": not miscounted,
+            "passed": passed,
+        }
 
     @torch.inference_mode()
     def measure(self, schedule: Iterable[tuple[str, range]], phase: str, progress: Progress) -> None:
@@ -123,8 +137,15 @@ class Bench:
         for (_, block, iteration), tokens_GE in zip(keys, self._count_tokens(keys), strict=True):
             account = self.systems[cell][block].account(tokens_GE, self.dtype.itemsize)
             labels = {"cell": cell, "iteration": iteration, "layer": block}
-            for metric, unit in (("rows_computed", "rows"), ("rows_useful", "rows"), ("dropped", "tokens"), ("bytes_sent", "bytes")):
-                counted.append({**labels, "phase": "measure", "metric": metric, "value": getattr(account, metric), "unit": unit})
+            for metric, unit in (
+                ("rows_computed", "rows"),
+                ("rows_useful", "rows"),
+                ("dropped", "tokens"),
+                ("bytes_sent", "bytes"),
+            ):
+                counted.append(
+                    {**labels, "phase": "measure", "metric": metric, "value": getattr(account, metric), "unit": unit}
+                )
             tokens_E = tokens_GE[self.session.rank]
             for expert in tokens_E.nonzero().flatten().tolist():
                 routed.append({**labels, "expert": expert, "tokens": int(tokens_E[expert])})

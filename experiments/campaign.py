@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -79,8 +80,8 @@ def _store_outcome(
         run = _run(cells[id], plan, started, state="ok", correctness=correctness)
         if correctness["passed"]:
             labels = {"campaign": run["campaign"], "launch": run["launch"], "source": run["source"], "schema": SCHEMA}
-            rows = samples[samples["cell"] == id].assign(**labels)
-            store.write_cell(run, rows, routing[routing["cell"] == id])
+            rows = samples.query("cell == @id").assign(**labels)
+            store.write_cell(run, rows, routing.query("cell == @id"))
             run = {**run, "ttft_ms": _ttft_ms(rows)}
         else:
             run |= {"state": "failed", "reason": _mismatch(correctness)}
@@ -149,8 +150,9 @@ def _mismatch(correctness: dict[str, Any]) -> str:
 
 
 def _ttft_ms(rows: pd.DataFrame) -> float:
-    measured = rows[(rows["metric"] == "ttft_ms") & (rows["phase"] == "measure")]
-    return float(measured.groupby("iteration")["value"].max().median())
+    measured = rows.query("metric == 'ttft_ms' and phase == 'measure'")
+    slowest_rank_ms = measured.pivot_table(index="iteration", values="value", aggfunc="max")
+    return float(np.median(slowest_rank_ms.to_numpy()))
 
 
 def _describe(cell: Cell) -> str:

@@ -21,11 +21,9 @@ from workloads.model import ModelShape
 DTYPES = {"ieee": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 TOLERANCES = {"ieee": 1e-5, "tf32": 5e-3, "bf16": 3e-2, "fp16": 5e-3}
 # What a cell is, in the order of its hash; the rest (where results go, time limits) changes no number.
-DEFINING = ("system", "engine", "model", "router", "corpus", "cluster", "network", "tier") + (
-    "batch_size",
-    "seq_len",
-    "precision",
-    "seed",
+DEFINING = (
+    *("system", "engine", "model", "router", "corpus", "cluster", "network", "tier"),
+    *("batch_size", "seq_len", "precision", "seed"),
 )
 
 

@@ -58,7 +58,7 @@ class Case:
         if self.routing == "skewed":
             popularity_E[0] = 20.0
         elif self.routing == "empty_experts":
-            popularity_E[1 :: 2] = 0.0
+            popularity_E[1::2] = 0.0
         elif self.routing == "all_to_one":
             popularity_E[: -self.top_k] = 0.0
         expert_TK = torch.multinomial(popularity_E.expand(MAX_TOKENS, -1), self.top_k, generator=generator)[:num_tokens]
@@ -81,9 +81,7 @@ def judge_case(case: Case, node: dict[str, Any], session: Session) -> tuple[dict
     model = ModelShape(case.num_experts, D_MODEL, D_FF, 4, 4, 2, 2, 32)
     weights = SeededLayer(model, block=1, seed=0, dtype=torch.float32, device=session.device)
     layer = {"shape": case.shape, "weights": weights, "group": session.group}
-    system: System = find_class(node)(
-        **system_options(node), **layer, engine=find_engine(node.get("engine") or "loop")
-    )
+    system: System = find_class(node)(**system_options(node), **layer, engine=find_engine(node.get("engine") or "loop"))
     x_TD, routing = case.draw(session.rank)
     y_TD = system.forward(x_TD, routing)
     expected_TD = Dense(**layer, engine=find_engine("loop")).forward(x_TD, routing)

@@ -20,7 +20,7 @@ def main() -> int:
     parser.add_argument("--top-k", type=int, default=1, help="largest number of experts per token to try")
     arguments = parser.parse_args()
     node: Any = OmegaConf.to_container(OmegaConf.load(arguments.system))
-    prepare(ClusterSpec(), preload="experiments.conformance")
+    prepare(ClusterSpec(), ["experiments.conformance", "deepspeed.moe.layer"])
     failures = 0
     for world_size in (1, 2, 4):
         with tempfile.TemporaryDirectory() as name:

@@ -14,7 +14,7 @@ from experiments.campaign import run_campaign
 from experiments.cells import check, instantiate
 from experiments.plan import Plan, Point, make_plan
 from experiments.store import Store
-from experiments.worker import run_launch, run_rank
+from experiments.worker import PRELOAD, run_launch, run_rank
 
 BAD_INPUT, SOME_FAILED, INTERRUPTED = 2, 1, 130
 
@@ -35,7 +35,9 @@ def run_points(points: list[Point]) -> int:
         _run(plan, store, console)
     except (KeyboardInterrupt, SignalException):
         done = sum(store.is_measured(cell) for cell in plan.cells)
-        console.print(f"interrupted: {done} of {len(plan.cells)} cells are stored in {folder}; the same command goes on")
+        console.print(
+            f"interrupted: {done} of {len(plan.cells)} cells are stored in {folder}; the same command goes on"
+        )
         return INTERRUPTED
     render(folder, console)
     return 0 if all(store.is_measured(cell) for cell in plan.cells) else SOME_FAILED
@@ -46,7 +48,7 @@ def _run(plan: Plan, store: Store, console: Console) -> None:
     if first.cluster.kind == "torchrun":
         _run_inside_launch(plan, store, console)
         return
-    prepare(first.cluster, preload="experiments.worker")
+    prepare(first.cluster, PRELOAD)
 
     def start_ranks(spec: dict) -> None:
         path = Path(spec["folder"]) / "spec.json"

@@ -39,7 +39,9 @@ def make_plan(points: list[Point]) -> Plan:
     Raises ValueError if there is no point.
     """
     if not points:
-        raise ValueError("the experiment has no points; give experiment.panels values, or run with -m and several values")
+        raise ValueError(
+            "the experiment has no points; give experiment.panels values, or run with -m and several values"
+        )
     config = points[0].configs[0]
     experiment, tier, seed = config["experiment"], config["tier"], config["seed"]
     cells: dict[str, Cell] = {}
@@ -64,9 +66,7 @@ def make_plan(points: list[Point]) -> Plan:
         "tier": tier["name"],
         "baseline": experiment["baseline"],
         "panels": _panels(points, ids_of_point),
-        "launches": [
-            {"id": cells[ids[0]].launch_id, "launch": cells[ids[0]].launch, "cells": ids} for ids in launches
-        ],
+        "launches": [{"id": cells[ids[0]].launch_id, "launch": cells[ids[0]].launch, "cells": ids} for ids in launches],
     }
     return Plan(cells, launches, document)
 

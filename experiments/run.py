@@ -6,7 +6,6 @@ all jobs of a multirun are one interleaved campaign.
 
 import sys
 from itertools import groupby
-from pathlib import Path
 from typing import Any
 
 import hydra
@@ -76,11 +75,16 @@ def sweep_points(jobs: list[tuple[list[str], DictConfig]]) -> list[Point]:
     numeric = {key: len(found) for key, found in varied.items() if all(_is_number(value) for value in found)}
     x_key = max(numeric, key=lambda key: numeric[key]) if numeric else "model.num_experts"
     points: list[Point] = []
-    described = [(_others(job, varied, x_key), OmegaConf.select(config, x_key), config) for job, (_, config) in zip(parsed, jobs, strict=True)]
+    described = [
+        (_others(job, varied, x_key), OmegaConf.select(config, x_key), config)
+        for job, (_, config) in zip(parsed, jobs, strict=True)
+    ]
     for (others, x), same in groupby(sorted(described, key=lambda item: item[:2]), key=lambda item: item[:2]):
         name = "_".join(["sweep", *others]).replace("/", "-")
         title = ", ".join(others) or "sweep"
-        points.append(Point(name, title, x_key.rpartition(".")[2], x, None, [_resolved(config) for _, _, config in same]))
+        points.append(
+            Point(name, title, x_key.rpartition(".")[2], x, None, [_resolved(config) for _, _, config in same])
+        )
     return points
 
 

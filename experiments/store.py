@@ -1,8 +1,8 @@
 """Results on disk: plan.json, and one folder per cell, written whole or not at all.
 
-    cells/<id>/run.json          configuration, state, environment, checksums
-    cells/<id>/samples.parquet   one row one observation (state ok only)
-    cells/<id>/routing.parquet   tokens per layer, iteration, rank and expert
+cells/<id>/run.json          configuration, state, environment, checksums
+cells/<id>/samples.parquet   one row one observation (state ok only)
+cells/<id>/routing.parquet   tokens per layer, iteration, rank and expert
 """
 
 import hashlib

@@ -73,7 +73,13 @@ class System(ABC):
     own_engine: ClassVar[str | None] = None
 
     def __init__(
-        self, *, shape: LayerShape, weights: LayerWeights, group: dist.ProcessGroup, engine: Engine, span: Span = no_span
+        self,
+        *,
+        shape: LayerShape,
+        weights: LayerWeights,
+        group: dist.ProcessGroup,
+        engine: Engine,
+        span: Span = no_span,
     ) -> None:
         self.shape, self.group, self.engine, self.span = shape, group, engine, span
         self.rank, self.world_size = group.rank(), group.size()

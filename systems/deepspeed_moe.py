@@ -1,6 +1,7 @@
 """DeepSpeed-MoE: the real `deepspeed.moe.layer.MoE`, its gating, dispatch and combine, on our routing and weights."""
 
 import os
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -8,7 +9,7 @@ from torch import nn
 from torch.nn.functional import one_hot, pad
 
 from routers.base import Routing
-from systems.base import Account, LayerShape, Span, System, divisible
+from systems.base import Account, LayerShape, LayerWeights, Span, System, divisible
 
 LOGIT = 1e4  # makes DeepSpeed's softmax exactly one-hot, so that its gate weight is 1 and ours can be applied
 
@@ -40,14 +41,16 @@ class DeepSpeedMoE(System):
 
     @classmethod
     def check(cls, shape: LayerShape, world_size: int, **options: object) -> None:
-        divisible("model.num_experts", shape.num_experts, world_size, "expert parallelism puts E/G experts on each rank")
+        divisible(
+            "model.num_experts", shape.num_experts, world_size, "expert parallelism puts E/G experts on each rank"
+        )
         factor = options.get("capacity_factor", "paper")
         if factor != "paper" and not (isinstance(factor, int | float) and factor > 0):
             raise ValueError(f"system.capacity_factor is {factor!r}; it must be a positive number or 'paper'")
         if shape.top_k != 1:
             raise ValueError(f"system deepspeed is driven with top-1 routing only, got top_k = {shape.top_k}")
 
-    def _build(self, weights) -> nn.Module:
+    def _build(self, weights: LayerWeights) -> Any:
         os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
         import deepspeed
         from deepspeed.moe.layer import MoE
@@ -61,7 +64,7 @@ class DeepSpeedMoE(System):
         wi_eDF, wo_eFD = weights.experts(list(range(first, first + num_local)))
         with torch.device("meta"):
             expert = ExpertMLP(self.shape.d_model, self.shape.d_ff)
-        moe = MoE(
+        moe: Any = MoE(
             hidden_size=self.shape.d_model,
             expert=expert,
             num_experts=self.shape.num_experts,
@@ -126,7 +129,7 @@ class ExpertMLP(nn.Module):
         return self.wo(self.wi(x).relu_())
 
 
-def _given_routing_gate(gate: nn.Module) -> nn.Module:
+def _given_routing_gate(gate: Any) -> Any:
     """DeepSpeed's gate with its linear layer replaced by logits that name the experts we were given."""
     from deepspeed.moe.sharded_moe import TopKGate, top1gating
 

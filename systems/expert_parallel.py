@@ -28,7 +28,9 @@ class ExpertParallel(System):
 
     @classmethod
     def check(cls, shape: LayerShape, world_size: int, **options: object) -> None:
-        divisible("model.num_experts", shape.num_experts, world_size, "expert parallelism puts E/G experts on each rank")
+        divisible(
+            "model.num_experts", shape.num_experts, world_size, "expert parallelism puts E/G experts on each rank"
+        )
         placement = options.get("placement", "contiguous")
         if placement not in PLACEMENTS:
             raise ValueError(f"system.placement is {placement!r}; it must be one of {', '.join(PLACEMENTS)}")

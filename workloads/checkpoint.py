@@ -56,7 +56,9 @@ class Checkpoint:
                 raise ValueError(f"checkpoint {self.folder}: {name} is {found}; the model's sizes want {size}")
         surplus = f"encoder.block.{model.num_blocks}.layer.0.SelfAttention.q.weight"
         if surplus in self:
-            raise ValueError(f"checkpoint {self.folder} has more encoder blocks than model.num_blocks ({model.num_blocks})")
+            raise ValueError(
+                f"checkpoint {self.folder} has more encoder blocks than model.num_blocks ({model.num_blocks})"
+            )
 
 
 def open_checkpoint(name: str) -> Checkpoint:
@@ -69,8 +71,9 @@ def open_checkpoint(name: str) -> Checkpoint:
         try:
             folder = Path(snapshot_download(name, allow_patterns=["*.safetensors*", "*.json", "spiece.model"]))
         except Exception as error:  # the hub client raises many kinds; all mean the same to the user
+            kind = type(error).__name__
             raise ValueError(
-                f"model.checkpoint {name!r} is no directory and could not be fetched from the hub ({type(error).__name__})"
+                f"model.checkpoint {name!r} is no directory and could not be fetched from the hub ({kind})"
             ) from error
     if not (folder / INDEX).exists() and not (folder / SINGLE).exists():
         raise ValueError(f"checkpoint {folder} has no {SINGLE}; convert it to safetensors first")

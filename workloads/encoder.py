@@ -1,6 +1,7 @@
 """Hugging Face's Switch encoder with our MoE layers in place of its sparse MLPs."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn
@@ -41,14 +42,16 @@ def build_encoder(
     blocks = [index for index, block in enumerate(encoder.encoder.block) if block.is_sparse]
     assert blocks == model.moe_blocks, (blocks, model.moe_blocks)
     for index in blocks:
-        encoder.encoder.block[index].layer[-1].mlp = moe_layer(index)
+        block: Any = encoder.encoder.block[index]
+        block.layer[-1].mlp = moe_layer(index)
     encoder.to_empty(device=device)
     encoder.tie_weights()
     if checkpoint is None:
         _initialise(encoder, seed)
     else:
         _read(encoder, checkpoint)
-    return encoder.to(dtype).eval().requires_grad_(False)
+    nn.Module.to(encoder, dtype=dtype)
+    return encoder.eval().requires_grad_(False)
 
 
 def _initialise(encoder: SwitchTransformersEncoderModel, seed: int) -> None:

@@ -146,14 +146,20 @@ def raise_on_rank_one(folder: str) -> None:
 
 def hang_on_rank_one(folder: str) -> None:
     faulthandler.dump_traceback_later(3, exit=True)
-    with connect(ClusterSpec("emulated", 2), Network("none"), Path(folder) / "baton") as session, session.clock.running():
+    with (
+        connect(ClusterSpec("emulated", 2), Network("none"), Path(folder) / "baton") as session,
+        session.clock.running(),
+    ):
         if session.rank == 1:
             time.sleep(600)
         dist.barrier()
 
 
 def die_holding_the_baton(folder: str) -> None:
-    with connect(ClusterSpec("emulated", 2), Network("none"), Path(folder) / "baton") as session, session.clock.running():
+    with (
+        connect(ClusterSpec("emulated", 2), Network("none"), Path(folder) / "baton") as session,
+        session.clock.running(),
+    ):
         if session.rank == 1:
             import os
 

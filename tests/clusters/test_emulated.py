@@ -11,7 +11,7 @@ from tests.clusters import rank_programs
 
 @pytest.fixture(scope="module", autouse=True)
 def fork_server():
-    prepare(ClusterSpec(), preload="experiments.conformance")
+    prepare(ClusterSpec(), ["experiments.conformance", "deepspeed.moe.layer"])
 
 
 def run_script(name, folder, world_size=3, program=rank_programs.scripted):

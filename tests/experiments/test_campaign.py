@@ -57,7 +57,10 @@ def test_systems_see_the_same_routing_and_take_turns(measured):
     for other in routing[1:]:
         pd.testing.assert_frame_equal(routing[0], other)
     assert routing[0]["tokens"].sum() == 2 * 2 * 24  # iterations x ranks x tokens
-    orders = [set(pd.read_parquet(folder / "samples.parquet").query("phase == 'measure'")["order"].dropna()) for _, folder in runs.values()]
+    orders = [
+        set(pd.read_parquet(folder / "samples.parquet").query("phase == 'measure'")["order"].dropna())
+        for _, folder in runs.values()
+    ]
     assert sorted(order for some in orders for order in some) == list(range(6))
 
 

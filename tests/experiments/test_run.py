@@ -19,7 +19,9 @@ RUN = [sys.executable, "-m", "experiments.run"]
 def start(*arguments: str, launcher: tuple[str, ...] = ()) -> subprocess.Popen:
     command = [sys.executable, *launcher, "-m", "experiments.run", *arguments]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
 
 
 def run(*arguments: str, **kwargs) -> tuple[int, str, str]:
@@ -61,7 +63,13 @@ def test_unknown_names_are_named(argument, words):
 
 def test_a_multirun_is_one_campaign(tmp_path):
     status, out, err = run(
-        "-m", *TINY, "experiment=sweep", "system=moeshard,ep", "model.num_experts=4,8", "router.alpha=0,0.6", f"out={tmp_path}"
+        "-m",
+        *TINY,
+        "experiment=sweep",
+        "system=moeshard,ep",
+        "model.num_experts=4,8",
+        "router.alpha=0,0.6",
+        f"out={tmp_path}",
     )
     assert status == 0, out + err
     plan = plan_of(tmp_path)

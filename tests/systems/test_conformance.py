@@ -21,7 +21,7 @@ CLUSTERS = [(kind, world_size) for world_size in (1, 2, 4) for kind in ("gloo", 
 @pytest.fixture(scope="module")
 def verdicts(tmp_path_factory):
     """(kind, G) -> (verdicts of each rank, folder with their outputs); each launched once."""
-    prepare(ClusterSpec(), preload="experiments.conformance")
+    prepare(ClusterSpec(), ["experiments.conformance", "deepspeed.moe.layer"])
     known = {}
 
     def of(kind: str, world_size: int):

@@ -8,7 +8,9 @@ NUM_EXPERTS = 5
 # An id of NUM_EXPERTS is padding.
 expert_ids = st.lists(st.integers(0, NUM_EXPERTS), max_size=60).map(lambda ids: torch.tensor(ids, dtype=torch.int64))
 row_counts = st.integers(1, 5).flatmap(
-    lambda num_local: st.lists(st.lists(st.integers(0, 4), min_size=num_local, max_size=num_local), min_size=1, max_size=5)
+    lambda num_local: st.lists(
+        st.lists(st.integers(0, 4), min_size=num_local, max_size=num_local), min_size=1, max_size=5
+    )
 )
 
 

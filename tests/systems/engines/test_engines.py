@@ -71,7 +71,9 @@ def test_grouped_names_a_width_it_cannot_use(dtype, multiple, good, bad):
     find_engine("grouped").check(CPU, dtype, good)
     find_engine("loop").check(CPU, dtype, bad)
     wrong = next(width for width in bad if width % multiple)
-    sentence = rf"engine=grouped needs matrix widths that are multiples of {multiple} in {dtype}, got {wrong}; use engine=loop"
+    sentence = (
+        rf"engine=grouped needs matrix widths that are multiples of {multiple} in {dtype}, got {wrong}; use engine=loop"
+    )
     with pytest.raises(ValueError, match=sentence):
         find_engine("grouped").check(CPU, dtype, bad)
 

@@ -1,0 +1,197 @@
+"""A cell's identity, and what is refused before anything is launched."""
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from experiments.cells import Cell, check, find_class, instantiate, layer_shape, set_precision, system_options
+from routers.synthetic import SyntheticRouter
+from systems.moeshard import MoEShard
+from tests.experiments.tiny import CONF, configuration
+from tests.workloads.test_checkpoint import random_tensors, save
+
+TINY = configuration()
+
+
+def changed(key: str, value: Any) -> dict[str, Any]:
+    """The tiny configuration with one key, such as model.d_ff, set to a value."""
+    config = copy.deepcopy(TINY)
+    *path, last = key.split(".")
+    node = config
+    for part in path:
+        node = node[part]
+    node[last] = value
+    return config
+
+
+def test_id_is_a_function_of_the_configuration():
+    shuffled = dict(reversed(list(copy.deepcopy(TINY).items())))
+    assert Cell(TINY, 0).id == Cell(shuffled, 0).id == Cell(json.loads(json.dumps(TINY)), 0).id
+    assert len(Cell(TINY, 0).id) == 12 and int(Cell(TINY, 0).id, 16) >= 0
+
+
+DEFINING = [
+    ("system.name", "other"),
+    ("system._target_", "systems.dense.Dense"),
+    ("engine", "loop"),
+    ("model.num_experts", 8),
+    ("model.d_ff", 64),
+    ("model.checkpoint", "somewhere"),
+    ("router.alpha", 0.5),
+    ("router.permute_hot", True),
+    ("corpus._target_", "workloads.corpus.FilesCorpus"),
+    ("cluster.kind", "gloo"),
+    ("cluster.world_size", 4),
+    ("network.hop_us", 1.0),
+    ("tier.iterations", 99),
+    ("batch_size", 3),
+    ("seq_len", 13),
+    ("precision", "bf16"),
+    ("seed", 1),
+]
+
+
+@pytest.mark.parametrize(("key", "value"), DEFINING)
+def test_every_defining_key_is_in_the_id(key, value):
+    other = Cell(changed(key, value), 0)
+    assert other.id != Cell(TINY, 0).id
+    # Systems and their engines share a launch; everything else is another one.
+    assert (other.launch_id == Cell(TINY, 0).launch_id) == key.startswith(("system", "engine"))
+
+
+def test_ids_of_all_changes_differ():
+    assert len({Cell(changed(key, value), 0).id for key, value in DEFINING}) == len(DEFINING)
+
+
+def test_launch_is_in_both_ids():
+    assert Cell(TINY, 0).id != Cell(TINY, 1).id
+    assert Cell(TINY, 0).launch_id != Cell(TINY, 1).launch_id
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("out", "elsewhere"), ("cluster.timeout_s", 1), ("logger.name", "wandb"), ("scale.name", "other")]
+)
+def test_what_changes_no_number_is_not_in_the_id(key, value):
+    assert Cell(changed(key, value), 0).id == Cell(TINY, 0).id
+    assert Cell(changed(key, value), 0).launch_id == Cell(TINY, 0).launch_id
+
+
+def test_engine_asked_for_wins_unless_the_system_brings_its_own():
+    assert Cell(TINY, 0).engine == TINY["system"]["engine"] == "grouped"
+    assert Cell(changed("engine", "loop"), 0).engine == "loop"
+    assert Cell(changed("engine", "grouped"), 0).id == Cell(TINY, 0).id
+    assert Cell(configuration("system=deepspeed"), 0).engine == "deepspeed"
+
+
+def test_point_and_layer_shape():
+    cell = Cell(TINY, 0)
+    assert cell.point == {"num_experts": 4, "batch_size": 2, "seq_len": 12, "world_size": 2}
+    assert vars(layer_shape(TINY)) == {"num_experts": 4, "d_model": 16, "d_ff": 32, "max_tokens": 24, "top_k": 1}
+    assert cell.system == "moeshard" and cell.cluster.world_size == 2
+
+
+def test_instantiate_and_find_class():
+    assert find_class({"_target_": "systems.moeshard.MoEShard"}) is MoEShard
+    router = instantiate(TINY["router"], num_experts=4, rank=0, seed=0)
+    assert isinstance(router, SyntheticRouter) and router.probabilities_E[0] > router.probabilities_E[1]
+    assert system_options({"_target_": "x", "name": "y", "engine": "loop", "placement": "z"}) == {"placement": "z"}
+
+
+@pytest.mark.parametrize(
+    "target", ["systems.moeshard.MoESard", "systems.nothing.MoEShard", "MoEShard", "", None, ".MoEShard"]
+)
+def test_target_that_cannot_be_imported_is_named(target):
+    with pytest.raises(ValueError, match=r"_target_ .* cannot be imported") as caught:
+        find_class({"_target_": target})
+    assert repr(target) in str(caught.value)
+
+
+def test_precision_sets_float32_products():
+    for precision, expected in (("tf32", "high"), ("ieee", "highest"), ("bf16", "highest")):
+        set_precision(precision)
+        assert torch.get_float32_matmul_precision() == expected
+
+
+@pytest.mark.parametrize("system", sorted(path.stem for path in Path(CONF, "system").glob("*.yaml")))
+@pytest.mark.parametrize("precision", ["ieee", "bf16", "fp16"])
+def test_every_system_passes(system, precision):
+    check(Cell(configuration(f"system={system}", f"precision={precision}"), 0))
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["router=learned", "cluster=gloo", "engine=loop", "system=dense", "network=none", "cluster.world_size=1"]
+    + ["router.num_skewed=4", "system=deepspeed", "scale=paper", "tier=full"],
+)
+def test_good_configurations_pass(override):
+    check(Cell(configuration(override), 0))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "sentence"),
+    [
+        (["system=ep", "model.num_experts=3"], "model.num_experts (3) must be divisible by cluster.world_size (2)"),
+        (["system=deepspeed", "model.num_experts=3"], "model.num_experts (3) must be divisible by cluster.world_size (2)"),
+        (["system=moeshard", "model.d_ff=33"], "model.d_ff (33) must be divisible by cluster.world_size (2)"),
+        (["system=moeshard", "model.d_ff=36"], "engine=grouped needs matrix widths that are multiples of 4"),
+        (["system=ep", "model.d_model=18"], "engine=grouped needs matrix widths that are multiples of 4"),
+        (["precision=bf16", "model.d_ff=24"], "engine=grouped needs matrix widths that are multiples of 8"),
+        (["router.num_skewed=5"], "router.num_skewed is 5; it must be between 0 and num_experts (4)"),
+        (["router.alpha=-1"], "router.alpha is -1; it must not be negative"),
+        (["router.skewed_share=10"], "router.skewed_share is 10; it must be between 0 and 1"),
+        (["engine=cutlass"], "engine is 'cutlass'; it must be one of loop, grouped"),
+        (["system=deepspeed", "engine=loop"], "system deepspeed brings its own engine; engine=loop does not apply to it"),
+        (["system=deepspeed", "system.capacity_factor=0"], "system.capacity_factor is 0; it must be a positive number"),
+        (["system=ep", "system.placement=random"], "system.placement is 'random'; it must be one of contiguous, round"),
+        (["precision=fp8"], "precision is 'fp8'; it must be one of ieee, tf32, bf16, fp16"),
+        (["precision=tf32"], "precision=tf32 exists on CUDA GPUs only"),
+        (["batch_size=0"], "batch_size is 0; it must be a whole number of at least 1"),
+        (["batch_size=2.5"], "batch_size is 2.5; it must be a whole number of at least 1"),
+        (["batch_size=many"], "batch_size is 'many'; it must be a whole number of at least 1"),
+        (["seq_len=-1"], "seq_len is -1; it must be a whole number of at least 1"),
+        (["model.num_blocks=1"], "model.num_blocks (1) with model.sparse_step (2) has no MoE layer"),
+        (["model.d_ff=0"], "model.d_ff is 0; it must be a whole number of at least 1"),
+        (["model.checkpoint=/no/such/folder"], "model.checkpoint '/no/such/folder' is no directory and could not be"),
+        (["corpus=files"], "corpus.path must be given for corpus=files"),
+        (["corpus=files", "corpus.path=/no/such.txt"], "corpus.path /no/such.txt holds no text"),
+        (["network.bandwidth_gbs=0"], "network nvlink3: bandwidth_gbs must be positive, got 0"),
+        (["cluster.kind=mpi"], "cluster.kind is 'mpi'; it must be one of emulated, gloo, nccl, torchrun"),
+        (["cluster.world_size=0"], "cluster.world_size is 0; it must be at least 1"),
+        (["cluster=gloo", "cluster.device=cuda"], "cluster=gloo runs on cluster.device=cpu only"),
+        (["cluster=nccl", "cluster.device=cpu"], "cluster=nccl runs on cluster.device=cuda only"),
+        (["cluster=torchrun"], "cluster=torchrun runs inside a launch"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_bad_input_is_one_sentence(overrides, sentence, monkeypatch):
+    monkeypatch.delenv("RANK", raising=False)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises((ValueError, FileNotFoundError)) as caught:
+        check(Cell(configuration(*overrides), 0))
+    assert sentence in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("override", "sentence"),
+    [("cluster=nccl", "cluster=nccl with cluster.device=cuda needs 2 GPU(s); found 1")]
+    + [("cluster.device=cuda", "cluster=emulated with cluster.device=cuda needs 1 GPU(s); found 0")],
+)
+def test_too_few_gpus(override, sentence, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: int(sentence[-1]))
+    with pytest.raises(ValueError) as caught:
+        check(Cell(configuration(override), 0))
+    assert str(caught.value) == sentence
+
+
+def test_checkpoint_of_another_size_is_refused(tmp_path):
+    save(tmp_path, random_tensors())
+    fitting = ["model.d_model=8", "model.d_ff=12", "model.d_kv=3", "model.num_blocks=4", "model.vocab_size=20"]
+    config = configuration(f"model.checkpoint={tmp_path}", "engine=loop", *fitting)
+    check(Cell(config, 0))
+    config["model"]["vocab_size"] = 21
+    with pytest.raises(ValueError, match=r"shared\.weight is \[20, 8\]; the model's sizes want \[21, 8\]$"):
+        check(Cell(config, 0))

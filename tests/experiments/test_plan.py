@@ -1,0 +1,144 @@
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hydra import compose, initialize_config_dir
+
+from experiments.plan import Plan, Point, make_plan
+from experiments.run import experiment_points
+from tests.experiments.tiny import CONF, configuration
+
+BASE = configuration("experiment=fig3")
+SYSTEMS = {system: configuration(f"system={system}")["system"] for system in ("deepspeed", "moeshard")}
+
+
+def configs(launches: int = 1, seed: int = 0, systems: tuple[str, ...] = ("deepspeed", "moeshard"), **changes: int):
+    """One configuration per system; num_experts=8 changes the model, batch_size=3 the batch."""
+    made = []
+    for system in systems:
+        config: dict[str, Any] = copy.deepcopy(BASE) | {"system": SYSTEMS[system], "seed": seed}
+        config["tier"]["launches"] = launches
+        for key, value in changes.items():
+            (config["model"] if key in config["model"] else config)[key] = value
+        made.append(config)
+    return made
+
+
+def points(**options: Any) -> list[Point]:
+    """Two panels that share the point of 4 experts and batch 2."""
+    return [
+        Point("a", "Figure 3a", "num_experts", 4, 8, configs(num_experts=4, **options)),
+        Point("a", "Figure 3a", "num_experts", 8, 16, configs(num_experts=8, **options)),
+        Point("b", "Figure 3b", "batch_size", 2, 10, configs(batch_size=2, **options)),
+        Point("b", "Figure 3b", "batch_size", 3, 100, configs(batch_size=3, **options)),
+    ]
+
+
+def cells_of(plan: Plan, panel: int, place: int) -> list[str]:
+    return plan.document["panels"][panel]["points"][place]["cells"]
+
+
+def test_panels_share_the_cells_of_the_same_point():
+    plan = make_plan(points())
+    assert cells_of(plan, 0, 0) == cells_of(plan, 1, 0)
+    assert len(plan.cells) == 3 * 2 and len(plan.launches) == 3
+    every = [cells_of(plan, panel, place) for panel in (0, 1) for place in (0, 1)]
+    assert len({cell for cells in every for cell in cells}) == 6
+
+
+def test_document():
+    plan = make_plan(points())
+    document = json.loads(json.dumps(plan.document))
+    assert document == plan.document
+    assert [(panel["name"], panel["title"], panel["x_name"]) for panel in document["panels"]] == [
+        ("a", "Figure 3a", "num_experts"),
+        ("b", "Figure 3b", "batch_size"),
+    ]
+    assert [(point["x"], point["published_x"]) for point in document["panels"][0]["points"]] == [(4, 8), (8, 16)]
+    assert {key: document[key] for key in ("schema", "experiment", "scale", "tier", "baseline", "campaign")} == {
+        "schema": 1,
+        "experiment": "fig3",
+        "scale": "laptop",
+        "tier": "smoke",
+        "baseline": "deepspeed",
+        "campaign": "fig3-laptop-smoke-seed0",
+    }
+    assert [launch["cells"] for launch in document["launches"]] == plan.launches
+    systems = [plan.cells[cell].system for cell in cells_of(plan, 0, 0)]
+    assert systems == ["deepspeed", "moeshard"]
+
+
+def test_each_launch_has_all_systems_of_one_workload():
+    plan = make_plan(points(launches=3))
+    assert sorted(cell for launch in plan.launches for cell in launch) == sorted(plan.cells)
+    for launch, described in zip(plan.launches, plan.document["launches"], strict=True):
+        cells = [plan.cells[cell] for cell in launch]
+        assert [cell.system for cell in cells] == ["deepspeed", "moeshard"]
+        assert {cell.launch_id for cell in cells} == {described["id"]}
+        assert {cell.launch for cell in cells} == {described["launch"]}
+
+
+def test_repetitions_come_one_after_another_and_belong_to_every_point():
+    plan = make_plan(points(launches=3))
+    assert [launch["launch"] for launch in plan.document["launches"]] == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+    assert len(plan.cells) == 3 * 3 * 2
+    for panel in (0, 1):
+        for place in (0, 1):
+            cells = cells_of(plan, panel, place)
+            assert len(set(cells)) == 6 and [plan.cells[cell].launch for cell in cells] == [0, 0, 1, 1, 2, 2]
+
+
+def test_systems_that_only_one_panel_asks_for_join_the_launch():
+    shared = [
+        Point("a", "a", "num_experts", 4, None, configs(systems=("deepspeed",))),
+        Point("b", "b", "batch_size", 2, None, configs()),
+    ]
+    plan = make_plan(shared)
+    assert len(plan.launches) == 1 and len(plan.cells) == 2
+
+
+def order(plan: Plan) -> list[list[tuple[int, int]]]:
+    """The points in the order of launching, for each repetition."""
+    launched = [plan.cells[cells[0]] for cells in plan.launches]
+    visited = [(cell.point["num_experts"], cell.point["batch_size"]) for cell in launched]
+    repetitions = sorted({cell.launch for cell in launched})
+    return [[p for p, cell in zip(visited, launched, strict=True) if cell.launch == i] for i in repetitions]
+
+
+def test_order_is_drawn_from_the_seed_for_each_repetition():
+    assert make_plan(points(launches=8)).launches == make_plan(points(launches=8)).launches
+    repetitions = order(make_plan(points(launches=8)))
+    assert all(sorted(visited) == [(4, 2), (4, 3), (8, 2)] for visited in repetitions)
+    assert len({tuple(visited) for visited in repetitions}) > 1
+    assert repetitions != order(make_plan(points(launches=8, seed=1)))
+
+
+def test_no_points():
+    with pytest.raises(ValueError, match=r"the experiment has no points; give experiment\.panels values"):
+        make_plan([])
+
+
+@pytest.mark.parametrize(("experiment", "num_points"), [("fig3", 9), ("fig3a", 6), ("fig3b", 4), ("single", 1)])
+def test_experiments_of_the_paper(experiment, num_points):
+    """Figure 3 has 6 and 4 points, of which one, 128 experts and batch 250, is in both panels."""
+    overrides = [f"experiment={experiment}", "scale=paper", "tier=quick"]
+    with initialize_config_dir(CONF, version_base="1.3"):
+        found = experiment_points(compose("config", overrides), overrides)
+    plan = make_plan(found)
+    assert len(plan.launches) == 2 * num_points
+    if experiment == "fig3":
+        published = [[point["published_x"] for point in panel["points"]] for panel in plan.document["panels"]]
+        assert published == [[8, 16, 32, 64, 128, 256], [10, 100, 250, 450]]
+        assert cells_of(plan, 0, 4) == cells_of(plan, 1, 2)
+        assert len(plan.cells) == 2 * 9 * 5
+
+
+def test_laptop_divides_the_batches_of_the_paper():
+    overrides = ["experiment=fig3b"]
+    with initialize_config_dir(CONF, version_base="1.3"):
+        found = experiment_points(compose("config", overrides), overrides)
+    assert [(point.x, point.published_x) for point in found] == [(1, 10), (10, 100), (25, 250), (45, 450)]
+    assert [point.configs[0]["batch_size"] for point in found] == [1, 10, 25, 45]
+    assert all(Path(config["out"]).name == "fig3b" for point in found for config in point.configs)

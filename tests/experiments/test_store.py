@@ -1,0 +1,115 @@
+import json
+import os
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from experiments.store import ROUTING_COLUMNS, SAMPLE_COLUMNS, SCHEMA, Store
+
+OK = {"cell": "abc", "state": "ok", "reason": None}
+FAILED = {"cell": "abc", "state": "failed", "reason": "out of memory"}
+# Without the columns that do not apply, in another order, with one that is not stored.
+SAMPLES = pd.DataFrame(
+    [
+        {"unit": "ms", "value": 1.5, "metric": "ttft_ms", "rank": 0, "iteration": 3, "cell": "abc", "scratch": 1},
+        {"unit": "ms", "value": 0.5, "metric": "section_ms", "rank": 1, "iteration": 3, "cell": "abc", "layer": 1}
+        | {"section": "combine", "scratch": 2},
+    ]
+).assign(campaign="c", launch=0, phase="measure", order=7, time=1e9, source="emulated", schema=1)
+ROUTING = pd.DataFrame([[1, 0, 0, 2, 24]], columns=ROUTING_COLUMNS)
+
+
+@pytest.fixture
+def store(tmp_path) -> Store:
+    store = Store(tmp_path / "campaign")
+    store.write_plan({"schema": 1})
+    return store
+
+
+def folder(store: Store) -> Path:
+    return store.folder / "cells" / "abc"
+
+
+def test_plan_is_written_and_replaced(store):
+    store.write_plan({"schema": 1, "panels": [{"name": "a"}]})
+    assert json.loads((store.folder / "plan.json").read_text()) == {"schema": 1, "panels": [{"name": "a"}]}
+    assert sorted(path.name for path in store.folder.iterdir()) == ["cells", "plan.json"]
+
+
+def test_measured_cell_is_stored_whole(store):
+    assert not store.is_measured("abc")
+    store.write_cell(OK, SAMPLES, ROUTING)
+    assert store.is_measured("abc") and not store.is_measured("abd")
+    assert sorted(path.name for path in folder(store).iterdir()) == ["routing.parquet", "run.json", "samples.parquet"]
+    run = json.loads((folder(store) / "run.json").read_text())
+    assert {key: run[key] for key in OK} == OK and run["schema"] == SCHEMA
+    assert set(run["checksums"]) == {"routing.parquet", "samples.parquet"}
+    assert [path.name for path in folder(store).parent.iterdir()] == ["abc"]
+
+
+def test_samples_have_the_columns_and_types_of_the_schema(store):
+    store.write_cell(OK, SAMPLES, ROUTING)
+    samples = pd.read_parquet(folder(store) / "samples.parquet")
+    assert list(samples.columns) == list(SAMPLE_COLUMNS)
+    assert {name: str(dtype) for name, dtype in samples.dtypes.items()} == SAMPLE_COLUMNS
+    assert samples["value"].tolist() == [1.5, 0.5] and samples["order"].tolist() == [7, 7]
+    assert samples["layer"].isna().tolist() == samples["section"].isna().tolist() == [True, False]
+    assert pd.read_parquet(folder(store) / "routing.parquet").equals(ROUTING)
+
+
+@pytest.mark.parametrize("file", ["samples.parquet", "routing.parquet", "run.json"])
+@pytest.mark.parametrize("damage", ["truncated", "missing", "changed"])
+def test_damaged_cell_is_not_measured(store, file, damage):
+    store.write_cell(OK, SAMPLES, ROUTING)
+    path = folder(store) / file
+    content = path.read_bytes()
+    if damage == "missing":
+        path.unlink()
+    elif damage == "truncated":
+        path.write_bytes(content[: len(content) // 2])
+    elif file == "run.json":
+        path.write_text('{"cell": "abc"}')
+    else:
+        path.write_bytes(content[:100] + bytes([content[100] ^ 1]) + content[101:])
+    assert not store.is_measured("abc")
+
+
+def test_failure_is_a_record_but_no_measurement(store):
+    store.write_cell(FAILED)
+    assert not store.is_measured("abc")
+    run = json.loads((folder(store) / "run.json").read_text())
+    assert run["reason"] == "out of memory" and run["checksums"] == {}
+
+
+def test_success_replaces_a_failure_and_leaves_nothing_of_it(store):
+    store.write_cell(FAILED)
+    (folder(store) / "left_over").touch()
+    store.write_cell(OK, SAMPLES, ROUTING)
+    assert store.is_measured("abc") and not (folder(store) / "left_over").exists()
+
+
+def test_writing_that_is_interrupted_leaves_no_cell(store, monkeypatch):
+    def interrupted(frame: pd.DataFrame, *args: object, **kwargs: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pd.DataFrame, "to_parquet", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            store.write_cell(OK, SAMPLES, ROUTING)
+    assert not folder(store).exists() and not store.is_measured("abc")
+    store.write_cell(OK, SAMPLES, ROUTING)  # over what was left behind
+    assert store.is_measured("abc") and [path.name for path in folder(store).parent.iterdir()] == ["abc"]
+
+
+def test_cell_appears_by_one_rename(store, monkeypatch):
+    seen, rename = [], os.replace
+
+    def spy(source: Path, target: Path) -> None:
+        if Path(target) == folder(store):
+            seen.append((sorted(os.listdir(source)), folder(store).exists()))
+        rename(source, target)
+
+    monkeypatch.setattr(os, "replace", spy)
+    store.write_cell(OK, SAMPLES, ROUTING)
+    assert seen == [(["routing.parquet", "run.json", "samples.parquet"], False)]
