@@ -23,7 +23,8 @@ TABLE = Network("table", points=((0, 0), (1000, 10), (3000, 30)), bandwidth_gbs=
 
 
 @pytest.mark.parametrize(
-    ("volume", "microseconds"), [(0, 0), (500, 5), (1000, 10), (2000, 20), (3000, 30), (4000, 30.5), (1e9 + 3000, 500_030)]
+    ("volume", "microseconds"),
+    [(0, 0), (500, 5), (1000, 10), (2000, 20), (3000, 30), (4000, 30.5), (1e9 + 3000, 500_030)],
 )
 def test_linear_between_points_and_bandwidth_beyond(volume, microseconds):
     assert TABLE.seconds(volume, hops=3) == pytest.approx(microseconds * 1e-6, rel=1e-12)
@@ -46,7 +47,10 @@ def test_latency_is_a_base_and_a_hop_for_each_step():
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        ({"points": ((0, 0), (5, 1), (3, 2))}, r"network n: points must start at 0 bytes and ascend, got sizes \[0, 5, 3\]"),
+        (
+            {"points": ((0, 0), (5, 1), (3, 2))},
+            r"network n: points must start at 0 bytes and ascend, got sizes \[0, 5, 3\]",
+        ),
         ({"points": ((0, 0), (5, 1), (5, 2))}, r"got sizes \[0, 5, 5\]"),
         ({"points": ((1, 0),)}, r"got sizes \[1\]"),
         ({"points": ()}, r"got sizes \[\]"),
@@ -65,7 +69,9 @@ def test_file_says_its_own_name_and_where_its_constants_are_from(name):
     assert NETWORKS[name].source or name == "none"
 
 
-@given(st.sampled_from(sorted(NETWORKS)), st.floats(0, 1e11), st.floats(0, 1e11), st.integers(0, 14), st.integers(0, 14))
+@given(
+    st.sampled_from(sorted(NETWORKS)), st.floats(0, 1e11), st.floats(0, 1e11), st.integers(0, 14), st.integers(0, 14)
+)
 def test_more_bytes_and_more_hops_never_take_less(name, bytes_one, bytes_two, hops_one, hops_two):
     fewer, more = sorted([bytes_one, bytes_two])
     near, far = sorted([hops_one, hops_two])
@@ -79,7 +85,7 @@ def test_without_a_network_collectives_are_free(volume, hops):
 
 
 def test_published_points_are_met():
-    """The sources that the files name: Vidur's all-reduces of 64 MiB on 4 GPUs (V = 1.5 n, 6 hops), and the authors'."""
+    """Vidur's all-reduces of 64 MiB on 4 GPUs (V = 1.5 n, 6 hops) and the authors' reduce-scatter, as the files say."""
     assert NETWORKS["nvlink3"].seconds(1.5 * 2**26, hops=6) == pytest.approx(589e-6, rel=0.01)
     assert NETWORKS["nvlink4"].seconds(1.5 * 2**26, hops=6) == pytest.approx(306e-6, rel=0.01)
     assert NETWORKS["pcie4"].seconds(1.5 * 2**26, hops=6) == pytest.approx(4136e-6, rel=0.01)

@@ -1,4 +1,4 @@
-from itertools import groupby
+from itertools import groupby, pairwise
 
 import pytest
 from hypothesis import given
@@ -44,12 +44,12 @@ def test_each_block_has_all_systems_in_the_reverse_order_of_the_block_before(cel
         for _, group in groupby(interleave(cells, iterations, block, seed), key=lambda visit: visit[1].start)
     ]
     assert all(sorted(order) == sorted(cells) for order in blocks)
-    assert all(after == before[::-1] for before, after in zip(blocks, blocks[1:], strict=False))
+    assert all(after == before[::-1] for before, after in pairwise(blocks))
 
 
 @given(names, st.integers(1, 8).map(lambda pairs: 2 * pairs), st.integers(1, 4), st.integers(0, 10**6))
 def test_linear_drift_meets_all_systems_alike(cells, num_blocks, block, seed):
-    drift = {cell: 0 for cell in cells}
+    drift = dict.fromkeys(cells, 0)
     for time, (cell, _) in enumerate(interleave(cells, num_blocks * block, block, seed)):
         drift[cell] += time
     assert len(set(drift.values())) <= 1

@@ -1,3 +1,5 @@
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -8,8 +10,8 @@ from scipy.stats import chisquare
 from routers.synthetic import SyntheticRouter, count_skewed, skewed_probabilities
 
 
-def router(**options) -> SyntheticRouter:
-    return SyntheticRouter(**({"num_experts": 16, "rank": 0, "seed": 0} | options))
+def router(num_experts: int = 16, rank: int = 0, seed: int = 0, **options: Any) -> SyntheticRouter:
+    return SyntheticRouter(num_experts=num_experts, rank=rank, seed=seed, **options)
 
 
 def test_probabilities_by_hand():
@@ -43,6 +45,11 @@ def test_ten_percent_is_rounded_up(num_experts, num_skewed):
 @pytest.mark.parametrize(("share", "num_skewed"), [(0, 0), (0.5, 5), (0.51, 6), (0.7, 7), (1, 10)])
 def test_share_of_ten_experts(share, num_skewed):
     assert count_skewed(10, None, share) == num_skewed
+
+
+def test_share_is_not_rounded_up_for_the_noise_of_a_float():
+    assert 0.07 * 100 > 7 and 0.55 * 100 > 55
+    assert (count_skewed(100, None, 0.07), count_skewed(100, None, 0.55)) == (7, 55)
 
 
 def test_number_wins_over_share():

@@ -1,11 +1,11 @@
 """Closed forms of what a call costs a rank: by hand, as invariants, and against DeepSpeed's own gate."""
 
-import os
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from deepspeed.moe.sharded_moe import top1gating
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -175,12 +175,9 @@ def test_expert_parallelism_sends_each_row_that_is_not_at_home_there_and_back(pl
     capacity_factor=st.one_of(st.floats(0.1, 12), st.integers(1, 50).map(float)),
 )
 def test_capacity_and_drops_are_those_of_deepspeeds_gate(num_experts, experts, capacity_factor):
-    os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    from deepspeed.moe.sharded_moe import top1gating
-
     expert_T = torch.tensor(experts) % num_experts
     logits_TE = torch.nn.functional.one_hot(expert_T, num_experts).float() * LOGIT
-    gate = top1gating(logits_TE, capacity_factor, 4, drop_tokens=True, use_rts=False, sparse_routes=True)
+    gate: Any = top1gating(logits_TE, capacity_factor, 4, drop_tokens=True, use_rts=False, sparse_routes=True)
     capacity, expert_KT, weight_KT = gate[1], gate[3], gate[5]
 
     shape = LayerShape(num_experts, 2, 4, len(experts))

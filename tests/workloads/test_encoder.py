@@ -40,7 +40,7 @@ class Halve(nn.Module):
         return hidden_BLD / 2
 
 
-def build(moe_layer: Callable[[int], nn.Module] = lambda block: Halve(), model=MODEL, seed=0, **options: Any):
+def build(moe_layer: Callable[[int], nn.Module] = lambda block: Halve(), model=MODEL, seed=0, **options: Any) -> Any:
     return build_encoder(model, moe_layer, seed=seed, dtype=options.pop("dtype", torch.float32), device=CPU, **options)
 
 

@@ -133,14 +133,17 @@ def test_a_shard_reads_nothing_but_its_part(tmp_path, monkeypatch):
         def keys(self) -> list[str]:
             return self._file.keys()
 
-        def get_slice(self, name: str) -> Any:
-            class Slice:
-                def __getitem__(_, index: Any) -> torch.Tensor:
-                    part = self._file.get_slice(name)[index]
-                    read[name] = read.get(name, 0) + part.numel()
-                    return part
+        def get_slice(self, name: str) -> "SpiedSlice":
+            return SpiedSlice(name, self._file.get_slice(name))
 
-            return Slice()
+    class SpiedSlice:
+        def __init__(self, name: str, view: Any) -> None:
+            self._name, self._view = name, view
+
+        def __getitem__(self, index: Any) -> torch.Tensor:
+            part = self._view[index]
+            read[self._name] = read.get(self._name, 0) + part.numel()
+            return part
 
     monkeypatch.setattr("workloads.checkpoint.safe_open", Spy)
     layer = CheckpointLayer(MODEL, 1, open_checkpoint(str(save(tmp_path, random_tensors()))), torch.float32, CPU)
