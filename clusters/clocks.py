@@ -9,9 +9,8 @@ import os
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -65,33 +64,41 @@ class CudaClock:
 class Baton:
     """The right to use the device: an exclusive lock on a file that the ranks of a launch share.
 
-    The kernel frees the lock when its holder dies. The file itself counts how often each rank has come to wait, so
-    that nobody starts to compute while a rank of the same collective is still on its way.
+    Who holds it is not to be disturbed. A rank that is done sleeps until all others are done too before it moves any
+    data (`wait_until_idle`), and a rank that gets the baton starts only when those it has just exchanged data with
+    are asleep again. The kernel frees all locks of a rank that dies.
     """
 
     def __init__(self, path: Path, rank: int, world_size: int) -> None:
         self.rank = rank
-        self._file = open(path, "a+b")  # noqa: SIM115  (held for the life of the rank)
-        self._file.truncate(8 * world_size)
-        self._arrivals = np.memmap(self._file, dtype=np.int64, mode="r+", shape=(world_size,))
+        self._turn = open(path, "a+b")  # noqa: SIM115  (held for the life of the rank)
+        self._computing = open(path.with_suffix(".computing"), "a+b")  # noqa: SIM115
+        self._turn.truncate(8 * world_size)
+        self._arrivals = np.memmap(self._turn, dtype=np.int64, mode="r+", shape=(world_size,))
 
     @property
     def next_arrival(self) -> int:
         return int(self._arrivals[self.rank]) + 1
 
     def take(self, after: Mapping[int, int]) -> None:
-        """Wait for the lock, then until each rank in `after` has arrived here that many times."""
+        """Wait for the baton, then until each rank in `after` has come to wait for it that many times."""
+        fcntl.flock(self._computing, fcntl.LOCK_SH)
         self._arrivals[self.rank] += 1
-        fcntl.flock(self._file, fcntl.LOCK_EX)
+        fcntl.flock(self._turn, fcntl.LOCK_EX)
         while any(self._arrivals[rank] < arrival for rank, arrival in after.items()):
             os.sched_yield()
 
     def give(self) -> None:
-        fcntl.flock(self._file, fcntl.LOCK_UN)
+        fcntl.flock(self._turn, fcntl.LOCK_UN)
+        fcntl.flock(self._computing, fcntl.LOCK_UN)
+
+    def wait_until_idle(self) -> None:
+        """Sleep until no rank computes or waits to compute."""
+        fcntl.flock(self._computing, fcntl.LOCK_EX)
+        fcntl.flock(self._computing, fcntl.LOCK_UN)
 
 
-@dataclass(frozen=True)
-class VirtualMark:
+class VirtualMark(NamedTuple):
     """A moment in emulated time: a point of a segment, whose start the clock knows in seconds."""
 
     segment_s: float
@@ -111,6 +118,7 @@ class VirtualClock:
         self.baton = baton
         self._stopwatch = stopwatch
         self._segment: Any = None
+        self._held_s: float | None = None
 
     def mark(self) -> VirtualMark:
         assert self._segment is not None, "a mark needs a running clock"
@@ -121,7 +129,14 @@ class VirtualClock:
 
     def now_s(self) -> float:
         """Emulated seconds at this moment; waits for the device."""
+        if self._held_s is not None:
+            return self._held_s
         return self.time_s if self._segment is None else self._at(self.mark())
+
+    def hold(self) -> float:
+        """End the segment at this moment, though it is closed a little later; returns the emulated seconds."""
+        self._held_s = self.now_s()
+        return self._held_s
 
     @contextmanager
     def running(self) -> Iterator[None]:
@@ -142,6 +157,7 @@ class VirtualClock:
         was_running = self._segment is not None
         if was_running:
             self._pause()
+            self.baton.wait_until_idle()
         yield arrivals
         if was_running:
             self._resume(arrivals)
@@ -152,7 +168,7 @@ class VirtualClock:
 
     def _pause(self) -> None:
         self.time_s = self.now_s()
-        self._segment = None
+        self._segment = self._held_s = None
         self.baton.give()
 
     def _at(self, mark: VirtualMark) -> float:

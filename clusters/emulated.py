@@ -36,10 +36,12 @@ def register(clock: VirtualClock, network: Network) -> None:
 class EmulatedWork(dist.Work):
     """A collective that has been issued and is carried out when somebody waits for it."""
 
-    def __init__(self, group: "EmulatedGroup", move: Callable[[], Any], volume_bytes: float, hops: int) -> None:
+    def __init__(
+        self, group: "EmulatedGroup", issued_s: float, move: Callable[[], Any], volume_bytes: float, hops: int
+    ) -> None:
         super().__init__()
-        self.group, self.move, self.volume_bytes, self.hops = group, move, volume_bytes, hops
-        self.issued_s = group.clock.now_s()
+        self.group, self.issued_s, self.move = group, issued_s, move
+        self.volume_bytes, self.hops = volume_bytes, hops
         self.finished_s: float | None = None
 
     def wait(self, timeout: timedelta | None = None) -> bool:
@@ -89,12 +91,17 @@ class EmulatedGroup(dist.ProcessGroup):
 
     def _issue(
         self,
+        opts: Any,
         collective: Callable[..., Any],
         tensors: Sequence[torch.Tensor],
         volume_bytes: float,
         hops: int | None = None,
     ) -> EmulatedWork:
-        """Queue `collective(*tensors on the host)`; gloo moves host memory, so device tensors are copied around it."""
+        """Queue `collective(*tensors on the host)`; gloo moves host memory, so device tensors are copied around it.
+
+        The caller of a synchronous collective waits at once: its segment ends here, before our own bookkeeping.
+        """
+        issued_s = self.clock.now_s() if opts.asyncOp else self.clock.hold()
 
         def move() -> None:
             host = [tensor.cpu() for tensor in tensors]
@@ -103,37 +110,37 @@ class EmulatedGroup(dist.ProcessGroup):
                 if tensor.device != copy.device:
                     tensor.copy_(copy)
 
-        work = EmulatedWork(self, move, volume_bytes, self.size() - 1 if hops is None else hops)
+        work = EmulatedWork(self, issued_s, move, volume_bytes, self.size() - 1 if hops is None else hops)
         self._pending.append(work)
         return work
 
     # Each method below is one collective: how gloo moves it and how many bytes a rank sends or receives off itself.
 
-    def barrier(self, opts: Any = None) -> EmulatedWork:
-        return self._issue(self._gloo.barrier, [], 0)
+    def barrier(self, opts: Any) -> EmulatedWork:
+        return self._issue(opts, self._gloo.barrier, [], 0)
 
     def allreduce(self, tensors: list[torch.Tensor], opts: Any) -> EmulatedWork:
         volume = 2 * (self.size() - 1) / self.size() * _nbytes(tensors[0])
-        return self._issue(lambda t: self._gloo.allreduce([t], opts), tensors, volume, hops=2 * (self.size() - 1))
+        return self._issue(opts, lambda t: self._gloo.allreduce([t], opts), tensors, volume, hops=2 * (self.size() - 1))
 
     def broadcast(self, tensors: list[torch.Tensor], opts: Any) -> EmulatedWork:
         volume = _nbytes(tensors[0]) if self.size() > 1 else 0
-        return self._issue(lambda t: self._gloo.broadcast([t], opts), tensors, volume)
+        return self._issue(opts, lambda t: self._gloo.broadcast([t], opts), tensors, volume)
 
-    def _allgather_base(self, output: torch.Tensor, input: torch.Tensor, opts: Any = None) -> EmulatedWork:
-        return self._issue(self._gloo._allgather_base, [output, input], (self.size() - 1) * _nbytes(input))
+    def _allgather_base(self, output: torch.Tensor, input: torch.Tensor, opts: Any) -> EmulatedWork:
+        return self._issue(opts, self._gloo._allgather_base, [output, input], (self.size() - 1) * _nbytes(input))
 
     def allgather(self, outputs: list[list[torch.Tensor]], inputs: list[torch.Tensor], opts: Any) -> EmulatedWork:
         def gather(input: torch.Tensor, *parts: torch.Tensor) -> Any:
             return self._gloo.allgather([list(parts)], [input], opts)
 
-        return self._issue(gather, [inputs[0], *outputs[0]], (self.size() - 1) * _nbytes(inputs[0]))
+        return self._issue(opts, gather, [inputs[0], *outputs[0]], (self.size() - 1) * _nbytes(inputs[0]))
 
     def _reduce_scatter_base(self, output: torch.Tensor, input: torch.Tensor, opts: Any) -> EmulatedWork:
         def scatter(output: torch.Tensor, input: torch.Tensor) -> Any:
             return self._gloo._reduce_scatter_base(output, input, opts)
 
-        return self._issue(scatter, [output, input], (self.size() - 1) * _nbytes(output))
+        return self._issue(opts, scatter, [output, input], (self.size() - 1) * _nbytes(output))
 
     def alltoall_base(
         self,
@@ -141,16 +148,16 @@ class EmulatedGroup(dist.ProcessGroup):
         input: torch.Tensor,
         output_splits: list[int],
         input_splits: list[int],
-        opts: Any = None,
+        opts: Any,
     ) -> EmulatedWork:
         def exchange(output: torch.Tensor, input: torch.Tensor) -> Any:
             return self._gloo.alltoall_base(output, input, output_splits, input_splits)
 
         volume = max(self._off_rank_bytes(input, input_splits), self._off_rank_bytes(output, output_splits))
-        return self._issue(exchange, [output, input], volume)
+        return self._issue(opts, exchange, [output, input], volume)
 
     # torch 2.13 renamed the single-tensor collectives.
-    all_gather_single = _allgather_base
+    all_gather_single = _allgather_base  # pyright: ignore[reportAssignmentType]
     reduce_scatter_single = _reduce_scatter_base  # pyright: ignore[reportAssignmentType]
     all_to_all_single = alltoall_base  # pyright: ignore[reportAssignmentType]
 

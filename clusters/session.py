@@ -37,8 +37,8 @@ class ClusterSpec:
             raise ValueError(f"cluster.kind is {self.kind!r}; it must be one of {', '.join(KINDS)}")
         if self.device not in ("cpu", "cuda"):
             raise ValueError(f"cluster.device is {self.device!r}; it must be cpu or cuda")
-        if self.world_size < 1:
-            raise ValueError(f"cluster.world_size is {self.world_size}; it must be at least 1")
+        if type(self.world_size) is not int or self.world_size < 1:
+            raise ValueError(f"cluster.world_size is {self.world_size!r}; it must be a whole number of at least 1")
         if self.kind == "gloo" and self.device != "cpu":
             raise ValueError(
                 f"cluster=gloo runs on cluster.device=cpu only, not {self.device!r}; on GPUs use cluster=nccl"
@@ -49,6 +49,8 @@ class ClusterSpec:
             )
         if self.kind == "torchrun" and "RANK" not in os.environ:
             raise ValueError("cluster=torchrun runs inside a launch: start it as `torchrun ... -m experiments.run`")
+        if not isinstance(self.timeout_s, int | float) or self.timeout_s <= 0:
+            raise ValueError(f"cluster.timeout_s is {self.timeout_s!r}; it must be a positive number of seconds")
         gpus_needed = {"emulated": 1, "nccl": self.world_size, "torchrun": 1}.get(self.kind, 0)
         if self.device == "cuda" and torch.cuda.device_count() < gpus_needed:
             found = torch.cuda.device_count()

@@ -16,8 +16,8 @@ from experiments.cells import (
     find_class,
     instantiate,
     layer_shape,
+    options,
     set_precision,
-    system_options,
 )
 from experiments.moe_layer import MoELayer
 from experiments.recorder import Recorder
@@ -74,7 +74,7 @@ class Bench:
         shape = layer_shape(self.config)
         self.systems[cell] = {
             block: kind(
-                **system_options(node),
+                **options(node),
                 shape=shape,
                 weights=self.shared[block],
                 group=self.session.group,

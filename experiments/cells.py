@@ -5,6 +5,7 @@ A cell's configuration is a plain dict (the resolved Hydra configuration): what 
 
 import hashlib
 import importlib
+import inspect
 import json
 from dataclasses import dataclass
 from functools import cached_property
@@ -25,6 +26,7 @@ DEFINING = (
     *("system", "engine", "model", "router", "corpus", "cluster", "network", "tier"),
     *("batch_size", "seq_len", "precision", "seed"),
 )
+OPTIONAL_PHASES = ("warmup", "section_iterations")
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,8 @@ class Cell:
     def workload(self) -> dict[str, Any]:
         """What cells that are launched together have in common."""
         defining = {key: self.config[key] for key in DEFINING if key not in ("system", "engine")}
-        defining["cluster"] = {key: value for key, value in defining["cluster"].items() if key != "timeout_s"}
+        defining["cluster"] = _without(defining["cluster"], "timeout_s")
+        defining["tier"] = _without(defining["tier"], "name", "launches")
         return {**defining, "launch": self.launch}
 
     @property
@@ -77,7 +80,7 @@ class Cell:
 
 def instantiate(node: dict[str, Any], **values: Any) -> Any:
     """Call the class that `node["_target_"]` names with the node's other keys and `values`."""
-    return find_class(node)(**{key: value for key, value in node.items() if key != "_target_"}, **values)
+    return find_class(node)(**_without(node, "_target_"), **values)
 
 
 def find_class(node: dict[str, Any]) -> Any:
@@ -89,9 +92,14 @@ def find_class(node: dict[str, Any]) -> Any:
         raise ValueError(f"_target_ {node['_target_']!r} cannot be imported: {error}") from error
 
 
-def system_options(node: dict[str, Any]) -> dict[str, Any]:
-    """The keys of a system's node that are arguments of its class."""
-    return {key: value for key, value in node.items() if key not in ("_target_", "name", "engine")}
+def options(node: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of a system's or router's class in its node; ValueError names one that the class does not have."""
+    given = _without(node, "_target_", "name", "engine")
+    constructors = [kind.__init__ for kind in find_class(node).__mro__ if "__init__" in vars(kind)]
+    known = {name for constructor in constructors for name in inspect.signature(constructor).parameters}
+    for name in given.keys() - known:
+        raise ValueError(f"{node['name']} has no option {name!r}")
+    return given
 
 
 def system_class(config: dict[str, Any]) -> type[System]:
@@ -106,34 +114,54 @@ def layer_shape(config: dict[str, Any]) -> LayerShape:
 
 
 def check(cell: Cell) -> None:
-    """Raise ValueError (or FileNotFoundError), in one sentence, for a cell that cannot run here; launches nothing."""
-    config, cluster = cell.config, cell.cluster
+    """Raise ValueError (or OSError), in one sentence, for a cell that cannot run here; launches nothing.
+
+    Sets the process's float32 precision, because engines ask for it.
+    """
+    try:
+        _check_workload(cell.config)
+        _check_system(cell)
+    except (TypeError, AttributeError) as error:  # a value of a type that its class cannot take
+        raise ValueError(f"the configuration of {cell.system} has a value of the wrong type: {error}") from error
+
+
+def _check_workload(config: dict[str, Any]) -> None:
+    cluster = ClusterSpec(**config["cluster"])
     cluster.check()
-    for key in ("batch_size", "seq_len"):
-        if not isinstance(config[key], int) or config[key] < 1:
-            raise ValueError(f"{key} is {config[key]!r}; it must be a whole number of at least 1")
+    tier = config["tier"]
+    numbers = {"batch_size": config["batch_size"], "seq_len": config["seq_len"]}
+    numbers |= {f"tier.{key}": tier[key] for key in ("launches", "iterations", "block")}
+    for name, value in numbers.items():
+        _check_whole_number(name, value, 1)
+    for name, value in {"seed": config["seed"], **{f"tier.{key}": tier[key] for key in OPTIONAL_PHASES}}.items():
+        _check_whole_number(name, value, 0)
     _check_precision(config["precision"], cluster.device)
-    set_precision(config["precision"])  # engines ask for it
+    set_precision(config["precision"])
     model: ModelShape = instantiate(config["model"])
     model.check()
     if model.checkpoint:
         open_checkpoint(model.checkpoint).check(model)
-    shape, system = layer_shape(config), system_class(config)
-    system.check(shape, cluster.world_size, **system_options(config["system"]))
-    if system.own_engine is None:
-        widths = [shape.d_model, system.hidden_width(shape, cluster.world_size)]
-        find_engine(cell.engine).check(torch.device(cluster.device), DTYPES[config["precision"]], widths)
-    elif config["engine"] is not None:
-        raise ValueError(f"system {cell.system} brings its own engine; engine={config['engine']} does not apply to it")
     build_router(config, rank=0, classifier=None)
     instantiate(config["network"])
     instantiate(config["corpus"]).check()
 
 
+def _check_system(cell: Cell) -> None:
+    config, cluster = cell.config, cell.cluster
+    shape, system = layer_shape(config), system_class(config)
+    system.check(shape, cluster.world_size, **options(config["system"]))
+    if system.own_engine is None:
+        widths = [shape.d_model, system.hidden_width(shape, cluster.world_size)]
+        find_engine(cell.engine).check(torch.device(cluster.device), DTYPES[config["precision"]], widths)
+    elif config["engine"] is not None:
+        raise ValueError(f"system {cell.system} brings its own engine; engine={config['engine']} does not apply to it")
+
+
 def build_router(config: dict[str, Any], *, rank: int, classifier: Any) -> Any:
     """The router of a workload on one rank; `classifier(block)` gives the model's router matrix [E, D]."""
-    num_experts, seed = config["model"]["num_experts"], config["seed"]
-    return instantiate(config["router"], num_experts=num_experts, rank=rank, seed=seed, classifier=classifier)
+    node = config["router"]
+    given = {"num_experts": config["model"]["num_experts"], "rank": rank, "seed": config["seed"]}
+    return find_class(node)(**options(node), **given, classifier=classifier)
 
 
 def set_precision(precision: str) -> None:
@@ -141,11 +169,20 @@ def set_precision(precision: str) -> None:
     torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
 
 
+def _check_whole_number(name: str, value: Any, least: int) -> None:
+    if type(value) is not int or value < least:
+        raise ValueError(f"{name} is {value!r}; it must be a whole number of at least {least}")
+
+
 def _check_precision(precision: str, device: str) -> None:
     if precision not in DTYPES:
         raise ValueError(f"precision is {precision!r}; it must be one of {', '.join(DTYPES)}")
     if precision == "tf32" and device == "cpu":
         raise ValueError("precision=tf32 exists on CUDA GPUs only; on a CPU use precision=ieee or bf16")
+
+
+def _without(node: dict[str, Any], *names: str) -> dict[str, Any]:
+    return {key: value for key, value in node.items() if key not in names}
 
 
 def _digest(value: Any) -> str:

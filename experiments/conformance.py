@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from clusters.launch import launch
 from clusters.network import Network
 from clusters.session import ClusterSpec, Session, connect
-from experiments.cells import find_class, system_options
+from experiments.cells import find_class, options
 from routers.base import Routing
 from systems.base import LayerShape, System
 from systems.collectives import all_gather
@@ -81,7 +81,7 @@ def judge_case(case: Case, node: dict[str, Any], session: Session) -> tuple[dict
     model = ModelShape(case.num_experts, D_MODEL, D_FF, 4, 4, 2, 2, 32)
     weights = SeededLayer(model, block=1, seed=0, dtype=torch.float32, device=session.device)
     layer = {"shape": case.shape, "weights": weights, "group": session.group}
-    system: System = find_class(node)(**system_options(node), **layer, engine=find_engine(node.get("engine") or "loop"))
+    system: System = find_class(node)(**options(node), **layer, engine=find_engine(node.get("engine") or "loop"))
     x_TD, routing = case.draw(session.rank)
     y_TD = system.forward(x_TD, routing)
     expected_TD = Dense(**layer, engine=find_engine("loop")).forward(x_TD, routing)

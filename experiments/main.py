@@ -10,11 +10,13 @@ from torch.distributed.elastic.multiprocessing.api import SignalException
 from analysis.report import render
 from clusters.launch import launch, prepare
 from clusters.session import connect
-from experiments.campaign import run_campaign
-from experiments.cells import check, instantiate
+from experiments.campaign import cache_dir, run_campaign
+from experiments.cells import Cell, check, instantiate
 from experiments.plan import Plan, Point, make_plan
 from experiments.store import Store
 from experiments.worker import PRELOAD, run_launch, run_rank
+from workloads.batches import TokenSource
+from workloads.checkpoint import open_checkpoint
 
 BAD_INPUT, SOME_FAILED, INTERRUPTED = 2, 1, 130
 
@@ -26,7 +28,9 @@ def run_points(points: list[Point]) -> int:
         plan = make_plan(points)
         for cell in plan.cells.values():
             check(cell)
-    except (ValueError, OSError) as error:
+        for cell in plan.cells.values():
+            read_tokens(cell)
+    except (ValueError, OSError, RuntimeError) as error:
         print(f"error: {error}", file=sys.stderr)
         return BAD_INPUT
     folder = Path(points[0].configs[0]["out"])
@@ -41,6 +45,16 @@ def run_points(points: list[Point]) -> int:
         return INTERRUPTED
     render(folder, console)
     return 0 if all(store.is_measured(cell) for cell in plan.cells) else SOME_FAILED
+
+
+def read_tokens(cell: Cell) -> None:
+    """Tokenise what the cell will read, so that a corpus that cannot be read is known before ranks start."""
+    config, model = cell.config, instantiate(cell.config["model"])
+    checkpoint = open_checkpoint(model.checkpoint).folder if model.checkpoint else None
+    source = TokenSource(instantiate(config["corpus"]), model.vocab_size, cache_dir(), checkpoint)
+    world_size, last = cell.cluster.world_size, config["tier"]["iterations"] - 1
+    sizes = {"batch_size": config["batch_size"], "seq_len": config["seq_len"], "seed": config["seed"]}
+    source.batch(rank=world_size - 1, iteration=last, world_size=world_size, **sizes)
 
 
 def _run(plan: Plan, store: Store, console: Console) -> None:

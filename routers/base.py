@@ -26,8 +26,8 @@ class Routing:
 class Router(Protocol):
     """Routing is a function of (seed, layer, iteration, rank) and the tokens, so every system sees the same.
 
-    A router is built with num_experts, rank, seed and classifier (block -> the model's router matrix [E, D]), of
-    which it takes what it needs, and the options of its configuration.
+    A router is built with num_experts, rank, seed and classifier (block -> the model's router matrix [E, D]), needed
+    or not, and the options of its configuration.
     """
 
     def prefetch(self, num_tokens: int, *, layer: int, iteration: int, like: torch.Tensor) -> None:

@@ -11,11 +11,11 @@ class LearnedRouter:
     """softmax(x W^T) in float32, the expert of highest probability, weighted by that probability.
 
     Source: Switch Transformers, equations 1 and 2; Hugging Face's SwitchTransformersTop1Router without its expert
-    capacity, so that no token is dropped before a system sees it.
+    capacity, so that no token is dropped before a system sees it, and with ties broken before rounding to bf16.
     `classifier(layer)` gives the router matrix [E, D] of an encoder block.
     """
 
-    def __init__(self, *, classifier: Callable[[int], torch.Tensor], **_: object) -> None:
+    def __init__(self, *, classifier: Callable[[int], torch.Tensor], num_experts: int, rank: int, seed: int) -> None:
         self._classifier = classifier
         self._weight_ED: dict[int, torch.Tensor] = {}
 

@@ -52,7 +52,7 @@ class SyntheticRouter:
         num_skewed: int | None = None,
         skewed_share: float | None = 0.1,
         permute_hot: bool = False,
-        **_: object,
+        classifier: object = None,
     ) -> None:
         skewed = count_skewed(num_experts, num_skewed, skewed_share)
         self.probabilities_E = skewed_probabilities(num_experts, alpha, skewed)
@@ -77,4 +77,6 @@ class SyntheticRouter:
     def route(self, x_TD: torch.Tensor, *, layer: int, iteration: int) -> Routing:
         if (layer, iteration) not in self._drawn:
             self.prefetch(len(x_TD), layer=layer, iteration=iteration, like=x_TD)
-        return self._drawn[layer, iteration]
+        routing = self._drawn[layer, iteration]
+        assert len(routing.expert_TK) == len(x_TD)
+        return routing

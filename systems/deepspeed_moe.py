@@ -47,6 +47,12 @@ class DeepSpeedMoE(System):
         factor = options.get("capacity_factor", "paper")
         if factor != "paper" and not (isinstance(factor, int | float) and factor > 0):
             raise ValueError(f"system.capacity_factor is {factor!r}; it must be a positive number or 'paper'")
+        if not isinstance(options.get("drop_tokens", True), bool):
+            raise ValueError(f"system.drop_tokens is {options['drop_tokens']!r}; it must be true or false")
+        if shape.max_tokens < cls.MIN_CAPACITY:
+            raise ValueError(
+                f"batch_size * seq_len is {shape.max_tokens}; DeepSpeed needs at least {cls.MIN_CAPACITY} tokens a rank"
+            )
         if shape.top_k != 1:
             raise ValueError(f"system deepspeed is driven with top-1 routing only, got top_k = {shape.top_k}")
 

@@ -46,10 +46,13 @@ class Checkpoint:
         wanted = {
             "shared.weight": [model.vocab_size, model.d_model],
             "encoder.block.0.layer.0.SelfAttention.q.weight": [model.num_heads * model.d_kv, model.d_model],
+            "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight": [32, model.num_heads],
             router_name(first): [model.num_experts, model.d_model],
             expert_name(last, model.num_experts - 1, "wi"): [model.d_ff, model.d_model],
             expert_name(last, model.num_experts - 1, "wo"): [model.d_model, model.d_ff],
         }
+        for block in set(range(model.num_blocks)) - set(model.moe_blocks):
+            wanted[f"encoder.block.{block}.layer.1.mlp.wi.weight"] = [model.d_ff, model.d_model]
         for name, size in wanted.items():
             found = self.size(name) if name in self else "missing"
             if found != size:
@@ -76,7 +79,7 @@ def open_checkpoint(name: str) -> Checkpoint:
                 f"model.checkpoint {name!r} is no directory and could not be fetched from the hub ({kind})"
             ) from error
     if not (folder / INDEX).exists() and not (folder / SINGLE).exists():
-        raise ValueError(f"checkpoint {folder} has no {SINGLE}; convert it to safetensors first")
+        raise ValueError(f"checkpoint {folder} has no {SINGLE}; write it with save_pretrained first")
     return Checkpoint(folder)
 
 

@@ -62,4 +62,6 @@ def _initialise(encoder: SwitchTransformersEncoderModel, seed: int) -> None:
 
 def _read(encoder: SwitchTransformersEncoderModel, checkpoint: Checkpoint) -> None:
     for name, parameter in encoder.named_parameters():
-        parameter.data.copy_(checkpoint.read(name))
+        stored = checkpoint.read(name)
+        assert stored.shape == parameter.shape, (name, stored.shape, parameter.shape)
+        parameter.data.copy_(stored)

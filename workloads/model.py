@@ -29,7 +29,7 @@ class ModelShape:
         """Raise ValueError, in one sentence, for sizes that are no model."""
         for name in ("num_experts", "d_model", "d_ff", "d_kv", "num_heads", "num_blocks", "sparse_step", "vocab_size"):
             value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
+            if type(value) is not int or value < 1:
                 raise ValueError(f"model.{name} is {value!r}; it must be a whole number of at least 1")
         if not self.moe_blocks:
             raise ValueError(

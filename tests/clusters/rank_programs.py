@@ -124,8 +124,10 @@ def every_collective(folder: str) -> None:
 
 def overhead(folder: str) -> None:
     """Emulated time per all-gather of 4 KB when the network takes none; leaves overhead.<rank> in microseconds."""
-    with connect(ClusterSpec("emulated", 4), Network("none"), Path(folder) / "baton") as session:
-        x, out = torch.ones(1000), torch.empty(4000)
+    with connect(
+        ClusterSpec("emulated", int(__import__("os").environ["WORLD_SIZE"])), Network("none"), Path(folder) / "baton"
+    ) as session:
+        x, out = torch.ones(1000), torch.empty(1000 * session.world_size)
         gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
         times = []
         with session.clock.running():

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from experiments.cells import Cell, check, find_class, instantiate, layer_shape, set_precision, system_options
+from experiments.cells import Cell, check, find_class, instantiate, layer_shape, options, set_precision
 from routers.synthetic import SyntheticRouter
 from systems.moeshard import MoEShard
 from tests.experiments.tiny import CONF, configuration
@@ -99,7 +99,7 @@ def test_instantiate_and_find_class():
     assert find_class({"_target_": "systems.moeshard.MoEShard"}) is MoEShard
     router = instantiate(TINY["router"], num_experts=4, rank=0, seed=0)
     assert isinstance(router, SyntheticRouter) and router.probabilities_E[0] > router.probabilities_E[1]
-    assert system_options({"_target_": "x", "name": "y", "engine": "loop", "placement": "z"}) == {"placement": "z"}
+    assert options({"_target_": "x", "name": "y", "engine": "loop", "placement": "z"}) == {"placement": "z"}
 
 
 @pytest.mark.parametrize(

@@ -47,7 +47,7 @@ def test_system_equals_dense(verdicts, kind, world_size, name):
 
 @pytest.mark.parametrize("world_size", [1, 2, 4])
 def test_tight_capacity_drops_where_it_must(verdicts, world_size):
-    """capacity_factor 1 and everything to one expert: only C = ceil(24 / E) tokens of each rank survive (at least 4)."""
+    """capacity_factor 1, all to one expert: only C = ceil(24 / E) tokens of each rank survive (at least 4)."""
     ranks, _ = verdicts("gloo", world_size)
     for num_experts, capacity in ((4, 6), (8, 4), (16, 4)):
         for found in ranks:
