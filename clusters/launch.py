@@ -27,9 +27,8 @@ PROCESS_ENVIRONMENT = {
     "MALLOC_TOP_PAD_": str(1 << 26),
     "TOKENIZERS_PARALLELISM": "false",
 }
-# An emulated rank's OpenMP team is ready for the next loop as on a device of its own, and asleep microseconds after
-# the rank has given its cores to the next one.
-EMULATED_ENVIRONMENT = {"OMP_WAIT_POLICY": "ACTIVE", "GOMP_SPINCOUNT": "20000"}
+# Idle threads of an emulated rank (cluster.threads > 1) sleep at once: the next rank needs their cores.
+EMULATED_ENVIRONMENT = {"OMP_WAIT_POLICY": "PASSIVE"}
 
 
 class LaunchFailed(RuntimeError):

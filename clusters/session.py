@@ -24,12 +24,14 @@ class ClusterSpec:
     kind: emulated (G processes taking turns on one device), gloo or nccl (G processes on this machine), or torchrun
     (inside a launch that exists already, on one or many nodes).
     device: cpu or cuda. timeout_s: seconds without progress after which a rank gives up and shows where it hung.
+    threads: CPU threads a rank computes with; None: one on an emulated cluster, else its share of the cores.
     """
 
     kind: str = "emulated"
     world_size: int = 4
     device: str = "cpu"
     timeout_s: float = 300.0
+    threads: int | None = None
 
     def check(self) -> None:
         """Raise ValueError, in one sentence, if this machine cannot run the cluster."""
@@ -49,6 +51,8 @@ class ClusterSpec:
             )
         if self.kind == "torchrun" and "RANK" not in os.environ:
             raise ValueError("cluster=torchrun runs inside a launch: start it as `torchrun ... -m experiments.run`")
+        if self.threads is not None and (type(self.threads) is not int or self.threads < 1):
+            raise ValueError(f"cluster.threads is {self.threads!r}; it must be a whole number of at least 1, or null")
         if not isinstance(self.timeout_s, int | float) or self.timeout_s <= 0:
             raise ValueError(f"cluster.timeout_s is {self.timeout_s!r}; it must be a positive number of seconds")
         gpus_needed = {"emulated": 1, "nccl": self.world_size, "torchrun": 1}.get(self.kind, 0)
@@ -63,10 +67,15 @@ class ClusterSpec:
 
     @property
     def threads_per_rank(self) -> int:
-        """Emulated ranks take turns and use every core; others share the cores without oversubscribing them."""
-        cores = len(os.sched_getaffinity(0))
+        """The threads asked for, or so many that all ranks together do not oversubscribe the cores.
+
+        Emulated ranks take turns and might use every core, but the teams of several processes on the same cores
+        disturb one another at every hand-over by more than a second thread gains (LOG.md, 2026-11-22).
+        """
+        if self.threads is not None:
+            return self.threads
         ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", self.world_size))
-        return cores if self.kind == "emulated" else max(1, cores // ranks_here)
+        return 1 if self.kind == "emulated" else max(1, len(os.sched_getaffinity(0)) // ranks_here)
 
 
 @dataclass(frozen=True)

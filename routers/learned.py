@@ -15,7 +15,7 @@ class LearnedRouter:
     `classifier(layer)` gives the router matrix [E, D] of an encoder block.
     """
 
-    def __init__(self, *, classifier: Callable[[int], torch.Tensor], num_experts: int, rank: int, seed: int) -> None:
+    def __init__(self, *, classifier: Callable[[int], torch.Tensor], **unused: object) -> None:
         self._classifier = classifier
         self._weight_ED: dict[int, torch.Tensor] = {}
 

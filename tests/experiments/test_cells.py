@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from experiments.cells import Cell, check, find_class, instantiate, layer_shape, options, set_precision
+from experiments.cells import Cell, build_router, check, find_class, instantiate, layer_shape, options, set_precision
 from routers.synthetic import SyntheticRouter
 from systems.moeshard import MoEShard
 from tests.experiments.tiny import CONF, configuration
@@ -97,9 +97,11 @@ def test_point_and_layer_shape():
 
 def test_instantiate_and_find_class():
     assert find_class({"_target_": "systems.moeshard.MoEShard"}) is MoEShard
-    router = instantiate(TINY["router"], num_experts=4, rank=0, seed=0)
+    router = build_router(TINY, rank=0, classifier=None)
     assert isinstance(router, SyntheticRouter) and router.probabilities_E[0] > router.probabilities_E[1]
-    assert options({"_target_": "x", "name": "y", "engine": "loop", "placement": "z"}) == {"placement": "z"}
+    ep = {"_target_": "systems.expert_parallel.ExpertParallel", "name": "ep", "engine": "loop", "placement": "z"}
+    assert options(ep) == {"placement": "z"}
+    assert instantiate(TINY["network"]).name == "nvlink3"
 
 
 @pytest.mark.parametrize(
@@ -166,7 +168,19 @@ def test_good_configurations_pass(override):
         (["corpus=files", "corpus.path=/no/such.txt"], "corpus.path /no/such.txt holds no text"),
         (["network.bandwidth_gbs=0"], "network nvlink3: bandwidth_gbs must be positive, got 0"),
         (["cluster.kind=mpi"], "cluster.kind is 'mpi'; it must be one of emulated, gloo, nccl, torchrun"),
-        (["cluster.world_size=0"], "cluster.world_size is 0; it must be at least 1"),
+        (["cluster.world_size=0"], "cluster.world_size is 0; it must be a whole number of at least 1"),
+        (["cluster.world_size=two"], "cluster.world_size is 'two'; it must be a whole number of at least 1"),
+        (["cluster.timeout_s=-1"], "cluster.timeout_s is -1; it must be a positive number of seconds"),
+        (["seed=-1"], "seed is -1; it must be a whole number of at least 0"),
+        (["tier.launches=0"], "tier.launches is 0; it must be a whole number of at least 1"),
+        (["tier.block=0"], "tier.block is 0; it must be a whole number of at least 1"),
+        (["tier.warmup=-1"], "tier.warmup is -1; it must be a whole number of at least 0"),
+        (["model.num_experts=true"], "model.num_experts is True; it must be a whole number of at least 1"),
+        (["router.alpha=abc"], "the configuration of moeshard has a value of the wrong type"),
+        (["+system.foo=3"], "moeshard has no option 'foo'"),
+        (["+router.alhpa=3"], "synthetic has no option 'alhpa'"),
+        (["system=deepspeed", "system.drop_tokens=maybe"], "system.drop_tokens is 'maybe'; it must be true or false"),
+        (["system=deepspeed", "batch_size=1", "seq_len=3"], "DeepSpeed needs at least 4 tokens a rank"),
         (["cluster=gloo", "cluster.device=cuda"], "cluster=gloo runs on cluster.device=cpu only"),
         (["cluster=nccl", "cluster.device=cpu"], "cluster=nccl runs on cluster.device=cuda only"),
         (["cluster=torchrun"], "cluster=torchrun runs inside a launch"),

@@ -12,6 +12,7 @@ from workloads.model import ModelShape
 
 MODEL = ModelShape(num_experts=4, d_model=8, d_ff=12, d_kv=3, num_heads=2, num_blocks=4, sparse_step=2, vocab_size=20)
 QUERY = "encoder.block.0.layer.0.SelfAttention.q.weight"
+BIAS = "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
 
 
 def random_tensors() -> dict[str, torch.Tensor]:
@@ -19,6 +20,9 @@ def random_tensors() -> dict[str, torch.Tensor]:
     sizes = {"shared.weight": (20, 8), "encoder.final_layer_norm.weight": (8,)}
     for block in range(4):
         sizes[f"encoder.block.{block}.layer.0.SelfAttention.q.weight"] = (6, 8)
+    sizes["encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight"] = (32, 2)
+    for block in (0, 2):
+        sizes[f"encoder.block.{block}.layer.1.mlp.wi.weight"] = (12, 8)
     for block in (1, 3):
         sizes[f"encoder.block.{block}.layer.1.mlp.router.classifier.weight"] = (4, 8)
         for expert in range(4):
@@ -79,6 +83,8 @@ def test_check_passes_for_its_own_model(stored):
     [
         ({"vocab_size": 21}, "shared.weight", [20, 8], [21, 8]),
         ({"d_kv": 4}, QUERY, [6, 8], [8, 8]),
+        ({"num_heads": 1, "d_kv": 6}, BIAS, [32, 2], [32, 1]),
+        ({"sparse_step": 4}, "encoder.block.3.layer.1.mlp.wi.weight", "missing", [12, 8]),
         ({"num_experts": 8}, router_name(1), [4, 8], [8, 8]),
         ({"num_experts": 2}, router_name(1), [4, 8], [2, 8]),
         ({"d_ff": 16}, expert_name(3, 3, "wi"), [12, 8], [16, 8]),
@@ -122,5 +128,5 @@ def test_hub_name_is_opened_where_the_hub_client_puts_it(monkeypatch, tmp_path):
 
 def test_directory_without_safetensors(tmp_path):
     (tmp_path / "pytorch_model.bin").write_bytes(b"pickled")
-    with pytest.raises(ValueError, match=r"has no model\.safetensors; convert it to safetensors first$"):
+    with pytest.raises(ValueError, match=r"has no model\.safetensors; write it with save_pretrained first$"):
         open_checkpoint(str(tmp_path))
