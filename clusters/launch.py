@@ -43,8 +43,7 @@ def prepare(spec: ClusterSpec, preload: list[str]) -> None:
     """Set the environment that ranks inherit and have the fork server import `preload` (call once, in the parent)."""
     for name, value in (PROCESS_ENVIRONMENT | (EMULATED_ENVIRONMENT if spec.kind == "emulated" else {})).items():
         os.environ.setdefault(name, value)
-    if spec.device == "cpu":
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    os.environ.setdefault("DS_ACCELERATOR", spec.device)
     multiprocessing.set_forkserver_preload(preload)
     for noisy in ("torch.distributed.elastic", "torch.multiprocessing"):  # LaunchFailed says it better
         logging.getLogger(noisy).setLevel(logging.CRITICAL)
@@ -65,7 +64,8 @@ def launch(spec: ClusterSpec, entry: Callable[..., None], *args: str) -> None:
             rdzv_endpoint="localhost:0",
             max_restarts=0,
             monitor_interval=0.05,
-            start_method="forkserver",
+            # A process forked after anything has touched CUDA cannot use it, so GPU ranks start from scratch.
+            start_method="spawn" if spec.device == "cuda" else "forkserver",
             logs_specs=DefaultLogsSpecs(log_dir=logs, redirects=Std.ALL),
         )
         try:

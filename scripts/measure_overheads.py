@@ -1,0 +1,90 @@
+"""What the harness itself costs: emulated time per collective, and seconds to start the ranks of a launch.
+
+    python -m scripts.measure_overheads [--world-size 4]
+
+Network `none`, all-gathers of 4 KB. "in all" is the emulated time that one costs a rank; "ours" is the part of it
+that the emulator spends: from its entry to the end of the segment, and from the start of the next one back to the caller.
+"""
+
+import argparse
+import json
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from clusters import emulated
+from clusters.clocks import Baton, HostClock, VirtualClock
+from clusters.launch import launch, prepare
+from clusters.network import Network
+from clusters.session import ClusterSpec
+from experiments.worker import PRELOAD
+from systems.collectives import all_gather
+
+ITERATIONS = 400
+
+
+class TracedClock(VirtualClock):
+    """Notes when a segment was asked to end, and when the next one began."""
+
+    ending_s = resumed_s = 0.0
+
+    def hold(self) -> float:
+        start = time.perf_counter()
+        held = super().hold()
+        self.ending_s = time.perf_counter() - start
+        return held
+
+    def _resume(self, after) -> None:
+        super()._resume(after)
+        self.resumed_s = time.perf_counter()
+
+
+def time_rank(folder: str) -> None:
+    """Rank entry: leaves times.<rank>.json: when it was connected, and rows of [in all, ours] in microseconds."""
+    torch.set_num_threads(1)
+    store, rank, world_size = next(dist.rendezvous("env://"))
+    clock = TracedClock(Baton(Path(folder) / "baton", rank, world_size), HostClock())
+    emulated.register(clock, Network("none"))
+    dist.init_process_group(emulated.BACKEND, store=store, rank=rank, world_size=world_size)
+    assert dist.group.WORLD is not None
+    dist.barrier()
+    connected = time.time()
+    x, times = torch.ones(1000), []
+    with clock.running():
+        for _ in range(ITERATIONS):
+            start = clock.mark()
+            all_gather(x, dist.group.WORLD)
+            returned_s = time.perf_counter()
+            ours_s = clock.ending_s + returned_s - clock.resumed_s
+            times.append([clock.seconds(start, clock.mark()) * 1e6, ours_s * 1e6])
+    (Path(folder) / f"times.{rank}.json").write_text(json.dumps({"connected": connected, "times": times}))
+    dist.destroy_process_group()
+
+
+def main() -> None:
+    """Five launches; prints medians over iterations of the slowest rank."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--world-size", type=int, default=4)
+    world_size = parser.parse_args().world_size
+    cluster = ClusterSpec("emulated", world_size)
+    prepare(cluster, [*PRELOAD, "scripts.measure_overheads"])
+    for number in range(5):
+        with tempfile.TemporaryDirectory() as folder:
+            start = time.time()
+            launch(cluster, time_rank, folder)
+            ranks = [json.loads((Path(folder) / f"times.{rank}.json").read_text()) for rank in range(world_size)]
+        connected_s = max(rank["connected"] for rank in ranks) - start
+        in_all, ours = np.median(np.max([rank["times"] for rank in ranks], axis=0)[50:], axis=0)
+        print(
+            f"launch {number}: ranks connected after {connected_s:.1f} s; collective {in_all:.0f} us in all, {ours:.0f} us ours (G={world_size})"
+        )
+
+
+if __name__ == "__main__":
+    from scripts import measure_overheads  # ranks cannot import a function of the main module
+
+    measure_overheads.main()
