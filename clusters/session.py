@@ -55,6 +55,10 @@ class ClusterSpec:
             raise ValueError(f"cluster.threads is {self.threads!r}; it must be a whole number of at least 1, or null")
         if not isinstance(self.timeout_s, int | float) or self.timeout_s <= 0:
             raise ValueError(f"cluster.timeout_s is {self.timeout_s!r}; it must be a positive number of seconds")
+        if self.kind == "torchrun" and self.world_size != int(os.environ["WORLD_SIZE"]):
+            raise ValueError(
+                f"cluster.world_size is {self.world_size}, but the launch has {os.environ['WORLD_SIZE']} ranks"
+            )
         gpus_needed = {"emulated": 1, "nccl": self.world_size, "torchrun": 1}.get(self.kind, 0)
         if self.device == "cuda" and torch.cuda.device_count() < gpus_needed:
             found = torch.cuda.device_count()

@@ -3,7 +3,7 @@
     python -m scripts.measure_overheads [--world-size 4]
 
 Network `none`, all-gathers of 4 KB. "in all" is the emulated time that one costs a rank; "ours" is the part of it
-that the emulator spends: from its entry to the end of the segment, and from the start of the next one back to the caller.
+that the emulator spends: ending the segment, and from the start of the next one back to the caller.
 """
 
 import argparse
@@ -80,7 +80,8 @@ def main() -> None:
         connected_s = max(rank["connected"] for rank in ranks) - start
         in_all, ours = np.median(np.max([rank["times"] for rank in ranks], axis=0)[50:], axis=0)
         print(
-            f"launch {number}: ranks connected after {connected_s:.1f} s; collective {in_all:.0f} us in all, {ours:.0f} us ours (G={world_size})"
+            f"launch {number}: ranks connected after {connected_s:.1f} s; "
+            f"collective {in_all:.0f} us in all, {ours:.0f} us ours"
         )
 
 
