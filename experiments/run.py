@@ -1,11 +1,11 @@
 """`python -m experiments.run [experiment=...] [key=value ...] [-m]`: compose, plan, run, show.
 
-Hydra lives in this file only. Its job collects configurations; the campaign runs after Hydra has finished, so that
-all jobs of a multirun are one interleaved campaign.
+Hydra lives in this file only. Its jobs are collected and the campaign runs after Hydra has finished, so that all jobs
+of a multirun are one interleaved campaign.
 """
 
 import sys
-from itertools import groupby
+from dataclasses import dataclass
 from typing import Any
 
 import hydra
@@ -17,22 +17,33 @@ from omegaconf import DictConfig, OmegaConf
 from experiments.main import run_points
 from experiments.plan import Point
 
-COLLECTED: list[tuple[list[str], DictConfig]] = []
+
+@dataclass(frozen=True)
+class Job:
+    """One job of Hydra: what was typed for it, and its points."""
+
+    overrides: dict[str, str]
+    config: DictConfig
+    points: list[Point]
+
+
+JOBS: list[Job] = []
 
 
 @hydra.main(version_base="1.3", config_path="../conf", config_name="config")
 def compose(config: DictConfig) -> None:
-    """Note one job's configuration; with a launcher that leaves this process (submitit, ray) run it there instead."""
+    """Note one job; with a launcher that leaves this process (submitit, ray) run it there, in a folder of its own."""
     settings = HydraConfig.get()
-    if settings.mode == RunMode.MULTIRUN and not settings.launcher._target_.endswith("BasicLauncher"):
-        sys.exit(run_points(experiment_points(config, list(settings.overrides.task))))
-    if settings.mode == RunMode.MULTIRUN:
-        COLLECTED.append((list(settings.overrides.task), config))
-    else:
-        POINTS.extend(experiment_points(config, list(settings.overrides.task)))
-
-
-POINTS: list[Point] = []
+    overrides = list(settings.overrides.task)
+    multirun = settings.mode == RunMode.MULTIRUN
+    stays_here = settings.launcher._target_.endswith("BasicLauncher")
+    if multirun and config.experiment.name == "single":
+        config.experiment.name = "sweep"
+    if multirun and not stays_here:
+        config.out = f"{config.out}/{settings.job.num}"
+        sys.exit(run_points(experiment_points(config, overrides)))
+    typed = dict(override.lstrip("+").split("=", 1) for override in overrides)
+    JOBS.append(Job(typed, config, experiment_points(config, overrides)))
 
 
 def experiment_points(config: DictConfig, overrides: list[str]) -> list[Point]:
@@ -64,32 +75,29 @@ def _systems(config: DictConfig, overrides: list[str]) -> list[Any]:
     ]
 
 
-def sweep_points(jobs: list[tuple[list[str], DictConfig]]) -> list[Point]:
-    """The jobs of a multirun as panels: x is the numeric key with most values; each mix of the others is a panel."""
-    values: dict[str, list[str]] = {}
-    parsed = [dict(override.lstrip("+").split("=", 1) for override in overrides) for overrides, _ in jobs]
-    for job in parsed:
-        for key, value in job.items():
-            values.setdefault(key, []).append(value)
-    varied = {key: set(found) for key, found in values.items() if len(set(found)) > 1 and key != "system"}
+def sweep_points(jobs: list[Job]) -> list[Point]:
+    """The jobs of a multirun as panels; jobs that differ in their system only share a point.
+
+    Single points are put on an x axis, the numeric key with most values; each mix of the other keys is a panel.
+    """
+    values = {key: {job.overrides.get(key, "") for job in jobs} for job in jobs for key in job.overrides}
+    varied = {key: found for key, found in values.items() if len(found) > 1 and key != "system"}
+    x_key = _x_key(varied) if jobs[0].config.experiment.name == "sweep" else None
+    points: dict[tuple[str, Any], Point] = {}
+    for job in jobs:
+        others = [f"{key}={job.overrides[key]}" for key in sorted(varied) if key != x_key]
+        for point in job.points:
+            panel = "_".join(["sweep" if x_key else point.panel, *others]).replace("/", "-")
+            x = OmegaConf.select(job.config, x_key) if x_key else point.x
+            x_name = x_key.rpartition(".")[2] if x_key else point.x_name
+            merged = points.setdefault((panel, x), Point(panel, ", ".join(others) or panel, x_name, x, None, []))
+            merged.configs.extend(point.configs)
+    return list(points.values())
+
+
+def _x_key(varied: dict[str, set[str]]) -> str:
     numeric = {key: len(found) for key, found in varied.items() if all(_is_number(value) for value in found)}
-    x_key = max(numeric, key=lambda key: numeric[key]) if numeric else "model.num_experts"
-    points: list[Point] = []
-    described = [
-        (_others(job, varied, x_key), OmegaConf.select(config, x_key), config)
-        for job, (_, config) in zip(parsed, jobs, strict=True)
-    ]
-    for (others, x), same in groupby(sorted(described, key=lambda item: item[:2]), key=lambda item: item[:2]):
-        name = "_".join(["sweep", *others]).replace("/", "-")
-        title = ", ".join(others) or "sweep"
-        points.append(
-            Point(name, title, x_key.rpartition(".")[2], x, None, [_resolved(config) for _, _, config in same])
-        )
-    return points
-
-
-def _others(job: dict[str, str], varied: dict[str, set[str]], x_key: str) -> tuple[str, ...]:
-    return tuple(f"{key}={job[key]}" for key in sorted(varied) if key != x_key and key in job)
+    return max(numeric, key=lambda key: numeric[key], default="model.num_experts")
 
 
 def _is_number(text: str) -> bool:
@@ -108,4 +116,4 @@ def _resolved(config: DictConfig) -> dict[str, Any]:
 
 if __name__ == "__main__":
     compose()
-    sys.exit(run_points(sweep_points(COLLECTED) if COLLECTED else POINTS))
+    sys.exit(run_points(JOBS[0].points if len(JOBS) == 1 else sweep_points(JOBS)))

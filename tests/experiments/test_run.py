@@ -65,7 +65,6 @@ def test_a_multirun_is_one_campaign(tmp_path):
     status, out, err = run(
         "-m",
         *TINY,
-        "experiment=sweep",
         "system=moeshard,ep",
         "model.num_experts=4,8",
         "router.alpha=0,0.6",
