@@ -140,7 +140,7 @@ def draw_published(
         if not len(beside):
             continue
         colour, marker = styles[beside[0]]
-        name = source if engine != "loop" else "loop" if hollow else f"{source}, loop"
+        name = source if engine != "loop" else "the same, loop" if hollow else f"{source}, loop"
         line, size = ((0, (4, 3)), 7) if engine == "loop" else ((0, (1, 2)), 9)
         look = {"color": colour, "marker": marker, "markerfacecolor": "none", "linestyle": line, "label": name}
         hollow += axis.plot(

@@ -14,7 +14,7 @@ KNOWN = {
     "deepspeed": ("DeepSpeed", BLACK, "s"),
     "deepspeed_dropless": ("DeepSpeed dropless", PURPLE, "s"),
     "moeshard": ("MoEShard", VERMILLION, "o"),
-    "moeshard_no_megablocks": ("MoEShard loop", ORANGE, "o"),
+    "moeshard_no_megablocks": ("MoEShard loop", ORANGE, "h"),
     "ep": ("EP", BLUE, "^"),
     "ep_round_robin": ("EP round-robin", SKY, "v"),
     "dense": ("dense", GREEN, "D"),

@@ -39,7 +39,8 @@ def render(folder: Path | str, console: Console) -> None:
     compared = set(published["system"]) | set(published["baseline"])
     for panel in campaign.plan["panels"]:
         written += draw(campaign, summary, panel, published)
-        if set(select(summary, experiment=panel["name"])["system"]) - compared:
+        measured = set(select(summary, experiment=panel["name"])["system"])
+        if measured - compared or (measured and campaign.plan.get("baseline") not in measured):
             console.print(systems_table(summary, panel))
     if len(published):
         print_verdicts(verdict_table(summary, published), console)

@@ -51,10 +51,13 @@ def interval_columns(short: str, rows: pd.DataFrame) -> dict[str, float]:
 
 
 def point_verdict(published: float, value: float, low: float, high: float) -> str:
-    """Reproduced: published inside the interval or within 25 %; direction only: the same side of 1x."""
+    """Reproduced: within 25 %, or in an interval no wider than a factor of 2; direction only: the same side of 1x.
+
+    A wide interval holds anything and reproduces nothing.
+    """
     if np.isnan(value):
         return NOT_MEASURED
-    if low <= published <= high or abs(value / published - 1) <= TOLERANCE:
+    if (low <= published <= high and high <= 2 * low) or abs(value / published - 1) <= TOLERANCE:
         return REPRODUCED
     return DIRECTION if (value > 1) == (published > 1) else FAILED
 

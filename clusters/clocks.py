@@ -81,11 +81,17 @@ class Baton:
         return int(self._arrivals[self.rank]) + 1
 
     def take(self, after: Mapping[int, int]) -> None:
-        """Wait for the baton, then until each rank in `after` has come to wait for it that many times."""
+        """Wait for the baton, then until each rank in `after` has come to wait for it that many times.
+
+        The second wait is for quiet only and ends after a while: a rank may be busy with a later collective.
+        """
         fcntl.flock(self._computing, fcntl.LOCK_SH)
         self._arrivals[self.rank] += 1
         fcntl.flock(self._turn, fcntl.LOCK_EX)
+        deadline_s = time.perf_counter() + 0.01
         while any(self._arrivals[rank] < arrival for rank, arrival in after.items()):
+            if time.perf_counter() > deadline_s:
+                break
             os.sched_yield()
 
     def give(self) -> None:
@@ -110,7 +116,7 @@ class VirtualClock:
     """Emulated time of one rank: the sum of its own segments, joined with the other ranks at collectives.
 
     A segment is what the rank computes between two collectives, alone on the device because it holds the baton.
-    Outside `running` the clock stands still and nobody takes turns (set-up, gathering of results).
+    Outside `running` nobody takes turns and only transfers move the clock (set-up, gathering of results).
     """
 
     def __init__(self, baton: Baton, stopwatch: Clock) -> None:
@@ -135,6 +141,8 @@ class VirtualClock:
 
     def hold(self) -> float:
         """End the segment at this moment, though it is closed a little later; returns the emulated seconds."""
+        if self._segment is None:
+            return self.time_s
         self._held_s = self.now_s()
         return self._held_s
 

@@ -104,9 +104,8 @@ def _diagnose(error: ChildFailedError, logs: Path) -> LaunchFailed:
     written = sorted(logs.rglob("error.json"), key=lambda path: path.stat().st_mtime_ns)
     if not written:
         rank, failure = error.get_first_failure()
-        kind = "oom" if failure.exitcode == -9 else "failed"
         return LaunchFailed(
-            kind, f"rank {rank} died with exit code {failure.exitcode}", stderr.get(str(rank), "")[-8000:], rank
+            "failed", f"rank {rank} died with exit code {failure.exitcode}", stderr.get(str(rank), "")[-8000:], rank
         )
     rank = written[0].parent.name
     message = json.loads(written[0].read_text())["message"]

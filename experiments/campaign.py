@@ -27,9 +27,15 @@ Launcher = Callable[[dict[str, Any]], None]
 
 
 def run_campaign(plan: Plan, store: Store, launcher: Launcher, console: Console) -> None:
-    """Measure every cell that the store lacks; `launcher(spec)` runs one launch or raises LaunchFailed."""
+    """Measure every launch of which the store lacks a cell; `launcher(spec)` runs one or raises LaunchFailed.
+
+    The systems of a launch are only compared when they took turns, so they are measured again together. A cell that
+    failed is left as it is: its id changes with the code.
+    """
     store.write_plan(plan.document)
-    todo = {cell for cell in plan.cells if not store.is_measured(cell)}
+    failed = {cell for cell in plan.cells if store.has_failed(cell)}
+    lacking = [ids for ids in plan.launches if not all(cell in failed or store.is_measured(cell) for cell in ids)]
+    todo = {cell for ids in lacking for cell in ids} - failed
     if len(todo) < len(plan.cells):
         console.print(f"{len(plan.cells) - len(todo)} of {len(plan.cells)} cells are stored already")
     with _bar(console) as bar:
@@ -97,6 +103,7 @@ def _spec(cells: dict[str, Cell], folder: Path) -> dict[str, Any]:
         "launch_id": f"{first.launch_id}-{time.monotonic_ns()}",
         "folder": str(folder),
         "cache_dir": str(cache_dir()),
+        "parent": os.getpid(),
         "cluster": first.config["cluster"],
         "workload": first.workload,
         "cells": {id: {"node": cell.config["system"], "engine": cell.engine} for id, cell in cells.items()},

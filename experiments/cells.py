@@ -9,11 +9,13 @@ import inspect
 import json
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from clusters.session import ClusterSpec
+from experiments import environment
 from systems.base import LayerShape, System
 from systems.engines import find_engine
 from workloads.checkpoint import open_checkpoint
@@ -26,6 +28,9 @@ DEFINING = (
     *("system", "engine", "model", "router", "corpus", "cluster", "network", "tier"),
     *("batch_size", "seq_len", "precision", "seed"),
 )
+SHOWING = ("experiment", "scale", "logger", "out")  # the other keys of a configuration
+ROOT = Path(__file__).parents[1]
+RANK_PACKAGES = ("systems", "routers", "workloads", "clusters", "experiments")
 OPTIONAL_PHASES = ("warmup", "section_iterations")
 
 
@@ -38,8 +43,9 @@ class Cell:
 
     @cached_property
     def id(self) -> str:
-        """12 hexadecimal digits of a hash of what defines the cell."""
-        return _digest({"workload": self.workload, "system": self.config["system"], "engine": self.engine})
+        """12 hexadecimal digits of a hash of what defines the cell, code, versions and machine included."""
+        system = self.config["system"]
+        return _digest([self.workload, system, self.engine, code_digest(system), environment.identity()])
 
     @cached_property
     def workload(self) -> dict[str, Any]:
@@ -89,7 +95,9 @@ def find_class(node: dict[str, Any]) -> Any:
     try:
         return getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(f"_target_ {node['_target_']!r} cannot be imported: {error}") from error
+        raise ValueError(
+            f"_target_ {node['_target_']!r} cannot be imported ({error}); is its parent directory on PYTHONPATH?"
+        ) from error
 
 
 def options(node: dict[str, Any]) -> dict[str, Any]:
@@ -100,6 +108,13 @@ def options(node: dict[str, Any]) -> dict[str, Any]:
     for name in given.keys() - known:
         raise ValueError(f"{node['name']} has no option {name!r}")
     return given
+
+
+def code_digest(system: dict[str, Any]) -> str:
+    """Hash of the sources that ranks run: this repository's packages and the file of the system's own class."""
+    own = Path(inspect.getfile(find_class(system)))
+    sources = {*(path for package in RANK_PACKAGES for path in (ROOT / package).rglob("*.py")), own}
+    return _digest([path.read_text() for path in sorted(sources)])
 
 
 def system_class(config: dict[str, Any]) -> type[System]:
@@ -126,6 +141,8 @@ def check(cell: Cell) -> None:
 
 
 def _check_workload(config: dict[str, Any]) -> None:
+    for key in config.keys() - {*DEFINING, *SHOWING}:
+        raise ValueError(f"there is no key {key!r}; the keys are {', '.join((*DEFINING, *SHOWING))}")
     cluster = ClusterSpec(**config["cluster"])
     cluster.check()
     tier = config["tier"]

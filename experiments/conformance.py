@@ -3,6 +3,7 @@
 `experiments.judge` is its command, the tests are its other user.
 """
 
+import faulthandler
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -105,8 +106,10 @@ def judge_rank(spec_path: str) -> None:
     with connect(ClusterSpec(**spec["cluster"]), Network("none"), folder / "baton") as session:
         for name, node in spec["systems"].items():
             for case in cases(spec["max_top_k"].get(name, 1)):
+                faulthandler.dump_traceback_later(spec["cluster"]["timeout_s"], exit=True)
                 key = f"{name}/{case.name}"
                 verdicts[key], outputs[key] = judge_case(case, node, session)
+    faulthandler.cancel_dump_traceback_later()
     (folder / f"verdicts.{session.rank}.json").write_text(json.dumps(verdicts))
     save_file({key: y.contiguous() for key, y in outputs.items()}, folder / f"outputs.{session.rank}.safetensors")
 

@@ -33,6 +33,12 @@ def describe() -> dict[str, Any]:
     }
 
 
+@cache
+def identity() -> dict[str, Any]:
+    """The part of `describe` that decides what is measured: versions and hardware."""
+    return {key: describe()[key] for key in ("python", "packages", "cpu", "cores", "gpus")}
+
+
 def _version(package: str) -> str | None:
     try:
         return version(package)

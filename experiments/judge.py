@@ -10,6 +10,7 @@ from omegaconf import OmegaConf
 
 from clusters.launch import LaunchFailed, prepare
 from clusters.session import ClusterSpec
+from experiments.cells import find_class
 from experiments.conformance import TOLERANCE, judge
 
 
@@ -19,16 +20,21 @@ def main() -> int:
     parser.add_argument("system", type=Path, help="its configuration, e.g. conf/system/moeshard.yaml")
     parser.add_argument("--top-k", type=int, default=1, help="largest number of experts per token to try")
     arguments = parser.parse_args()
-    node: Any = OmegaConf.to_container(OmegaConf.load(arguments.system))
+    try:
+        node: Any = OmegaConf.to_container(OmegaConf.load(arguments.system))
+        find_class(node)
+    except (OSError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     prepare(ClusterSpec(), ["experiments.conformance", "deepspeed.moe.layer"])
     failures = 0
     for world_size in (1, 2, 4):
         with tempfile.TemporaryDirectory() as name:
-            cluster = ClusterSpec("gloo", world_size)
+            cluster = ClusterSpec("gloo", world_size, timeout_s=30)
             try:
                 ranks = judge({"system": node}, cluster, Path(name), {"system": arguments.top_k})
             except LaunchFailed as failure:
-                print(f"G={world_size}: {failure}\n{failure.traceback}", file=sys.stderr)
+                print(f"{failure.traceback}\nG={world_size}: {failure}", file=sys.stderr)
                 return 1
         wrong = [
             f"G={world_size} rank {rank} {key}: {verdict}"

@@ -23,7 +23,7 @@ BAD_INPUT, SOME_FAILED, INTERRUPTED = 2, 1, 130
 
 def run_points(points: list[Point]) -> int:
     """Run one campaign of these points and show what it gave; returns the exit status."""
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() else 120)
     try:
         plan = make_plan(points)
         for cell in plan.cells.values():
@@ -59,10 +59,10 @@ def read_tokens(cell: Cell) -> None:
 
 def _run(plan: Plan, store: Store, console: Console) -> None:
     first = next(iter(plan.cells.values()))
+    prepare(first.cluster, PRELOAD)
     if first.cluster.kind == "torchrun":
         _run_inside_launch(plan, store, console)
         return
-    prepare(first.cluster, PRELOAD)
 
     def start_ranks(spec: dict) -> None:
         path = Path(spec["folder"]) / "spec.json"

@@ -4,6 +4,8 @@ Hydra lives in this file only. Its jobs are collected and the campaign runs afte
 of a multirun are one interleaved campaign.
 """
 
+import contextlib
+import io
 import sys
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +16,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from experiments.main import run_points
+from experiments.main import BAD_INPUT, run_points
 from experiments.plan import Point
 
 
@@ -57,6 +59,8 @@ def experiment_points(config: DictConfig, overrides: list[str]) -> list[Point]:
             for system in systems:
                 cell = config.copy()
                 cell.system = system
+                if len(systems) > 1 and system.engine is None:
+                    cell.engine = None  # engine= is for the systems that take one
                 OmegaConf.update(cell, panel.x, x)
                 configs.append(_resolved(cell))
             published = value if panel.get("published") else None
@@ -114,6 +118,22 @@ def _resolved(config: DictConfig) -> dict[str, Any]:
     return {str(key): value for key, value in container.items() if key != "hydra"}
 
 
+def _compose_or_exit() -> None:
+    """Run Hydra's jobs; what it refuses (unknown names and keys) is said in one sentence, with exit status 2."""
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            compose()
+    except SystemExit as refusal:
+        if refusal.code == 0:
+            raise
+        lines = [line.strip() for line in said.getvalue().splitlines() if line.strip()]
+        unread = ("To append to", "Config search path", "provider=", "Set the environment", "full_key", "object_type")
+        told = [line for line in lines if not line.startswith(unread)]
+        print(f"error: {' '.join(told)}", file=sys.stderr)
+        sys.exit(BAD_INPUT)
+
+
 if __name__ == "__main__":
-    compose()
+    _compose_or_exit()
     sys.exit(run_points(JOBS[0].points if len(JOBS) == 1 else sweep_points(JOBS)))

@@ -56,6 +56,13 @@ class Store:
         except (OSError, ValueError, KeyError):
             return False
 
+    def has_failed(self, cell: str) -> bool:
+        """True if the cell is stored with the reason why it has no numbers."""
+        try:
+            return json.loads((self._cells / cell / "run.json").read_text())["state"] != "ok"
+        except (OSError, ValueError, KeyError):
+            return False
+
     def write_cell(
         self, run: dict[str, Any], samples: pd.DataFrame | None = None, routing: pd.DataFrame | None = None
     ) -> None:

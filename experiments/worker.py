@@ -4,11 +4,14 @@ import faulthandler
 import io
 import json
 import os
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import psutil
 
 from clusters.session import ClusterSpec, Session, connect
 from experiments.cells import instantiate
@@ -21,6 +24,7 @@ PRELOAD = ["experiments.bench", "experiments.worker", "deepspeed.moe.layer"]
 def run_rank(spec_path: str) -> None:
     """Entry point of a process started for one launch; `spec_path` is a JSON file written by the parent."""
     spec = json.loads(Path(spec_path).read_text())
+    threading.Thread(target=_follow_parent, args=(spec["parent"],), daemon=True).start()
     faulthandler.dump_traceback_later(spec["cluster"]["timeout_s"], exit=True)
     folder = Path(spec["folder"])
     network = instantiate(spec["workload"]["network"])
@@ -61,6 +65,13 @@ def run_launch(spec: dict[str, Any], session: Session) -> None:
     if session.rank == 0:
         _write(Path(spec["folder"]), samples, routing, correctness)
     faulthandler.cancel_dump_traceback_later()
+
+
+def _follow_parent(pid: int) -> None:
+    """End this rank when the parent is gone: an orphan would compute beside the next campaign."""
+    while psutil.pid_exists(pid):
+        time.sleep(2)
+    os._exit(1)
 
 
 class Progress:

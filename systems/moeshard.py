@@ -15,10 +15,7 @@ from systems.permute import group_by_expert
 
 
 class MoEShard(System):
-    """W_i by columns and W_o by rows; all tokens to all ranks; partial outputs summed and scattered.
-
-    MoEShard without MegaBlocks is the same system with engine=loop: one pair of matmuls per expert.
-    """
+    """W_i by columns and W_o by rows; all tokens to all ranks; partial outputs summed and scattered."""
 
     def __init__(self, **layer) -> None:
         super().__init__(**layer)
@@ -58,3 +55,9 @@ class MoEShard(System):
         gathered = self.shape.max_tokens * self.shape.d_model * element_size + 4 * copies
         scattered = copies * self.shape.d_model * element_size
         return Account(rows_computed=rows, rows_useful=rows, dropped=0, bytes_sent=peers * (gathered + scattered))
+
+
+class MoEShardNoMegaBlocks(MoEShard):
+    """The paper's ablation (section 4.4): one pair of matmuls per expert, whatever engine the others use."""
+
+    own_engine = "loop"

@@ -35,7 +35,8 @@ def scripted(script: str, folder: str) -> None:
     store, rank, world_size = next(dist.rendezvous("env://"))
     watch = ScriptedWatch()
     clock = VirtualClock(Baton(Path(folder) / "baton", rank, world_size), watch)
-    emulated.register(clock, Network("ten seconds", base_us=10e6))
+    byte_a_second, ten_seconds = Network("bytes", bandwidth_gbs=1e-9), Network("ten seconds", base_us=10e6)
+    emulated.register(clock, byte_a_second if script == "volumes" else ten_seconds)
     dist.init_process_group(emulated.BACKEND, store=store, rank=rank, world_size=world_size)
     with clock.running():
         SCRIPTS[script](watch, rank)
@@ -80,8 +81,27 @@ def subgroups(watch: ScriptedWatch, rank: int) -> None:
         dist.all_reduce(torch.ones(1), group=SUBGROUPS["pair"])
 
 
+def waits_in_another_order(watch: ScriptedWatch, rank: int) -> None:
+    """Legal as long as all ranks issue in the same order."""
+    works = [dist.all_reduce(torch.ones(1), async_op=True) for _ in range(2)]
+    for work in works if rank == 0 else reversed(works):
+        work.wait()
+
+
+def volumes(watch: ScriptedWatch, rank: int) -> None:
+    """One byte a second. 12 B all-reduce 16 s; 4 B a rank all-gathered, scattered, exchanged 8 s each; uneven 24 s."""
+    from systems.collectives import all_gather, all_to_all, reduce_scatter
+
+    group, x = dist.group.WORLD, torch.ones(6)
+    dist.all_reduce(x[:3])
+    all_gather(x[:1], group)
+    reduce_scatter(x[:3], group)
+    all_to_all(x[:3], group)
+    all_to_all(x, group, received_G=[rank + 1] * 3, sent_G=[1, 2, 3])
+
+
 SUBGROUPS: dict = {}
-SCRIPTS = {f.__name__: f for f in (barrier, overlap, hidden, busy_link, subgroups)}
+SCRIPTS = {f.__name__: f for f in (barrier, overlap, hidden, busy_link, subgroups, waits_in_another_order, volumes)}
 
 
 def scripted_with_pair(script: str, folder: str) -> None:
@@ -91,6 +111,18 @@ def scripted_with_pair(script: str, folder: str) -> None:
     def init(*args, **kwargs) -> None:
         original(*args, **kwargs)
         SUBGROUPS["pair"] = dist.new_group([0, 1])
+
+    dist.init_process_group = init
+    scripted(script, folder)
+
+
+def scripted_after_a_collective(script: str, folder: str) -> None:
+    """As `scripted`, with an all-reduce before the clock runs, which must not stop the clock."""
+    original = dist.init_process_group
+
+    def init(*args, **kwargs) -> None:
+        original(*args, **kwargs)
+        dist.all_reduce(torch.ones(1))
 
     dist.init_process_group = init
     scripted(script, folder)

@@ -41,6 +41,19 @@ def test_a_subgroup_does_not_wait_for_others(tmp_path):
     assert times == pytest.approx([12, 12, 3])
 
 
+def test_ranks_may_wait_in_different_orders(tmp_path):
+    assert run_script("waits_in_another_order", tmp_path) == pytest.approx([20, 20, 20])
+
+
+def test_each_collective_takes_the_time_of_its_bytes(tmp_path):
+    assert run_script("volumes", tmp_path) == pytest.approx([16 + 8 + 8 + 8 + 24] * 3)
+
+
+def test_a_collective_before_the_timed_region_only_takes_its_transfer(tmp_path):
+    """10 s for it, then 13 s as without it: segments after it are counted as ever."""
+    assert run_script("barrier", tmp_path, program=rank_programs.scripted_after_a_collective) == pytest.approx([23] * 3)
+
+
 def test_collectives_move_the_data(tmp_path):
     launch(ClusterSpec("emulated", 3), rank_programs.every_collective, str(tmp_path))
     found = [json.loads((tmp_path / f"collectives.{rank}").read_text()) for rank in range(3)]

@@ -98,12 +98,13 @@ def test_a_damaged_cell_is_measured_again(measured):
         ("ExitsOnRankOne", "failed", "a rank died without an exception|rank 1 died with exit code 7"),
         ("HangsOnRankOne", "timeout", "no progress for 0:00:15"),
         ("ForgetsAnExpert", "failed", "the output differs from the dense model's by"),
+        ("NaNInTheSecondLayer", "failed", "the output differs from the dense model's by nan"),
         ("DropsInSecret", "failed", "the number of dropped tokens is not what the system's capacity gives"),
     ],
 )
 def test_a_system_that_fails_is_a_row_and_the_others_are_measured(tmp_path, broken, state, reason):
-    timeout = ("cluster.timeout_s=15",) if state == "timeout" else ()
-    assert run_points([point("moeshard", f"{HERE}.{broken}", out=tmp_path, overrides=timeout)]) == SOME_FAILED
+    overrides = ("model.num_blocks=4", *(["cluster.timeout_s=15"] if state == "timeout" else []))
+    assert run_points([point("moeshard", f"{HERE}.{broken}", out=tmp_path, overrides=overrides)]) == SOME_FAILED
     runs = stored(tmp_path)
     assert runs["moeshard"][0]["state"] == "ok"
     run, folder = runs[broken]

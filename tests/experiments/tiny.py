@@ -82,6 +82,21 @@ class ForgetsAnExpert(Dense):
         return torch.where(routing.expert_TK == 0, 0.5 * y_TD, y_TD)
 
 
+class NaNInTheSecondLayer(Dense):
+    """Right in the first MoE layer only."""
+
+    made = 0
+
+    def __init__(self, **layer):
+        super().__init__(**layer)
+        NaNInTheSecondLayer.made += 1
+        self.layer_number = NaNInTheSecondLayer.made
+
+    def forward(self, x_TD, routing):
+        y_TD = super().forward(x_TD, routing)
+        return y_TD * float("nan") if self.layer_number == 2 else y_TD
+
+
 class DropsInSecret(Dense):
     """Gives zero for some tokens and does not say so."""
 

@@ -1,0 +1,34 @@
+"""What the documentation shows is true."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from clusters.launch import prepare
+from clusters.session import ClusterSpec
+from experiments.conformance import TOLERANCE, judge
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", ROOT / "LOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def test_the_example_system_equals_dense(tmp_path, monkeypatch):
+    page = (ROOT / "docs/add_a_system.md").read_text()
+    source = re.search(r"```python\n(.*?)```", page, re.DOTALL)
+    assert source is not None
+    (tmp_path / "gathered.py").write_text(source.group(1))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    prepare(ClusterSpec(), ["experiments.conformance", "deepspeed.moe.layer"])
+    node = {"_target_": "gathered.GatheredTokens", "name": "gathered", "engine": "grouped"}
+    ranks = judge({"gathered": node}, ClusterSpec("gloo", 2, timeout_s=60), tmp_path / "judged")
+    verdicts = [verdict for found in ranks for verdict in found.values()]
+    assert len(verdicts) == 30 and all(verdict["error"] <= TOLERANCE for verdict in verdicts)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere_and_nothing_is_left_to_fill_in(page):
+    text = page.read_text()
+    assert not re.search(r"^@[A-Z]+@", text, re.MULTILINE)
+    for target in re.findall(r"\]\(([^)#]+)", text):
+        assert target.startswith("http") or (page.parent / target).exists(), target
