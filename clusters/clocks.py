@@ -158,8 +158,7 @@ class VirtualClock:
     def paused(self) -> Iterator[dict[int, int]]:
         """Close the segment for a collective; afterwards wait for the baton and open a new segment.
 
-        Yields a dict in which the caller notes rank -> next_arrival of those who take part: they all wait for the
-        baton again before one of them goes on.
+        Yields a dict in which the caller notes rank -> next_arrival of those who take part (see `Baton.take`).
         """
         arrivals: dict[int, int] = {}
         was_running = self._segment is not None
