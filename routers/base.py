@@ -1,8 +1,10 @@
 """What a router gives to a system."""
 
+import hashlib
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
 import torch
 
 
@@ -11,7 +13,7 @@ class Routing:
     """The experts of every token on this rank.
 
     expert_TK: int64 expert ids. weight_TK: gate weights, in the dtype of the tokens.
-    logits_TE: router scores where the router has any; None for the synthetic router.
+    logits_TE: router scores where the router has any; None where experts are drawn.
     """
 
     expert_TK: torch.Tensor
@@ -22,12 +24,20 @@ class Routing:
         """int64 [E]: how many token copies go to each expert."""
         return torch.bincount(self.expert_TK.flatten(), minlength=num_experts)
 
+    def digest(self) -> str:
+        """16 hex digits of the SHA-256 of shape, expert ids (little-endian int64) and gate weights (float32)."""
+        expert_TK = self.expert_TK.cpu().numpy().astype("<i8")
+        weight_TK = self.weight_TK.detach().float().cpu().numpy().astype("<f4")
+        parts = (str(expert_TK.shape).encode(), expert_TK.tobytes(), weight_TK.tobytes())
+        return hashlib.sha256(b"".join(parts)).hexdigest()[:16]
+
 
 class Router(Protocol):
     """Routing is a function of (seed, layer, iteration, rank) and the tokens, so every system sees the same.
 
-    A router is built with num_experts, rank, seed and classifier (block -> the model's router matrix [E, D]), needed
-    or not, and the options of its configuration.
+    A router is built with num_experts, rank, seed, moe_blocks (the encoder blocks that have an MoE layer) and
+    classifier (block -> the model's router matrix [E, D]), needed or not, and the options of its configuration; its
+    constructor raises ValueError, in one sentence that names the option, before anything is launched.
     """
 
     def prefetch(self, num_tokens: int, *, layer: int, iteration: int, like: torch.Tensor) -> None:
@@ -36,4 +46,12 @@ class Router(Protocol):
 
     def route(self, x_TD: torch.Tensor, *, layer: int, iteration: int) -> Routing:
         """Choose the experts of x_TD [T, D]; `layer` is the encoder block index."""
+        ...
+
+    def intended(self, num_tokens: int, *, layer: int, iteration: int) -> np.ndarray | None:
+        """float64 [E]: how many of this rank's tokens each expert is asked to get; None for a learned router.
+
+        Probabilities x tokens where experts are drawn, the exact numbers where they are counted out: what
+        `tokens_per_expert` of the routing is to be held against.
+        """
         ...

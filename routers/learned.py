@@ -28,3 +28,6 @@ class LearnedRouter:
         logits_TE = x_TD.float() @ self._weight_ED[layer].T
         weight_TK, expert_TK = logits_TE.softmax(dim=-1).max(dim=-1, keepdim=True)
         return Routing(expert_TK, weight_TK.to(x_TD.dtype), logits_TE)
+
+    def intended(self, num_tokens: int, *, layer: int, iteration: int) -> None:
+        """None: nobody asks a learned router for a load."""

@@ -63,3 +63,9 @@ def test_few_tokens(num_tokens):
     weight_ED, x_TD = inputs()
     routing = LearnedRouter(classifier=lambda layer: weight_ED).route(x_TD[:num_tokens], layer=1, iteration=0)
     assert routing.expert_TK.shape == routing.weight_TK.shape == (num_tokens, 1)
+
+
+def test_no_load_is_intended():
+    weight_ED, _ = inputs()
+    router = LearnedRouter(classifier=lambda layer: weight_ED, moe_blocks=[1, 3])
+    assert router.intended(300, layer=1, iteration=0) is None

@@ -61,8 +61,11 @@ def test_number_wins_over_share():
     ("options", "sentence"),
     [
         ({"num_skewed": 17}, r"router\.num_skewed is 17; it must be between 0 and num_experts \(16\)"),
-        ({"num_skewed": -1}, r"router\.num_skewed is -1; it must be between 0 and num_experts \(16\)"),
+        ({"num_skewed": -1}, r"router\.num_skewed is -1; it must be a whole number of at least 0"),
+        ({"num_skewed": 2.5}, r"router\.num_skewed is 2\.5; it must be a whole number of at least 0"),
         ({"alpha": -0.1}, r"router\.alpha is -0\.1; it must not be negative"),
+        ({"alpha": float("nan")}, r"router\.alpha is nan; it must not be negative, infinite or NaN"),
+        ({"permute_hot": "maybe"}, r"router\.permute_hot is 'maybe'; it must be true or false"),
         ({"skewed_share": 1.5}, r"router\.skewed_share is 1\.5; it must be between 0 and 1"),
         ({"skewed_share": -0.5}, r"router\.skewed_share is -0\.5; it must be between 0 and 1"),
         ({"skewed_share": None}, r"router\.skewed_share is None; it must be between 0 and 1"),

@@ -1,0 +1,146 @@
+"""What every router that draws promises, whichever distribution or counts it has."""
+
+import inspect
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hydra.utils import get_class
+from omegaconf import OmegaConf
+from scipy.stats import chisquare
+
+from routers.drawn import CountedRouter, DrawnRouter, MultinomialRouter
+from routers.learned import LearnedRouter
+
+ROOT = Path(__file__).parents[2]
+CONFIGS: dict[str, Any] = {
+    path.stem: OmegaConf.to_container(OmegaConf.load(path)) for path in (ROOT / "conf/router").glob("*.yaml")
+}
+DRAWN = sorted(CONFIGS.keys() - {"learned"})
+COUNTED = ["balanced", "trace"]
+NUM_TOKENS = 1000
+BALANCED = [14, 8, 0, 13, 2, 3, 10, 12, 15, 9, 1, 11]
+TRACE = [14, 6, 1, 13, 4, 5, 8, 11, 15, 7, 3, 10]
+
+
+def options(name: str) -> dict[str, Any]:
+    return {key: value for key, value in CONFIGS[name].items() if key not in ("_target_", "name")}
+
+
+def build(name: str, *, rank: int = 0, seed: int = 0, **changed: Any) -> DrawnRouter:
+    """The router of a configuration file on a model with 16 experts and MoE in blocks 1 and 3."""
+    given = {"num_experts": 16, "rank": rank, "seed": seed, "moe_blocks": [1, 3], "classifier": None}
+    return get_class(CONFIGS[name]["_target_"])(**options(name), **given, **changed)
+
+
+def test_there_is_a_configuration_of_every_router():
+    assert set(CONFIGS) == {"balanced", "drift", "learned", "lognormal", "synthetic", "trace", "zipf"}
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_the_configuration_shows_every_option_with_its_default(name):
+    kinds = [kind for kind in get_class(CONFIGS[name]["_target_"]).__mro__ if "__init__" in vars(kind)]
+    defaults: dict[str, Any] = {}
+    for kind in reversed(kinds):
+        named = inspect.signature(kind.__init__).parameters.values()
+        defaults |= {p.name: p.default for p in named if p.default is not p.empty}
+    for given in ("moe_blocks", "classifier"):
+        defaults.pop(given, None)
+    assert CONFIGS[name]["name"] == name and options(name) == defaults
+
+
+def test_learned_takes_what_every_router_is_given():
+    given = {"num_experts": 4, "rank": 0, "seed": 0, "moe_blocks": [1]}
+    assert LearnedRouter(classifier=lambda block: torch.eye(4), **given)
+
+
+@pytest.mark.parametrize("name", DRAWN)
+def test_same_key_same_bytes_in_any_order_of_calls(name):
+    keys = [(layer, iteration) for layer in (1, 3) for iteration in range(7)]
+    forwards, backwards = build(name), build(name)
+    seen = {(b, i): forwards.draw(NUM_TOKENS, layer=b, iteration=i) for b, i in keys}
+    for b, i in reversed(keys):
+        again_T = backwards.draw(NUM_TOKENS, layer=b, iteration=i)
+        assert again_T.dtype == np.int64 and again_T.tobytes() == seen[b, i].tobytes()
+        assert again_T.min() >= 0 and again_T.max() < 16
+
+
+@pytest.mark.parametrize("name", DRAWN)
+@pytest.mark.parametrize("other", [{"rank": 1}, {"seed": 1}, {"layer": 3}, {"iteration": 1}], ids=str)
+def test_other_key_other_draws(name, other):
+    key = {"rank": 0, "seed": 0, "layer": 1, "iteration": 0}
+
+    def draw(rank: int, seed: int, layer: int, iteration: int) -> np.ndarray:
+        return build(name, rank=rank, seed=seed).draw(NUM_TOKENS, layer=layer, iteration=iteration)
+
+    # Independent draws agree where both are hot: at most on half of the tokens with the loads of conf/.
+    assert np.mean(draw(**key) == draw(**key | other)) < 0.5
+
+
+@pytest.mark.parametrize("name", DRAWN)
+@pytest.mark.parametrize("num_tokens", [0, 1, 15, 16, NUM_TOKENS])
+def test_intended_sums_to_the_tokens(name, num_tokens):
+    router = build(name, rank=2)
+    for layer, iteration in [(1, 0), (3, 11)]:
+        intended_E = router.intended(num_tokens, layer=layer, iteration=iteration)
+        assert intended_E.dtype == np.float64 and intended_E.shape == (16,) and intended_E.min() >= 0
+        assert intended_E.sum() == pytest.approx(num_tokens)
+
+
+@pytest.mark.parametrize("name", COUNTED)
+def test_counted_routers_do_exactly_what_is_intended(name):
+    for rank, iteration in [(0, 0), (1, 0), (3, 40)]:
+        router = build(name, rank=rank)
+        assert isinstance(router, CountedRouter)
+        realised_E = np.bincount(router.draw(NUM_TOKENS, layer=3, iteration=iteration), minlength=16)
+        assert realised_E.tolist() == router.intended(NUM_TOKENS, layer=3, iteration=iteration).tolist()
+
+
+@pytest.mark.parametrize("name", sorted(set(DRAWN) - set(COUNTED)))
+def test_multinomial_routers_do_on_average_what_is_intended(name):
+    router = build(name)
+    assert isinstance(router, MultinomialRouter)
+    keys = [(layer, iteration) for layer in (1, 3) for iteration in range(20)]
+    realised_E = sum(np.bincount(router.draw(NUM_TOKENS, layer=b, iteration=i), minlength=16) for b, i in keys)
+    intended_E = sum(router.intended(NUM_TOKENS, layer=b, iteration=i) for b, i in keys)
+    assert chisquare(realised_E, intended_E).pvalue > 0.01
+
+
+@pytest.mark.parametrize("name", DRAWN)
+@pytest.mark.parametrize("prefetch", [True, False])
+def test_route_gives_the_draws_with_weight_one(name, prefetch):
+    x_TD = torch.empty(NUM_TOKENS, 2, dtype=torch.bfloat16)
+    router = build(name)
+    if prefetch:
+        router.prefetch(NUM_TOKENS, layer=3, iteration=2, like=x_TD)
+    routing = router.route(x_TD, layer=3, iteration=2)
+    assert routing.expert_TK[:, 0].tolist() == build(name).draw(NUM_TOKENS, layer=3, iteration=2).tolist()
+    assert torch.equal(routing.weight_TK, torch.ones(NUM_TOKENS, 1, dtype=torch.bfloat16))
+    assert routing.logits_TE is None
+
+
+@pytest.mark.parametrize("name", COUNTED)
+def test_counted_tokens_are_mixed_not_in_runs(name):
+    expert_T = build(name).draw(NUM_TOKENS, layer=1, iteration=0)
+    assert np.mean(expert_T[1:] == expert_T[:-1]) < 0.2  # sorted by expert it would be 0.98
+
+
+@pytest.mark.parametrize(("name", "drawn"), [("balanced", BALANCED), ("trace", TRACE)])
+def test_draws_that_stored_campaigns_rest_on(name, drawn):
+    """The same on every machine; a change here makes old results and new ones incomparable."""
+    assert build(name, rank=2, seed=5).draw(12, layer=1, iteration=3).tolist() == drawn
+
+
+def test_the_router_of_the_documentation_is_one():
+    source = re.search(r"```python\n(.*?)```", (ROOT / "docs/routers.md").read_text(), re.DOTALL)
+    assert source is not None
+    names: dict[str, Any] = {}
+    exec(source.group(1), names)
+    router = names["OneHotRouter"](num_experts=4, rank=0, seed=0, moe_blocks=[1, 3], classifier=None)
+    assert router.intended(8, layer=3, iteration=0).tolist() == [1, 1, 1, 5]
+    assert np.bincount(router.draw(8, layer=1, iteration=0)).tolist() == [1, 5, 1, 1]
+    with pytest.raises(ValueError, match=r"router\.share is 2; it must be between 0 and 1"):
+        names["OneHotRouter"](num_experts=4, rank=0, seed=0, share=2)
