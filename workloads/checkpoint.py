@@ -3,14 +3,17 @@
 import json
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
 from workloads.model import ModelShape
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
+# Checkpoints that come with the project (scripts/train_small_switch.py makes them): name -> folder.
+SHIPPED = {"small_switch": Path(__file__).parent / "trained" / "small_switch"}
 
 
 class Checkpoint:
@@ -24,20 +27,31 @@ class Checkpoint:
         """Parameter name -> file."""
         if (self.folder / INDEX).exists():
             return json.loads((self.folder / INDEX).read_text())["weight_map"]
-        with safe_open(self.folder / SINGLE, framework="pt") as file:
+        with self._open(SINGLE) as file:
             return dict.fromkeys(file.keys(), SINGLE)
+
+    def _open(self, name: str) -> Any:
+        try:
+            return safe_open(self.folder / name, framework="pt")
+        except SafetensorError as error:
+            raise ValueError(f"{self.folder / name} is not a safetensors file ({error})") from error
+
+    @property
+    def describing_files(self) -> list[Path]:
+        """Small files that differ when the weights do: configuration (with their hashes, if ours) and index."""
+        return [path for name in ("config.json", INDEX) if (path := self.folder / name).exists()]
 
     def __contains__(self, name: str) -> bool:
         return name in self._files
 
     def read(self, name: str, rows: slice = slice(None), columns: slice | None = None) -> torch.Tensor:
         """Rows, and columns of a matrix, of one parameter; KeyError if the checkpoint lacks it."""
-        with safe_open(self.folder / self._files[name], framework="pt") as file:
+        with self._open(self._files[name]) as file:
             tensor = file.get_slice(name)
             return tensor[rows] if columns is None else tensor[rows, columns]
 
     def size(self, name: str) -> list[int]:
-        with safe_open(self.folder / self._files[name], framework="pt") as file:
+        with self._open(self._files[name]) as file:
             return file.get_slice(name).get_shape()
 
     def check(self, model: ModelShape) -> None:
@@ -65,11 +79,11 @@ class Checkpoint:
 
 
 def open_checkpoint(name: str) -> Checkpoint:
-    """A local directory, or a hub name fetched once into the hub's cache (safetensors only, never pickled files).
+    """A name of SHIPPED, a directory, or a hub name fetched once into the hub's cache (safetensors, never pickled).
 
     Raises ValueError in one sentence if there is none or it carries no safetensors.
     """
-    folder = Path(name)
+    folder = SHIPPED.get(name, Path(name))
     if not folder.is_dir():
         try:
             folder = Path(snapshot_download(name, allow_patterns=["*.safetensors*", "*.json", "spiece.model"]))

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 class ModelShape:
     """Sizes of the encoder; every `sparse_step`-th block has an MoE layer (blocks 1, 3, 5, ... for 2).
 
-    checkpoint: a directory or a hub name (google/switch-base-8) with safetensors; None for seeded weights.
+    checkpoint: small_switch (shipped), a directory or a hub name (google/switch-base-8) with safetensors; None for
+    seeded weights.
     """
 
     num_experts: int

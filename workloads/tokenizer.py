@@ -74,7 +74,9 @@ def _load_from_checkpoint(checkpoint: Path) -> Tokenizer:
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(checkpoint, local_files_only=True).backend_tokenizer
+        # Said aloud, because the default asks on a terminal whether the checkpoint's own code may run.
+        loaded = AutoTokenizer.from_pretrained(checkpoint, local_files_only=True, trust_remote_code=False)
+        return loaded.backend_tokenizer
     except Exception as error:
         raise ValueError(
             f"checkpoint {checkpoint} has a spiece.model that cannot be converted ({type(error).__name__}: {error}); "

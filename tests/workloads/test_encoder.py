@@ -137,7 +137,7 @@ def test_equals_hugging_face_on_its_own_checkpoint(tmp_path, kind, max_shard_siz
     checkpoint.check(MODEL)
     layers = {block: CheckpointLayer(MODEL, block, checkpoint, torch.float32, CPU) for block in MODEL.moe_blocks}
     router = LearnedRouter(classifier=lambda block: layers[block].router())
-    recorder = Recorder(HostClock())
+    recorder = Recorder(HostClock(), align=lambda: None)
     group: Any = SimpleNamespace(rank=lambda: 0, size=lambda: 1)
 
     def moe_layer(block: int) -> MoELayer:
