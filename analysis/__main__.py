@@ -1,11 +1,11 @@
-"""`python -m analysis results/fig3`: rebuild the summary, figures and tables of stored campaigns."""
+"""`python -m analysis results/fig3`: rebuild report.html, figures, tables and the summary of stored campaigns."""
 
 import argparse
 import sys
 from pathlib import Path
 
 from rich.console import Console
-from rich.markup import escape
+from rich.text import Text
 
 from analysis.report import render
 
@@ -17,9 +17,11 @@ def main(arguments: list[str] | None = None) -> int:
     console = Console() if sys.stdout.isatty() else Console(width=120)
     for folder in parser.parse_args(arguments).folder:
         try:
+            if not (folder / "plan.json").exists():
+                raise ValueError(f"{folder} is not a campaign's folder: it has no plan.json.")
             render(folder, console)
         except ValueError as error:
-            console.print(f"[red]error:[/red] {escape(str(error))}", highlight=False, soft_wrap=True)
+            console.print(Text.assemble(("error: ", "red"), str(error)), soft_wrap=True)
             return 1
     return 0
 

@@ -5,11 +5,14 @@ import zlib
 import numpy as np
 import pandas as pd
 
+from analysis.stats import Floor, outside
+
 # Okabe & Ito's palette, safe for colour-blind readers; its yellow is left out, too pale for a line on white.
 BLACK, ORANGE, SKY, GREEN, BLUE, VERMILLION, PURPLE = (
     *["#000000", "#E69F00", "#56B4E9", "#009E73"],
     *["#0072B2", "#D55E00", "#CC79A7"],
 )
+GREY = "#777777"
 KNOWN = {
     "deepspeed": ("DeepSpeed", BLACK, "s"),
     "deepspeed_dropless": ("DeepSpeed dropless", PURPLE, "s"),
@@ -20,7 +23,26 @@ KNOWN = {
     "dense": ("dense", GREEN, "D"),
 }
 OTHERS = [(GREEN, "P"), (PURPLE, "X"), (BLUE, "<"), (SKY, ">"), (ORANGE, "p")]
-AXES = {"num_experts": "number of experts", "batch_size": "batch size per GPU", "seq_len": "sequence length"}
+# In the order in which a layer runs them.
+SECTIONS = {"route": PURPLE, "metadata": SKY, "dispatch": BLUE, "experts": ORANGE, "combine": GREEN}
+SERIES = ["system", "engine", "precision"]  # what makes a series of its own
+AXES = {
+    "num_experts": "number of experts",
+    "batch_size": "batch size per GPU",
+    "seq_len": "sequence length",
+    "alpha": "share of tokens drawn to hot experts (α)",
+    "skewed_share": "share of experts that are hot",
+}
+PERCENT = {"skewed_share"}
+UNSURE = "not for claims"
+WITHIN_FLOOR = "~"  # stands before a ratio that the A/A noise floor could explain
+# What a word in a table says of its row: good, warn, bad, or dim. Colour never says it alone.
+TONES = {
+    "bad": {"not reproduced", "fail", "failed", "oom", "timeout", "invalid", "corrupt"},
+    "warn": {"direction only", "warn", "output not verified"},
+    "dim": {UNSURE, "not measured", "not testable here", "not applicable", "missing", "unsupported"},
+    "good": {"reproduced", "pass", "ok"},
+}
 
 
 def system_name(system: str) -> str:
@@ -40,7 +62,7 @@ def system_styles(systems: list[str]) -> dict[str, tuple[str, str]]:
 
 def series_names(frame: pd.DataFrame) -> dict[tuple[str, str, str], str]:
     """Name by (system, engine, precision), with engine and precision only where they tell two series apart."""
-    keys = sorted(set(frame[["system", "engine", "precision"]].itertuples(index=False, name=None)))
+    keys = sorted(set(frame[SERIES].itertuples(index=False, name=None)))
     return {key: ", ".join([system_name(key[0]), *telling(key, keys)]) for key in keys}
 
 
@@ -57,16 +79,36 @@ def axis_name(x_name: str) -> str:
     return AXES.get(x_name, x_name.replace("_", " "))
 
 
+def x_text(x_name: str, x: object) -> str:
+    """A point's place on its axis: 128, 0.6, or 10 % for a share."""
+    if isinstance(x, int | float) and x_name in PERCENT:
+        return f"{100 * x:g} %"
+    return f"{x:g}" if isinstance(x, float) else str(x)
+
+
+def tone(text: object) -> str:
+    """`bad`, `warn`, `dim` or `good`: the worst verdict or state in a table's cell ("1 ok, 1 oom"); else ""."""
+    if str(text).startswith(WITHIN_FLOOR):
+        return "dim"
+    words = {part.strip().lstrip("0123456789 ") for part in str(text).split(",")}
+    return next((name for name, known in TONES.items() if words & known), "")
+
+
+def within_floor(low: float, high: float, floor: Floor | None) -> bool:
+    """Whether a ratio's interval reaches into the A/A noise floor; never where no floor was measured."""
+    return floor is not None and not outside(low, high, floor)
+
+
 def times(ratio: float) -> str:
-    """A ratio as 0.27×, 2.35× or 12.3×."""
-    return "–" if np.isnan(ratio) else f"{ratio:#.3g}×" if ratio >= 10 else f"{ratio:.2f}×"
+    """A ratio as 0.27×, 2.35×, 12.3× or 128×."""
+    return "–" if np.isnan(ratio) else f"{number(ratio)}×" if ratio >= 10 else f"{ratio:.2f}×"
 
 
 def number(value: float) -> str:
-    """Three significant digits, no exponent."""
+    """Three significant digits, no exponent; 0 as 0."""
     if np.isnan(value):
         return "–"
-    return f"{value:.0f}" if abs(value) >= 100 else f"{value:#.3g}"
+    return f"{value:.0f}" if abs(value) >= 100 or value == 0 else f"{value:#.3g}"
 
 
 def with_interval(value: float, low: float, high: float, form=number) -> str:

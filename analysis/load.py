@@ -12,9 +12,9 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-SCHEMA = 1
+SCHEMA = 2
 Document = TypeVar("Document")
-RUN_COLUMNS = ["system", "engine", "precision"]
+RUN_COLUMNS = ["system", "engine", "precision", "twin"]
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,13 @@ class Campaign:
         """All rows of all ok cells, with system, engine, precision and the workload point as columns."""
         joined = [frame.assign(**run_columns(self.runs[cell])) for cell, frame in self.frames.items()]
         return pd.concat(joined, ignore_index=True) if joined else pd.DataFrame(columns=["cell", *RUN_COLUMNS])
+
+    def routing(self, cell: str) -> pd.DataFrame:
+        """Realised and intended tokens of an ok cell, one row a layer, iteration, rank and expert; read when asked for.
+
+        Columns: layer, iteration, rank, expert, tokens, intended. Experts without tokens may have no row.
+        """
+        return read_table(self.folder / "cells" / cell / "routing.parquet")
 
 
 def run_columns(run: dict) -> dict:
@@ -64,7 +71,7 @@ def load_cell(folder: Path) -> tuple[dict, pd.DataFrame | None]:
     run: dict = {"cell": folder.name}
     try:
         run = read_json(folder / "run.json")
-        return run, read_samples(folder / "samples.parquet", run.get("checksums", {})) if run["state"] == "ok" else None
+        return run, read_rows(folder, run.get("checksums", {})) if run["state"] == "ok" else None
     except ValueError as error:
         warnings.warn(str(error), stacklevel=2)
         return run | {"state": "corrupt", "reason": str(error)}, None
@@ -73,20 +80,35 @@ def load_cell(folder: Path) -> tuple[dict, pd.DataFrame | None]:
 def read_json(path: Path) -> dict:
     """A JSON document of this schema; ValueError naming the file otherwise."""
     document = read(path, lambda: json.loads(path.read_text()))
-    if not isinstance(document, dict) or document.get("schema") != SCHEMA:
-        raise ValueError(f"{path} is not a document of schema {SCHEMA}.")
+    schema = document.get("schema") if isinstance(document, dict) else None
+    if schema != SCHEMA:
+        older = f" ({schema} is from another version of the harness: measure again)" if schema else ""
+        raise ValueError(f"{path} is not a document of schema {SCHEMA}{older}.")
     return document
 
 
-def read_samples(path: Path, checksums: dict[str, str]) -> pd.DataFrame:
-    """The rows of one cell; ValueError naming the file when it is truncated, changed or of another schema."""
-    expected = checksums.get(path.name)
-    if expected and read(path, lambda: hashlib.sha256(path.read_bytes()).hexdigest()) != expected:
-        raise ValueError(f"{path} is not what was written: its checksum differs from the one in run.json.")
-    frame = read(path, lambda: pq.read_table(path, page_checksum_verification=True).to_pandas())
-    if "schema" not in frame or not frame["schema"].eq(SCHEMA).all():
+def read_rows(folder: Path, checksums: dict[str, str]) -> pd.DataFrame:
+    """The samples of one ok cell; ValueError naming the file that is truncated, changed or of another schema."""
+    for name in ("samples.parquet", "routing.parquet"):
+        verify_checksum(folder / name, checksums.get(name))
+    path = folder / "samples.parquet"
+    frame = read_table(path)
+    if "schema" not in frame or set(frame["schema"]) != {SCHEMA}:
         raise ValueError(f"{path} does not hold samples of schema {SCHEMA}.")
     return frame
+
+
+def verify_checksum(path: Path, expected: str | None) -> None:
+    """Compare a file with what run.json says was written."""
+    found = read(path, lambda: hashlib.sha256(path.read_bytes()).hexdigest())
+    if expected is None:
+        raise ValueError(f"{path} has no checksum in run.json.")
+    if found != expected:
+        raise ValueError(f"{path} is not what was written: its checksum differs from the one in run.json.")
+
+
+def read_table(path: Path) -> pd.DataFrame:
+    return read(path, lambda: pq.read_table(path, page_checksum_verification=True).to_pandas())
 
 
 def read(path: Path, reader: Callable[[], Document]) -> Document:
@@ -97,7 +119,7 @@ def read(path: Path, reader: Callable[[], Document]) -> Document:
 
 
 def coverage(campaign: Campaign) -> pd.DataFrame:
-    """Every planned cell of every panel with its state, the reason, and whether its output was checked."""
+    """Every planned cell of every panel, twins too, with its state, the reason, and whether its output was checked."""
     rows = [
         {"experiment": panel["name"], "x_name": panel["x_name"], "x": point["x"], "cell": cell}
         | {name: campaign.runs[cell].get(name) for name in [*RUN_COLUMNS, "launch", "state", "reason"]}
@@ -114,6 +136,9 @@ def correctness(run: dict) -> str:
     check = run.get("correctness")
     if check is None:
         return "not checked"
-    if check["passed"]:
+    agreement = check.get("agreement")
+    if check["passed"] and agreement and not agreement["passed"]:
+        check = agreement
+    elif check["passed"]:
         return "passed"
     return f"failed (relative error {check['relative_error']:.2g}, {check['tolerance']:.2g} allowed)"

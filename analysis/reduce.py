@@ -1,6 +1,6 @@
 """One cell's raw rows reduced over ranks, per iteration: the slowest rank decides, its fellows are kept beside it.
 
-Shape letters: I iterations, L MoE layers (1 for whole-pass metrics), G ranks.
+Shape letters: I iterations, L MoE layers (1 for whole-pass metrics), G ranks, E experts.
 """
 
 import numpy as np
@@ -9,46 +9,106 @@ import pandas as pd
 from analysis.frames import select
 
 KEYS = ["iteration", "layer", "rank"]
+SECTIONS = ["route", "metadata", "dispatch", "experts", "combine"]
+SECTION = "section_ms/"  # prefix of a section's reduced metric: "section_ms/experts"
 
 
-def reduce_cell(samples: pd.DataFrame, world_size: int) -> dict[str, np.ndarray]:
-    """Arrays [I, L] by metric from the end-to-end pass of one cell; a metric that was not recorded is absent.
+def reduce_cell(samples: pd.DataFrame, world_size: int, ceilings: dict | None = None) -> dict[str, np.ndarray]:
+    """Arrays [I, L] by metric; one that was not recorded is absent.
 
+    TTFT and counts come from the measured pass, layers, sections and entry skew from the instrumented one. With the
+    machine's ceilings there is "percent_of_bound/experts" too.
     Raises ValueError when sources are mixed, or when an iteration lacks the row of a rank.
     """
-    samples = select(samples, phase="measure")
     single(samples, "source")
-    cubes = {str(name): cube(rows, world_size) for name, rows in samples.groupby("metric")}
+    measured, observed = (cubes(samples, phase, world_size) for phase in ("measure", "instrumented"))
     reduced = {}
-    if "ttft_ms" in cubes:
-        reduced["ttft_ms"] = cubes["ttft_ms"].max(axis=-1)
-    if "layer_moe_ms" in cubes:
-        reduced |= reduce_layers(cubes["layer_moe_ms"])
-    return reduced | reduce_counts(cubes)
+    if "ttft_ms" in measured:
+        reduced |= over_ranks("ttft", measured["ttft_ms"])
+    if "ttft_ms" in observed:
+        reduced["ttft_instrumented_ms"] = observed["ttft_ms"].max(axis=-1)
+    if "layer_moe_ms" in observed:
+        reduced |= over_ranks("layer_moe", observed["layer_moe_ms"])
+        reduced["layer_moe_mean_rank_ms"] = observed["layer_moe_ms"].mean(axis=-1)
+    slowest = [name for name in observed if name.startswith(SECTION) or name == "entry_skew_ms"]
+    reduced |= {name: observed[name].max(axis=-1) for name in slowest}
+    return reduced | reduce_counts(measured) | bound(measured, observed, ceilings)
 
 
-def reduce_layers(layer_ms_ILG: np.ndarray) -> dict[str, np.ndarray]:
-    """Slowest, fastest and mean rank; the mean serves only the paper's statistic."""
-    slowest_IL, fastest_IL = layer_ms_ILG.max(axis=-1), layer_ms_ILG.min(axis=-1)
-    return {
-        "layer_moe_ms": slowest_IL,
-        "layer_moe_min_rank_ms": fastest_IL,
-        "layer_moe_spread_ms": slowest_IL - fastest_IL,
-        "layer_moe_mean_rank_ms": layer_ms_ILG.mean(axis=-1),
-    }
+def cubes(samples: pd.DataFrame, phase: str, world_size: int) -> dict[str, np.ndarray]:
+    """Every metric of one pass as [I, L, G]; a section is a metric of its own."""
+    samples = select(samples, phase=phase)
+    samples = samples.assign(layer=samples["layer"].astype("float64").fillna(-1)).sort_values(KEYS)
+    names = samples["metric"].where(samples["section"].isna(), SECTION + samples["section"].astype("string"))
+    found = {str(name): cube(merged(rows), world_size) for name, rows in samples.groupby(names)}
+    return {name: found[name] for name in sorted(found, key=section_order)}
 
 
-def reduce_counts(cubes: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Padding per forward pass, imbalance per layer, tokens dropped per forward pass."""
-    reduced = {}
-    computed_ILG, useful_ILG = cubes.get("rows_computed"), cubes.get("rows_useful")
+def merged(rows: pd.DataFrame) -> pd.DataFrame:
+    """One row for a section that a layer enters more than once (the router's `route`, then DeepSpeed's gate): the sum."""
+    if rows["section"].isna().all():
+        return rows
+    return rows.groupby(KEYS, as_index=False).agg({"cell": "first", "metric": "first", "value": "sum"})
+
+
+def section_order(name: str) -> tuple[int, str]:
+    """Sections as they follow one another in a layer; a system's own sections come last."""
+    section = name.removeprefix(SECTION)
+    return (SECTIONS.index(section) if section in SECTIONS else len(SECTIONS), name)
+
+
+def over_ranks(name: str, ms_ILG: np.ndarray) -> dict[str, np.ndarray]:
+    """Slowest rank, fastest rank, and what lies between."""
+    slowest_IL, fastest_IL = ms_ILG.max(axis=-1), ms_ILG.min(axis=-1)
+    return {f"{name}_ms": slowest_IL, f"{name}_min_rank_ms": fastest_IL, f"{name}_spread_ms": slowest_IL - fastest_IL}
+
+
+def reduce_counts(measured: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Imbalance per layer; padding, tokens dropped, bytes and flops per forward pass."""
+    reduced = {name: per_pass(measured[name]) for name in ("dropped", "bytes_sent", "flops") if name in measured}
+    computed_ILG, useful_ILG = measured.get("rows_computed"), measured.get("rows_useful")
     if computed_ILG is not None:
         reduced["imbalance"] = computed_ILG.max(axis=-1) / computed_ILG.mean(axis=-1)
     if computed_ILG is not None and useful_ILG is not None:
         reduced["padding"] = per_pass(computed_ILG) / per_pass(useful_ILG)
-    if "dropped" in cubes:
-        reduced["dropped"] = per_pass(cubes["dropped"])
     return reduced
+
+
+def bound(measured: dict, observed: dict, ceilings: dict | None) -> dict[str, np.ndarray]:
+    """Percent of the matmul ceiling that experts reach: the busiest rank's flops in the slowest rank's time."""
+    flops_ILG, experts_ILG = measured.get("flops"), observed.get(f"{SECTION}experts")
+    if not ceilings or flops_ILG is None or experts_ILG is None:
+        return {}
+    # The two passes may differ in their number of iterations, so the counts' mean stands for each.
+    fastest_ms_L = flops_ILG.mean(axis=0).max(axis=-1) / ceilings["matmul_flops_per_s"] * 1e3
+    return {"percent_of_bound/experts": 100 * fastest_ms_L / experts_ILG.max(axis=-1)}
+
+
+def expert_load(tokens_ILE: np.ndarray) -> dict[str, np.ndarray]:
+    """How unequal experts are, over all ranks' tokens, per iteration and layer: CV, Gini, empty ones, max / mean."""
+    mean_IL = tokens_ILE.mean(axis=-1)
+    return {
+        "expert_cv": tokens_ILE.std(axis=-1) / mean_IL,
+        "expert_gini": gini(tokens_ILE),
+        "empty_experts": (tokens_ILE == 0).sum(axis=-1),
+        "expert_imbalance": tokens_ILE.max(axis=-1) / mean_IL,
+    }
+
+
+def load_cube(routing: pd.DataFrame, num_experts: int, column: str = "tokens") -> np.ndarray:
+    """Tokens per expert summed over ranks, [I, L, E], from `Campaign.routing`; experts without a row got none."""
+    iterations, i = np.unique(routing["iteration"], return_inverse=True)
+    layers, layer = np.unique(routing["layer"], return_inverse=True)
+    shape = (len(iterations), len(layers), num_experts)
+    place = np.ravel_multi_index((i, layer, routing["expert"].to_numpy()), shape)
+    return np.bincount(place, weights=routing[column], minlength=np.prod(shape)).reshape(shape)
+
+
+def gini(tokens_E: np.ndarray) -> np.ndarray:
+    """Gini coefficient over the last axis: 0 when all experts get the same, (E-1)/E when one gets all."""
+    sorted_E, num_experts = np.sort(tokens_E, axis=-1), tokens_E.shape[-1]
+    weight_E = 2 * np.arange(1, num_experts + 1) - num_experts - 1
+    return (weight_E * sorted_E).sum(axis=-1) / (num_experts * tokens_E.sum(axis=-1))
 
 
 def per_pass(counts_ILG: np.ndarray) -> np.ndarray:
@@ -57,16 +117,16 @@ def per_pass(counts_ILG: np.ndarray) -> np.ndarray:
 
 
 def cube(rows: pd.DataFrame, world_size: int) -> np.ndarray:
-    """One metric of one cell as [I, L, G]; every rank must have a row for every iteration and layer."""
-    rows = rows.assign(layer=rows["layer"].astype("float64").fillna(-1)).sort_values(KEYS)
-    num_iterations, num_layers = len(rows["iteration"].unique()), len(rows["layer"].unique())
-    expected = num_iterations * num_layers * world_size
-    if len(rows) != expected or rows.duplicated(KEYS).any():
+    """One metric of one cell, sorted by KEYS, as [I, L, G]; every rank needs a row for every iteration and layer."""
+    keys = rows[KEYS].to_numpy(dtype=float)
+    shape = (len(np.unique(keys[:, 0])), len(np.unique(keys[:, 1])), world_size)
+    repeated = (keys[1:] == keys[:-1]).all(axis=1).any()
+    if len(rows) != np.prod(shape) or repeated:
         raise ValueError(
-            f"Cell {rows['cell'].iloc[0]} has {len(rows)} rows of {rows['metric'].iloc[0]}; "
-            f"{num_iterations} iterations x {num_layers} layers x {world_size} ranks make {expected}, each once."
+            f"Cell {rows['cell'].iloc[0]} has {len(rows)} rows of {rows['metric'].iloc[0]}; {shape[0]} iterations "
+            f"x {shape[1]} layers x {shape[2]} ranks make {np.prod(shape)}, each once."
         )
-    return np.reshape(rows["value"].to_numpy(), (num_iterations, num_layers, world_size))
+    return np.reshape(rows["value"].to_numpy(), shape)
 
 
 def single(rows: pd.DataFrame, column: str) -> object:

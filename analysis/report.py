@@ -1,144 +1,135 @@
-"""A stored campaign rendered: summary.csv, figures, tables in the terminal. Offline, from raw rows."""
+"""A stored campaign rendered: summary.csv, figures, tables, report.html, and the short of it in the terminal."""
 
-from collections.abc import Iterable
 from pathlib import Path
 
 import pandas as pd
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
+from rich.table import Table as RichTable
+from rich.text import Text
 
-from analysis.figures import plot_panel
+from analysis.figures.canvas import Picture
+from analysis.figures.panels import draw_panel
+from analysis.findings import Findings, describe, find, floor_sentence
 from analysis.frames import select
-from analysis.labels import number, series_names, short_axis_name, system_name, times, with_interval
-from analysis.load import Campaign, coverage, load_campaign
-from analysis.reference import load_reference, published_points
-from analysis.summary import summarise, write_summary
-from analysis.verdict import plain_table, print_verdicts, verdict_table
-
-STATISTICS = (
-    "Bars: 95 % intervals. Layer speed-ups: ratios of means, as published. All else: medians of the slowest rank."
+from analysis.html import verdict_counts, write_html
+from analysis.judges import NOT_MEASURED, NOT_TESTABLE
+from analysis.labels import UNSURE, tone
+from analysis.load import coverage
+from analysis.panel_tables import panel_table
+from analysis.summary import write_summary
+from analysis.tables import (
+    Table,
+    checks_table,
+    coverage_table,
+    problems_table,
+    verdicts_table,
+    words_table,
+    write_tables,
 )
-SYSTEM_METRICS = {
-    "ttft_ms": ("TTFT, ms", number),
-    "layer_moe_ms": ("MoE layer, ms", number),
-    "speedup_ttft": ("speed-up, TTFT", times),
-    "padding": ("padding", number),
-    "imbalance": ("imbalance", number),
-}
+from analysis.validity import write_validity
+
+STYLES = {"good": "green", "warn": "yellow", "bad": "red", "dim": "bright_black", "": ""}
+WIDE = 100  # columns from which intervals fit beside the speed-ups
+FEW = 6  # columns that fit with their intervals
+INTERVAL = r" \[.*?\]"
+EXTRA = ("padding", "max ÷ mean rows", "entry skew, ms", "experts, % of ceiling")  # in report.html, where there is room
+LONG_WORD, LONG = 14, 24  # letters: a word that may be broken, a cell that is no number
+NUMERIC = tuple("~–0123456789")
+MARK = "*"  # stands for "not for claims"
+NOTED = 5  # checks that are named in the terminal
 
 
 def render(folder: Path | str, console: Console) -> None:
-    """Rebuild summary.csv and the figures of a campaign's folder and print its tables; a partial campaign will do."""
-    campaign = load_campaign(folder)
-    summary = summarise(campaign)
-    written = [write_summary(campaign, summary)]
-    console.print(f"[bold]{campaign.plan['experiment']}[/bold]  {describe(campaign)}", highlight=False)
-    published = published_points(campaign.plan, load_reference())
-    # The verdicts show these; any other system, and any other experiment, gets a table of its own.
-    compared = set(published["system"]) | set(published["baseline"])
-    for panel in campaign.plan["panels"]:
-        written += draw(campaign, summary, panel, published)
-        measured = set(select(summary, experiment=panel["name"])["system"])
-        if measured - compared or (measured and campaign.plan.get("baseline") not in measured):
-            console.print(systems_table(summary, panel))
-    if len(published):
-        print_verdicts(verdict_table(summary, published), console)
-    print_problems(coverage(campaign), console)
-    for path in written:
-        console.print(f"wrote {path}", highlight=False, soft_wrap=True)
+    """Rebuild everything derived in a campaign's folder and print the short of it; a partial campaign will do.
+
+    Raises ValueError when the plan cannot be read.
+    """
+    findings = find(folder)
+    campaign = findings.campaign
+    panels = [(p, draw_panel(findings, p), panel_table(findings, p)) for p in campaign.plan["panels"]]
+    tables = campaign_tables(findings)
+    write_summary(campaign, findings.summary)
+    write_validity(campaign, findings.checks)
+    write_tables(campaign.folder, [*(table for *_, table in panels), *tables.values()])
+    write_html(findings, tables, panels)
+    print_report(findings, tables, [table for *_, table in panels], console)
+    print_files(campaign.folder, [picture for _, pictures, _ in panels for picture in pictures], console)
 
 
-def draw(campaign: Campaign, summary: pd.DataFrame, panel: dict, published: pd.DataFrame) -> list[Path]:
-    """The figure of a panel that has more than one measured point."""
-    if len(select(summary, experiment=panel["name"])["x"].unique()) < 2:
-        return []
-    note = f"{describe(campaign)} {STATISTICS} {absent(campaign, panel)}".strip()
-    path = campaign.folder / panel["name"]
-    return plot_panel(summary, panel, published, path, baseline=campaign.plan.get("baseline"), note=note)
-
-
-def describe(campaign: Campaign) -> str:
-    """Where the numbers come from: source, cluster, G, precision, engines, scale, tier, launches."""
-    ok = [campaign.runs[cell] for cell in campaign.frames]
-    if not ok:
-        return "No cell has been measured."
-    plan = campaign.plan
-    launches = len({run["launch"] for run in ok})
-    facts = [
-        f"Source: {listed(run['source'] for run in ok)}",
-        *places(ok[0]),
-        f"G = {listed(run['point']['world_size'] for run in ok)} ranks",
-        f"precision {listed(run['precision'] for run in ok)}",
-        f"engine {listed(run['engine'] for run in ok)}",
-        f"scale {plan['scale']}",
-        f"tier {plan['tier']}" + ("" if plan["tier"] == "full" else " (not for claims)"),
-        f"{launches} launch{'es' if launches > 1 else ''}",
+def campaign_tables(findings: Findings) -> dict[str, Table]:
+    """The tables that are not a panel's, by name."""
+    cells = coverage(findings.campaign)
+    tables = [
+        words_table(findings.claims),
+        verdicts_table(findings.verdicts),
+        checks_table(findings.checks),
+        coverage_table(cells),
+        problems_table(cells),
     ]
-    return ", ".join(facts) + "."
+    return {table.name: table for table in tables}
 
 
-def listed(values: Iterable[object]) -> str:
-    return "/".join(sorted({str(value) for value in values}))
+def print_report(findings: Findings, tables: dict[str, Table], panels: list[Table], console: Console) -> None:
+    """Panels, claims, problems, one line of checks, the noise floor."""
+    plan = findings.campaign.plan
+    console.print(Text.assemble((plan["experiment"], "bold"), "  ", describe(findings.campaign), "\n"))
+    for table in panels:
+        if len(table.shown):
+            console.print(in_terminal(table.title, fitted(table.shown, console.width)), "")
+    claims = tables["claims"]
+    tested = claims.shown.loc[~claims.shown["verdict"].isin([NOT_MEASURED, NOT_TESTABLE])]
+    if len(tested):
+        columns = tested.filter(["claim", "system", "ours", "verdict"])
+        console.print(in_terminal(claims.title, columns), "")
+    problems = tables["problems"]
+    if len(problems.shown):
+        console.print(in_terminal(problems.title, problems.shown), "")
+    else:
+        console.print(f"All {len(findings.campaign.runs)} cells ran, and their outputs were right.", highlight=False)
+    console.print(Text(checks_line(tables["validity"].shown)))
+    console.print(Text(f"{floor_sentence(findings.floor)} {MARK}: {UNSURE}."))
 
 
-def places(run: dict) -> list[str]:
-    """The cluster with its device, and the network model where one was used."""
-    cluster, network = run["config"].get("cluster", {}), run["config"].get("network", {})
-    where = [f"cluster {cluster['kind']} on {cluster['device']}"] if cluster else []
-    return where + ([f"network {network['name']}"] if network and run["source"] == "emulated" else [])
+def fitted(shown: pd.DataFrame, width: int) -> pd.DataFrame:
+    """A panel's table for a terminal: intervals where they fit, of speed-ups if there are any; x once a point."""
+    ratios = [name for name in shown if name.startswith("speed-up")]
+    if ratios or width < WIDE:
+        shown = shown.drop(columns=[name for name in EXTRA if name in shown])
+    kept = [] if width < WIDE else ratios or (list(shown) if len(shown.columns) <= FEW else [])
+    stripped = {name: shown[name].str.replace(INTERVAL, "", regex=True) for name in shown if name not in kept}
+    first = shown.columns[0]
+    return shown.assign(**stripped | {first: shown[first].where(~shown[first].duplicated(), "")})
 
 
-def absent(campaign: Campaign, panel: dict) -> str:
-    """What a figure cannot show, in a sentence."""
-    cells = select(coverage(campaign), experiment=panel["name"])
-    failed = cells.loc[cells["state"] != "ok"].to_dict("records")
-    unchecked = cells.loc[(cells["state"] == "ok") & (cells["correctness"] != "passed")].to_dict("records")
-    where = [f"{system_name(row['system'] or row['cell'])} at {row['x']} ({row['state']})" for row in failed]
-    where += [f"speed-up of {system_name(row['system'])} at {row['x']} (output not verified)" for row in unchecked]
-    return f"Without data: {', '.join(dict.fromkeys(where))}." if where else ""
-
-
-def systems_table(summary: pd.DataFrame, panel: dict) -> Table:
-    """Every system of a panel, a row a point, with intervals."""
-    rows = select(summary, experiment=panel["name"])
-    table = plain_table(f"{panel['title']} ({listed(rows['source'])})")
-    table.add_column(short_axis_name(panel["x_name"]), justify="right")
-    table.add_column("system")
-    shown = {metric: look for metric, look in SYSTEM_METRICS.items() if metric in set(rows["metric"])}
-    for title, _ in shown.values():
-        table.add_column(title, justify="right")
-    for x in rows["x"].unique():
-        label = str(x)
-        for (system, engine, precision), name in series_names(rows).items():
-            mine = select(rows, system=system, engine=engine, precision=precision, x=x).set_index("metric")
-            if len(mine):
-                table.add_row(label, name, *(cell_text(mine, metric, form) for metric, (_, form) in shown.items()))
-                label = ""
+def in_terminal(title: str, shown: pd.DataFrame) -> RichTable:
+    """Text as text (no markup), right where it is a number, coloured where it is a verdict; words stay whole."""
+    table = RichTable(title=Text(title), title_justify="left", title_style="bold", box=SIMPLE_HEAD, show_edge=False)
+    table.padding, table.pad_edge = (0, 1, 0, 0), False
+    short = {name: [str(text).replace(f", {UNSURE}", MARK) for text in shown[name]] for name in shown}
+    for name, texts in short.items():
+        longest, intervals = max(map(len, texts)), any(text.endswith("]") for text in texts)
+        numbers = longest <= LONG and any(text.startswith(NUMERIC) for text in texts)
+        no_wrap = numbers and intervals
+        widest = max(map(len, f"{name} {' '.join(texts)}".split()))
+        look = {"justify": "right" if numbers else "left", "no_wrap": no_wrap, "overflow": "fold"}
+        table.add_column(
+            Text(str(name).replace(", ", ",\n")), min_width=None if no_wrap else min(widest, LONG_WORD), **look
+        )
+    for texts, row in zip(zip(*short.values(), strict=True), shown.to_numpy(), strict=True):
+        table.add_row(*(Text(text, style=STYLES[tone(full)]) for text, full in zip(texts, row, strict=True)))
     return table
 
 
-def cell_text(rows: pd.DataFrame, metric: str, form) -> str:
-    if metric not in rows.index:
-        return "–"
-    value, low, high = rows.loc[metric, ["value", "ci_low", "ci_high"]]
-    # Padding and imbalance are counted, not timed: summary.csv has their spread over iterations.
-    return with_interval(value, low, high, form) if metric.endswith(("_ms", "_ttft")) else form(value)
+def checks_line(shown: pd.DataFrame) -> str:
+    """`Validity: 22 pass, 2 warn. V07 warn: ...; V19 warn: ...`, failures first."""
+    noted = pd.concat([select(shown, verdict=verdict) for verdict in ("fail", "warn")]).to_dict("records")
+    which = [f"{row['check']} {row['verdict']}: {row['title']}" for row in noted[:NOTED]]
+    which += [f"{len(noted) - NOTED} more in report.html"] if len(noted) > NOTED else []
+    return f"Validity: {verdict_counts(shown)}. {'; '.join(which)}".strip()
 
 
-def print_problems(cells: pd.DataFrame, console: Console) -> None:
-    """Cells without numbers and cells whose speed-up is withheld, gathered by system and reason."""
-    cells = cells.drop_duplicates("cell").assign(system=lambda c: c["system"].fillna("–"))
-    wrong = (cells["state"] == "ok") & (cells["correctness"] != "passed")
-    cells.loc[wrong, "reason"] = "Speed-up withheld, output " + cells.loc[wrong, "correctness"] + "."
-    bad = cells.loc[wrong | (cells["state"] != "ok")].fillna({"reason": ""})
-    if bad.empty:
-        console.print(f"All {len(cells)} cells ran, and their outputs were right.", highlight=False)
-        return
-    table = plain_table(f"{len(bad)} of {len(cells)} cells need attention")
-    for name in ("system", "cells", "at", "state", "reason"):
-        table.add_column(name, overflow="fold")
-    for (system, state, reason), rows in bad.groupby(["system", "state", "reason"], sort=False):
-        where = {f"{short_axis_name(row['x_name'])} {row['x']}": None for row in rows.to_dict("records")}
-        table.add_row(system_name(system), str(len(rows)), ", ".join(where), state, escape(reason))
-    console.print(table)
+def print_files(folder: Path, pictures: list[Picture], console: Console) -> None:
+    figures = " ".join(picture.png.name for picture in pictures)
+    parts = ["report.html", "summary.csv", "validity.json", "tables/", *([f"{figures} (and .svg)"] if figures else [])]
+    console.print(Text(f"wrote in {folder}: {', '.join(parts)}"), soft_wrap=True)

@@ -1,43 +1,87 @@
-"""Intervals that assume no distribution: order statistics for medians, a hierarchical bootstrap for ratios.
+"""Intervals whose units are independent: launches where there are several, blocks of iterations inside a single one.
 
-Shape letters: I iterations of one launch, L MoE layers (1 for whole-pass metrics), S launches, N = all iterations,
-D bootstrap draws.
+Shape letters: I iterations of one launch, L MoE layers (1 for whole-pass metrics), S launches. Iterations of a launch
+are neighbours, not repetitions, so they are never the units of a t interval. docs/statistics.md has the reasons and
+the simulated coverage of the alternatives.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.stats import quantile_test
+from scipy.stats import quantile_test, t
 
-CHUNK = 200  # draws at a time: bounds memory without leaving numpy
-Statistic = Callable[[np.ndarray, np.ndarray], np.ndarray]
+Statistic = Callable[[np.ndarray, np.ndarray], float]
 
 
-def median_interval(values: ArrayLike, confidence: float = 0.95) -> tuple[float, float, float]:
-    """The median and its order-statistic interval (Hoefler & Belli, SC'15, rule 5).
+class Floor(NamedTuple):
+    """What two runs of one and the same system differ by: a fraction (0.02 is 2 %), from so many pairs."""
 
-    Too few values (fewer than 6 at 95 %) give minimum to maximum; a single one has no interval (nan).
+    value: float
+    n_pairs: int
+
+
+def median_of(values: ArrayLike) -> float:
+    """The median over iterations of the median over layers, of values [I] or [I, L]."""
+    return float(np.median(per_iteration(values)))
+
+
+def per_iteration(values: ArrayLike) -> np.ndarray:
+    """[I, L] to [I]: layers of one iteration share its conditions, so they count as one observation."""
+    return np.median(as_IL(values), axis=1)
+
+
+def median_interval(launches: Sequence[ArrayLike], confidence: float = 0.95) -> tuple[float, float, float]:
+    """A median and its interval from one array [I] or [I, L] for each launch.
+
+    One launch: the order-statistic interval over its iterations (Hoefler & Belli, SC'15, rule 5), minimum to maximum
+    where there are too few (fewer than 6 at 95 %), none (nan) for a single one. Several launches: the geometric mean of
+    their medians with `t_interval`. Raises ValueError without a value.
     """
-    values = np.asarray(values, dtype=float).ravel()
-    if not values.size:
-        raise ValueError("A median needs at least one value; there are 0.")
-    if values.size == 1:
-        return float(values[0]), np.nan, np.nan
-    low, high = quantile_test(values, p=0.5).confidence_interval(confidence)
+    values = [per_iteration(launch) for launch in launches]
+    if not values or not min(map(len, values)):
+        raise ValueError(f"A median needs at least one value in each launch; there are {[len(v) for v in values]}.")
+    if len(values) > 1:
+        return t_interval([np.median(launch_I) for launch_I in values], confidence=confidence)
+    return order_statistic_interval(values[0], confidence)
+
+
+def order_statistic_interval(values_I: np.ndarray, confidence: float) -> tuple[float, float, float]:
+    if len(values_I) == 1:
+        return float(values_I[0]), np.nan, np.nan
+    low, high = quantile_test(values_I, p=0.5).confidence_interval(confidence)
     if np.isnan(low) or np.isnan(high):
-        low, high = values.min(), values.max()
-    return float(np.median(values)), float(low), float(high)
+        low, high = values_I.min(), values_I.max()
+    return float(np.median(values_I)), float(low), float(high)
 
 
-def median_ratio(above_DNL: np.ndarray, below_DNL: np.ndarray) -> np.ndarray:
-    """Ratio of the medians, layers pooled: [D]."""
-    return np.median(above_DNL, axis=(-2, -1)) / np.median(below_DNL, axis=(-2, -1))
+def t_interval(
+    units: Sequence[float], centre: float | None = None, *, confidence: float = 0.95
+) -> tuple[float, float, float]:
+    """Student's interval from independent units, on a log scale where all are above 0: times vary by factors.
+
+    centre: the estimate, where it is not the units' own mean. With two units it is wide (t = 12.7), because two say
+    little about how much units vary; with one there is none (nan).
+    """
+    values = np.asarray(units, dtype=float)
+    to, back = (np.log, np.exp) if (values > 0).all() else (np.asarray, np.asarray)
+    middle = to(values).mean() if centre is None else to(centre)
+    if len(values) < 2:
+        return float(back(middle)), np.nan, np.nan
+    error = np.std(to(values), ddof=1) / np.sqrt(len(values))
+    half = t.ppf((1 + confidence) / 2, len(values) - 1) * error
+    return float(back(middle)), float(back(middle - half)), float(back(middle + half))
 
 
-def mean_layer_ratio(above_DNL: np.ndarray, below_DNL: np.ndarray) -> np.ndarray:
-    """Mean over layers of the ratio of means: [D]. The statistic of the MoEShard paper's Figures 3 and 4."""
-    return (above_DNL.mean(axis=-2) / below_DNL.mean(axis=-2)).mean(axis=-1)
+def median_ratio(above_IL: np.ndarray, below_IL: np.ndarray) -> float:
+    """Ratio of the medians."""
+    return median_of(above_IL) / median_of(below_IL)
+
+
+def mean_layer_ratio(above_IL: np.ndarray, below_IL: np.ndarray) -> float:
+    """Mean over layers of the ratio of means. The statistic of the MoEShard paper's Figures 3 and 4."""
+    return float((above_IL.mean(axis=0) / below_IL.mean(axis=0)).mean())
 
 
 def ratio_interval(
@@ -45,23 +89,30 @@ def ratio_interval(
     denominator: Sequence[ArrayLike],
     *,
     statistic: Statistic = median_ratio,
+    block: int = 5,
     confidence: float = 0.95,
-    draws: int = 2000,
-    seed: int = 0,
 ) -> tuple[float, float, float]:
-    """A ratio and its bootstrap interval: launches are drawn, then iterations inside each (Kalibera & Jones, ISMM'13).
+    """A ratio and its interval, from one array [I] or [I, L] for each launch that both sides have.
 
-    numerator, denominator: one array [I] or [I, L] for each launch; the layers of an iteration stay together. With
-    equally many launches on both sides the same ones are drawn for both, because systems of one launch share its
-    conditions. With one launch only iterations are drawn, and the interval says nothing about other launches.
+    Both sides of a launch share its conditions, so each launch gives one ratio. Several launches: the geometric mean of
+    their ratios with `t_interval`. One launch: blocks of `block` consecutive iterations, in which both sides took
+    turns, are the units (batch means), and the interval says nothing of other launches.
+    Raises ValueError unless both sides have the same number of launches, at least one.
     """
     above, below = [as_IL(launch) for launch in numerator], [as_IL(launch) for launch in denominator]
-    if not above or not below:
-        raise ValueError(f"A ratio needs a launch on each side; there are {len(above)} and {len(below)}.")
-    ratio = statistic(np.concatenate(above)[None], np.concatenate(below)[None])[0]
-    ratio_D = np.concatenate(list(bootstrap(above, below, statistic, draws, np.random.default_rng(seed))))
-    low, high = np.quantile(ratio_D, [(1 - confidence) / 2, (1 + confidence) / 2])
-    return float(ratio), float(low), float(high)
+    if not above or len(above) != len(below):
+        raise ValueError(f"A ratio needs the same launches on both sides; there are {len(above)} and {len(below)}.")
+    if len(above) > 1:
+        ratios = [statistic(*pair) for pair in zip(above, below, strict=True)]
+        return t_interval(ratios, confidence=confidence)
+    pairs = zip(blocks(above[0], block), blocks(below[0], block), strict=False)
+    return t_interval([statistic(*pair) for pair in pairs], statistic(above[0], below[0]), confidence=confidence)
+
+
+def blocks(values_IL: np.ndarray, block: int) -> list[np.ndarray]:
+    """Consecutive iterations in groups of `block`, the rest in the last; single iterations where that leaves one."""
+    count = len(values_IL) // block
+    return np.array_split(values_IL, count if count > 1 else len(values_IL))
 
 
 def as_IL(launch: ArrayLike) -> np.ndarray:
@@ -69,22 +120,17 @@ def as_IL(launch: ArrayLike) -> np.ndarray:
     return values[:, None] if values.ndim == 1 else values
 
 
-def bootstrap(
-    above: list, below: list, statistic: Statistic, draws: int, rng: np.random.Generator
-) -> Iterator[np.ndarray]:
-    """The statistic of resampled data, a chunk of draws at a time."""
-    for start in range(0, draws, CHUNK):
-        size = min(CHUNK, draws - start)
-        above_DS = rng.integers(len(above), size=(size, len(above)))
-        below_DS = above_DS if len(below) == len(above) else rng.integers(len(below), size=(size, len(below)))
-        yield statistic(resample(above, above_DS, rng), resample(below, below_DS, rng))
+def noise_floor_of(ratios: Sequence[float], share: float = 0.95) -> Floor:
+    """The `share` quantile of |log ratio| over A/A pairs, rounded up to a pair: the largest of fewer than 20.
+
+    What is left of a ratio when nothing differs; an effect that small is not claimed.
+    """
+    spread = np.quantile(np.abs(np.log(ratios)), share, method="higher")
+    return Floor(float(np.expm1(spread)), len(ratios))
 
 
-def resample(launches: list[np.ndarray], launch_DS: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Iterations drawn with replacement inside the drawn launches: [D, N, L]."""
-    count_S = np.array([len(launch_IL) for launch_IL in launches])
-    first_S = np.cumsum(count_S) - count_S
-    # The shortest launch decides how many: launches weigh the same, the interval is too wide rather than too narrow.
-    inside_DSI = rng.random((*launch_DS.shape, count_S.min())) * count_S[launch_DS][..., None]
-    row_DSI = first_S[launch_DS][..., None] + inside_DSI.astype(int)
-    return np.concatenate(launches)[row_DSI.reshape(len(launch_DS), -1)]
+def outside(low: float, high: float, floor: Floor | None) -> bool:
+    """Whether a ratio's interval has nothing in common with 1x +- the floor; False without interval or floor."""
+    if floor is None:
+        return False
+    return bool(low > 1 + floor.value or high < 1 / (1 + floor.value))

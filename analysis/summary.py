@@ -1,142 +1,166 @@
-"""Statistics of a campaign in long form: one row a panel, point, system and metric."""
+"""Statistics of a campaign in long form: one row a panel, point, system and metric (and section or layer)."""
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from analysis.load import Campaign
-from analysis.reduce import reduce_cell
-from analysis.stats import mean_layer_ratio, median_interval, median_ratio, ratio_interval
+from analysis.reduce import SECTION
+from analysis.series import Series, matching_baseline, series_of_points, twin_of
+from analysis.stats import (
+    Floor,
+    mean_layer_ratio,
+    median_interval,
+    median_ratio,
+    noise_floor_of,
+    outside,
+    ratio_interval,
+)
 
 COLUMNS = [
-    *["experiment", "system", "engine", "precision", "x_name", "x"],
-    *["metric", "value", "ci_low", "ci_high", "n", "unit", "source"],
+    *["experiment", "system", "engine", "precision", "x_name", "x", "metric", "section", "layer"],
+    *["value", "ci_low", "ci_high", "n", "launches", "tier", "unit", "source", "claimable"],
 ]
 MEDIANS = {
-    "ttft_ms": "ms",
-    "layer_moe_ms": "ms",
-    "layer_moe_min_rank_ms": "ms",
-    "layer_moe_spread_ms": "ms",
-    "padding": "ratio",
-    "imbalance": "ratio",
+    **dict.fromkeys(["ttft_ms", "ttft_min_rank_ms", "ttft_spread_ms"], "ms"),
+    **dict.fromkeys(["layer_moe_ms", "layer_moe_min_rank_ms", "layer_moe_spread_ms", "entry_skew_ms"], "ms"),
+    **dict.fromkeys(["padding", "imbalance", "expert_cv", "expert_gini", "expert_imbalance"], "ratio"),
+    "empty_experts": "experts",
+    "flops": "flop",
+    "bytes_sent": "bytes",
 }
-# Name of the ratio: the reduced metric it is taken of, and the statistic.
+# Name of the ratio: the reduced metrics above and below, and the statistic.
 RATIOS = {
-    "speedup_ttft": ("ttft_ms", median_ratio),
-    "speedup_layer": ("layer_moe_ms", median_ratio),
-    "speedup_layer_paper": ("layer_moe_mean_rank_ms", mean_layer_ratio),
+    "speedup_ttft": ("ttft_ms", "ttft_ms", median_ratio),
+    "speedup_layer": ("layer_moe_ms", "layer_moe_ms", median_ratio),
+    "speedup_layer_paper": ("layer_moe_mean_rank_ms", "layer_moe_mean_rank_ms", mean_layer_ratio),
 }
-
-
-@dataclass(eq=False)
-class Series:
-    """One system at one point: its launches, each a dict of arrays [I, L] by metric."""
-
-    system: str
-    engine: str
-    precision: str
-    source: str
-    passed: bool = True
-    launches: dict[int, dict[str, np.ndarray]] = field(default_factory=dict)
-
-    def arrays(self, metric: str) -> dict[int, np.ndarray]:
-        return {launch: reduced[metric] for launch, reduced in sorted(self.launches.items()) if metric in reduced}
+AA_RATIOS = {"aa_ratio_ttft": RATIOS["speedup_ttft"], "aa_ratio_layer": RATIOS["speedup_layer"]}
+OBSERVER = {"observer_cost": ("ttft_instrumented_ms", "ttft_ms", median_ratio)}
+FLOOR_OF = {"speedup_ttft": "ttft_ms", "speedup_layer": "layer_moe_ms", "speedup_layer_paper": "layer_moe_ms"}
+FLOOR_OF |= {"speedup_by_layer": "layer_moe_ms"}
+LAUNCHES, ITERATIONS = 3, 30  # what claims rest on, iterations in each launch
 
 
 def summarise(campaign: Campaign) -> pd.DataFrame:
-    """Medians, counts and speed-ups with 95 % intervals, in the columns COLUMNS.
+    """Medians, counts and ratios with 95 % intervals, in the columns COLUMNS.
 
-    Only cells in state ok have rows. A speed-up is against the plan's baseline, and only where the outputs of both were
-    checked and right. Raises ValueError where the baseline of a point differs from a system in source or precision.
+    Only cells in state ok have rows, and twins only as the A/A ratio of what they repeat. A speed-up is against the
+    plan's baseline, and only where the outputs of both were checked and right. `claimable`: tier full, LAUNCHES
+    launches of ITERATIONS iterations, and for a speed-up an interval wholly outside the noise floor.
+    Raises ValueError where the baseline of a point differs from a system in source or precision.
     """
-    reduced = {c: reduce_cell(frame, campaign.runs[c]["point"]["world_size"]) for c, frame in campaign.frames.items()}
     rows = [
-        {"experiment": panel["name"], "x_name": panel["x_name"], "x": point["x"]} | row
-        for panel in campaign.plan["panels"]
-        for point in panel["points"]
-        for row in point_rows(campaign, reduced, point["cells"])
+        place | row
+        for place, series, complete in series_of_points(campaign)
+        for row in point_rows(series, campaign.plan.get("baseline"), complete)
     ]
-    return pd.DataFrame(rows, columns=COLUMNS)
+    floor = floor_of_rows(rows, campaign.plan)
+    summary = pd.DataFrame([row | {"claimable": claimable(row, floor)} for row in rows], columns=COLUMNS)
+    return summary.astype({"section": "string", "layer": "Int64", "claimable": bool})
 
 
-def point_rows(campaign: Campaign, reduced: dict[str, dict], cells: list[str]) -> Iterator[dict]:
+def noise_floor(campaign: Campaign, summary: pd.DataFrame | None = None) -> dict[str, Floor]:
+    """What two runs of the same system differ by, of ttft_ms and layer_moe_ms (`noise_floor_of`); {} without twins."""
+    summary = summarise(campaign) if summary is None else summary
+    return floor_of_rows(summary.to_dict("records"), campaign.plan)
+
+
+def point_rows(series: list[Series], baseline: str | None, complete: bool) -> Iterator[dict]:
     """All rows of one point, baseline first so that it leads every table."""
-    series = collect_series(campaign, reduced, cells)
-    baselines = [one for one in series if one.system == campaign.plan.get("baseline")]
-    complete = all(cell in reduced for cell in cells)
-    for one in [*baselines, *(one for one in series if one not in baselines)]:
+    timed = [one for one in series if not one.twin]
+    baselines = [one for one in timed if one.system == baseline]
+    for one in [*baselines, *(one for one in timed if one not in baselines)]:
         yield from label(one, absolute_rows(one))
-        baseline = None if one in baselines else matching_baseline(one, baselines, complete)
-        if baseline and baseline.passed and one.passed:
-            yield from label(one, ratio_rows(baseline, one))
-
-
-def collect_series(campaign: Campaign, reduced: dict[str, dict], cells: list[str]) -> list[Series]:
-    """The ok cells of a point grouped by system, engine, precision and source."""
-    found: dict[tuple, Series] = {}
-    for cell in cells:
-        if cell not in reduced:
-            continue
-        run = campaign.runs[cell]
-        key = (run["system"], run["engine"], run["precision"], run["source"])
-        one = found.setdefault(key, Series(*key))
-        one.passed &= bool(run["correctness"] and run["correctness"]["passed"])
-        known = one.launches.get(run["launch"], {})
-        one.launches[run["launch"]] = {
-            metric: np.concatenate([known[metric], values_IL]) if metric in known else values_IL
-            for metric, values_IL in reduced[cell].items()
-        }
-    return list(found.values())
-
-
-def matching_baseline(one: Series, baselines: list[Series], complete: bool) -> Series | None:
-    """The baseline of the same precision and source; None when its cell has not run or failed."""
-    matches = [b for b in baselines if (b.precision, b.source) == (one.precision, one.source)]
-    if len(matches) > 1:
-        raise ValueError(f"The baseline {matches[0].system} has {len(matches)} engines at one point; one is allowed.")
-    if not matches and baselines and complete:
-        raise ValueError(
-            f"{one.system} ({one.precision}, {one.source}) cannot be compared with the baseline "
-            f"{baselines[0].system} ({baselines[0].precision}, {baselines[0].source}): precision and source must agree."
-        )
-    return matches[0] if matches else None
+        yield from label(one, ratio_rows(one, one, OBSERVER))
+        if twin := twin_of(one, series):
+            yield from label(one, ratio_rows(twin, one, AA_RATIOS))
+        base = None if one in baselines else matching_baseline(one, baselines, complete)
+        if base and base.passed and one.passed:
+            yield from label(one, ratio_rows(base, one, RATIOS))
+            yield from label(one, layer_ratio_rows(base, one))
 
 
 def label(one: Series, rows: Iterator[dict]) -> Iterator[dict]:
     names = {"system": one.system, "engine": one.engine, "precision": one.precision, "source": one.source}
-    return (names | row for row in rows)
+    return (names | {"tier": one.tier} | row for row in rows)
 
 
-def row(metric: str, interval: tuple[float, float, float], n: int, unit: str) -> dict:
+def row(metric: str, interval: tuple[float, float, float], launches: list[np.ndarray], unit: str, **place) -> dict:
+    """`n` counts iterations over all launches; `shortest` those of the launch that has fewest."""
     value, low, high = interval
-    return {"metric": metric, "value": value, "ci_low": low, "ci_high": high, "n": n, "unit": unit}
+    sizes = [len(values_IL) for values_IL in launches]
+    counts = {"n": sum(sizes), "launches": len(sizes), "shortest": min(sizes)}
+    return {"metric": metric, "value": value, "ci_low": low, "ci_high": high, "unit": unit} | counts | place
 
 
 def absolute_rows(one: Series) -> Iterator[dict]:
-    """Medians over all launches, iterations and layers; `n` counts the values."""
+    """Medians, the counts, each section, each layer."""
     for metric, unit in MEDIANS.items():
-        if launches := one.arrays(metric):
-            values = np.concatenate([values_IL.ravel() for values_IL in launches.values()])
-            yield row(metric, median_interval(values), values.size, unit)
-    if launches := one.arrays("dropped"):
+        if launches := list(one.arrays(metric).values()):
+            yield row(metric, median_interval(launches), launches, unit)
+    if launches := list(one.arrays("dropped").values()):
         # A mean, for a median would hide rare drops; counted, not estimated, hence no interval.
-        dropped = np.concatenate(list(launches.values()))
-        yield row("dropped", (float(dropped.mean()), np.nan, np.nan), dropped.size, "tokens")
+        yield row("dropped", (float(np.concatenate(launches).mean()), np.nan, np.nan), launches, "tokens")
+    yield from section_rows(one)
+    for at, layer in enumerate(one.layers):
+        if launches := [values_IL[:, at] for values_IL in one.arrays("layer_moe_ms").values()]:
+            yield row("layer_moe_by_layer_ms", median_interval(launches), launches, "ms", layer=layer)
 
 
-def ratio_rows(baseline: Series, one: Series) -> Iterator[dict]:
-    """Speed-ups over the launches that both have; `n` counts the system's iterations."""
-    for name, (metric, statistic) in RATIOS.items():
-        above, below = baseline.arrays(metric), one.arrays(metric)
-        shared = sorted(above.keys() & below.keys())
-        if not shared:
-            continue
-        interval = ratio_interval([above[i] for i in shared], [below[i] for i in shared], statistic=statistic)
-        yield row(name, interval, sum(len(below[i]) for i in shared), "ratio")
+def section_rows(one: Series) -> Iterator[dict]:
+    """Time of each section, and percent of the machine's ceiling where that is known."""
+    names = dict.fromkeys(name for reduced in one.launches.values() for name in reduced if "/" in name)
+    for name in names:
+        launches = list(one.arrays(name).values())
+        metric, section = name.split("/")
+        unit = "ms" if name.startswith(SECTION) else "percent"
+        yield row(metric, median_interval(launches), launches, unit, section=section)
+
+
+def ratio_rows(above: Series, below: Series, ratios: dict) -> Iterator[dict]:
+    """Ratios over the launches that both have."""
+    for name, (numerator, denominator, statistic) in ratios.items():
+        pairs = shared_launches(above.arrays(numerator), below.arrays(denominator))
+        if pairs[0]:
+            interval = ratio_interval(*pairs, statistic=statistic, block=below.block)
+            yield row(name, interval, pairs[1], "ratio")
+
+
+def layer_ratio_rows(above: Series, below: Series) -> Iterator[dict]:
+    numerator, denominator = shared_launches(above.arrays("layer_moe_ms"), below.arrays("layer_moe_ms"))
+    for at, layer in enumerate(below.layers if numerator else []):
+        pairs = [v_IL[:, at] for v_IL in numerator], [v_IL[:, at] for v_IL in denominator]
+        yield row("speedup_by_layer", ratio_interval(*pairs, block=below.block), pairs[1], "ratio", layer=layer)
+
+
+def shared_launches(above: dict[int, np.ndarray], below: dict[int, np.ndarray]) -> tuple[list, list]:
+    shared = sorted(above.keys() & below.keys())
+    return [above[launch] for launch in shared], [below[launch] for launch in shared]
+
+
+def floor_of_rows(rows: list[dict], plan: dict) -> dict[str, Floor]:
+    """The floor of each metric over all points' A/A ratios; a point that stands in two panels counts once."""
+    cells = {
+        (panel["name"], point["x"]): tuple(point["cells"]) for panel in plan["panels"] for point in panel["points"]
+    }
+    ratios: dict[str, dict] = {}
+    for row in rows:
+        if row["metric"] in AA_RATIOS:
+            pair = (cells[row["experiment"], row["x"]], row["system"], row["engine"], row["precision"])
+            ratios.setdefault(AA_RATIOS[row["metric"]][0], {})[pair] = row["value"]
+    return {metric: noise_floor_of(list(values.values())) for metric, values in ratios.items()}
+
+
+def claimable(row: dict, floor: dict[str, Floor]) -> bool:
+    """Whether a row may be claimed: full tier, enough launches and iterations, and not noise."""
+    enough = row["tier"] == "full" and row["launches"] >= LAUNCHES and row["shortest"] >= ITERATIONS
+    if not enough or row["metric"] not in FLOOR_OF:
+        return enough
+    return outside(row["ci_low"], row["ci_high"], floor.get(FLOOR_OF[row["metric"]]))
 
 
 def write_summary(campaign: Campaign, summary: pd.DataFrame | None = None) -> Path:

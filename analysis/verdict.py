@@ -8,13 +8,13 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from analysis.claims import DIRECTION, FAILED, NOT_MEASURED, REPRODUCED, claims_table
 from analysis.frames import select
+from analysis.judges import DIRECTION, FAILED, NOT_MEASURED, NOT_TESTABLE, NOTHING, REPRODUCED, point_verdict
 from analysis.labels import series_names, short_axis_name, system_name, times, with_interval
 from analysis.reference import same_series
 
-COLOURS = {REPRODUCED: "green", DIRECTION: "yellow", FAILED: "red", NOT_MEASURED: "bright_black"}
-TOLERANCE = 0.25
+GREY = "bright_black"
+COLOURS = {REPRODUCED: "green", DIRECTION: "yellow", FAILED: "red", NOT_MEASURED: GREY, NOT_TESTABLE: GREY}
 # Short name of a ratio in the table's columns, and the metric. The paper's points are compared with the first.
 METRICS = {"layer": "speedup_layer_paper", "ttft": "speedup_ttft"}
 
@@ -41,7 +41,9 @@ def point_rows(summary: pd.DataFrame, point: dict) -> Iterator[dict]:
         for short, metric in METRICS.items():
             ours |= interval_columns(short, select(rows, metric=metric))
         verdict = point_verdict(point["published"], ours["layer"], ours["layer_low"], ours["layer_high"])
-        yield point | {"series": name, "engine": key[1], "precision": key[2]} | ours | {"verdict": verdict}
+        claimable = bool(select(rows, metric=METRICS["layer"])["claimable"].any())
+        judged = {"verdict": verdict, "claimable": claimable}
+        yield point | {"series": name, "engine": key[1], "precision": key[2]} | ours | judged
 
 
 def interval_columns(short: str, rows: pd.DataFrame) -> dict[str, float]:
@@ -50,24 +52,11 @@ def interval_columns(short: str, rows: pd.DataFrame) -> dict[str, float]:
     return {short: value, f"{short}_low": low, f"{short}_high": high}
 
 
-def point_verdict(published: float, value: float, low: float, high: float) -> str:
-    """Reproduced: within 25 %, or in an interval no wider than a factor of 2; direction only: the same side of 1x.
-
-    A wide interval holds anything and reproduces nothing.
-    """
-    if np.isnan(value):
-        return NOT_MEASURED
-    if (low <= published <= high and high <= 2 * low) or abs(value / published - 1) <= TOLERANCE:
-        return REPRODUCED
-    return DIRECTION if (value > 1) == (published > 1) else FAILED
-
-
-def print_verdicts(verdicts: pd.DataFrame, console: Console) -> None:
-    """The points, a table for each panel, and the paper's qualitative claims below them."""
-    for experiment, rows in verdicts.groupby("experiment", sort=False):
+def print_verdicts(verdicts: pd.DataFrame, console: Console, claims: pd.DataFrame | None = None) -> None:
+    """The points, a table for each panel, and the paper's claims in words (`claims_table`) below them."""
+    for experiment, rows in verdicts.groupby("experiment", sort=False) if len(verdicts) else ():
         console.print(points_table(str(experiment), rows))
-    claims = claims_table(verdicts)
-    if len(claims):
+    if claims is not None and len(claims):
         console.print(claims_rich(claims))
 
 
@@ -88,21 +77,37 @@ def points_table(experiment: str, rows: pd.DataFrame) -> Table:
     for row in rows.to_dict("records"):
         x = f"{row['x']} ({row['published_x']})" if rescaled else f"{row['x']}"
         layer, ttft = (with_interval(row[m], row[f"{m}_low"], row[f"{m}_high"], times) for m in METRICS)
-        cells = [times(row["published"]), layer, coloured(row["verdict"]), times(row["recomputed_ttft"]), ttft]
+        cells = [
+            times(row["published"]),
+            layer,
+            coloured(row["verdict"], row["claimable"]),
+            times(row["recomputed_ttft"]),
+            ttft,
+        ]
         table.add_row(x, *([row["series"]] if several else []), *cells)
     return table
 
 
 def claims_rich(claims: pd.DataFrame) -> Table:
-    table = plain_table("What the paper says of Figure 3")
-    several = len(claims["series"].unique()) > 1
-    for name in ("claim", *(["system"] if several else []), "ours, layer", "verdict", "ours, TTFT", "verdict"):
-        table.add_column(name)
+    """Published, recomputed, ours, verdict and its likely cause; grey where it is not for claims."""
+    table = plain_table("What the paper says in words (grey: quick or within the noise floor, not for claims)")
+    several = len(set(claims["series"]) - {NOTHING}) > 1
+    for name in (
+        "claim",
+        *(["system"] if several else []),
+        "published",
+        "recomputed",
+        "ours",
+        "verdict",
+        "likely cause",
+    ):
+        table.add_column(name, overflow="fold")
     for row in claims.to_dict("records"):
-        judged = [row["layer"], coloured(row["layer_verdict"]), row["ttft"], coloured(row["ttft_verdict"])]
-        table.add_row(row["claim"], *([row["series"]] if several else []), *judged)
+        verdict = coloured(row["verdict"], row["claimable"])
+        said = [row["claim"], *([row["series"]] if several else []), row["published"], row["recomputed"], row["ours"]]
+        table.add_row(*said, verdict, row["cause"])
     return table
 
 
-def coloured(verdict: str) -> str:
-    return f"[{COLOURS[verdict]}]{verdict}[/]"
+def coloured(verdict: str, claimable: bool = True) -> str:
+    return f"[{COLOURS[verdict] if claimable else GREY}]{verdict}[/]"

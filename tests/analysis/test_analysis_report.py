@@ -1,81 +1,97 @@
+import json
 import subprocess
 import sys
 from pathlib import Path
 
+import pandas as pd
 import pytest
-from matplotlib.image import imread
 from rich.console import Console
 
 from analysis.__main__ import main
-from analysis.figures import spread
-from analysis.labels import KNOWN, number, system_styles, times, with_interval
-from analysis.report import render
+from analysis.report import checks_line, render
 
 ROOT = Path(__file__).parents[2]
 
 
-def rendered(folder, width=220):
+def rendered(folder, width=100):
     console = Console(record=True, width=width)
     render(folder, console)
     return console.export_text()
 
 
-def test_render_writes_figures_and_prints_verdicts(fig3):
+def test_render_writes_everything_and_prints_the_short_of_it(fig3):
     folder = fig3()
     text = rendered(folder)
-    for name in ("fig3a", "fig3b"):
-        image = imread(folder / f"{name}.png")
-        assert image.shape[1] == 1000 and image[..., :3].std() > 0.05
-        assert (folder / f"{name}.pdf").read_bytes().startswith(b"%PDF")
-    assert "peak at 64 experts" in text and "2.35×" in text and "1 (10)" in text
-    assert "emulated" in text and "tier quick (not for claims)" in text and "G = 4 ranks" in text
+    names = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if "cells" not in path.parts}
+    assert {"fig3a.png", "fig3a.svg", "fig3b.png", "summary.csv", "validity.json", "report.html"} <= names
+    assert {
+        f"tables/{name}.{kind}" for name in ("fig3a", "claims", "coverage") for kind in ("csv", "md", "tex")
+    } <= names
+    assert "Figure 3a (emulated)" in text and "2.35×" in text and "not for claims" in text and "G = 4 ranks" in text
+    assert "All 30 cells ran, and their outputs were right." in text
+    assert "Validity: " in text and "V07 warn" in text and "Noise floor of" in text
 
 
 def test_rendering_again_gives_the_same_files(fig3):
     folder = fig3(experts=(8, 64), batches=())
+
+    def derived():
+        return {path: path.read_bytes() for path in folder.rglob("*.*") if "cells" not in path.parts}
+
     rendered(folder)
-    before = {path.name: path.read_bytes() for path in folder.glob("*.*")}
+    before = derived()
     rendered(folder)
-    assert {path.name: path.read_bytes() for path in folder.glob("*.*")} == before
-    assert {"fig3a.png", "fig3a.pdf", "summary.csv", "plan.json"} == set(before)
+    assert derived() == before
+
+
+def test_no_line_is_longer_than_the_terminal_and_no_word_is_broken(fig3):
+    folder = fig3(experts=(8, 64), batches=())
+    for width in (80, 100):
+        lines = rendered(folder, width).splitlines()
+        assert max(len(line) for line in lines if not line.startswith("wrote")) <= width
+        row = next(line for line in lines if "MoEShard" in line)
+        assert row.rstrip().endswith("reproduced*") and ("[" in row) == (width == 100)
 
 
 def test_partly_failed_campaign_renders_and_says_so(fig3):
     oom = {"state": "oom", "reason": "Out of memory on rank 2, tensor [3, 4].", "correctness": None}
     wrong = {"correctness": {"relative_error": 0.3, "tolerance": 1e-4, "passed": False}}
-    folder = fig3(
-        launches=1, deepspeed_num_experts_256_0=oom, moeshard_num_experts_8_0=wrong, moeshard_batch_size_1_0=None
-    )
+    changes = {"deepspeed_num_experts_256_0": oom, "moeshard_num_experts_8_0": wrong, "moeshard_batch_size_1_0": None}
+    folder = fig3(launches=1, **changes)
     text = rendered(folder)
-    assert "3 of 10 cells need attention" in text
+    assert "3 of 15 cells need attention" in text
     assert "tensor [3, 4]" in text and "relative error 0.3" in text and "It has not run." in text
-    assert (folder / "fig3a.png").exists() and "not measured" in text
+    assert (folder / "fig3a.png").exists() and "Without data" in (folder / "fig3a.svg").read_text()
 
 
 def test_campaign_in_which_nothing_ran_renders(fig3):
     cells = [f"{s}_num_experts_{e}_0" for s in ("deepspeed", "moeshard") for e in (8, 64)]
+    cells += [f"moeshard_num_experts_{e}_0_twin" for e in (8, 64)]
     text = rendered(fig3(experts=(8, 64), batches=(), launches=1, **dict.fromkeys(cells)))
-    assert "No cell has been measured." in text and "4 of 4 cells need attention" in text
+    assert "No cell has been measured." in text and "6 of 6 cells need attention" in text
 
 
-def write_sweep(folder, store, xs, baseline):
+def write_sweep(folder, store, xs, baseline, x_name="batch_size", kind="speedup", layers=True):
     write_cell, write_plan, point = store
     points = []
     for x in xs:
         cells = []
         for system, ms in (("ep_dropless", 50.0), ("moeshard", 20.0)):
             cells.append(f"{system}_{x}")
-            values = {"ttft_ms": ms * x, "layer_moe_ms": ms, "rows_computed": 8.0, "rows_useful": 4.0}
-            write_cell(folder, cells[-1], {"system": system, "point": point(batch_size=x), "values": values})
+            values = {"ttft_ms": ms * 4, "rows_computed": 8.0, "rows_useful": 4.0} | (
+                {"layer_moe_ms": ms} if layers else {}
+            )
+            write_cell(folder, cells[-1], {"system": system, "point": point(batch_size=4), "values": values})
         points.append({"x": x, "published_x": None, "cells": cells})
-    write_plan(folder, [{"name": "sweep", "title": "A sweep", "x_name": "batch_size", "points": points}], baseline)
+    panel = {"name": "sweep", "title": "A sweep", "x_name": x_name, "kind": kind, "points": points}
+    write_plan(folder, [panel], baseline)
     return folder
 
 
 def test_single_point_prints_a_table_of_systems_and_no_figure(tmp_path, store):
     text = rendered(write_sweep(tmp_path, store, [4], None))
     assert "A sweep (emulated)" in text and "ep_dropless" in text and "200 [196, 204]" in text
-    assert "1.6" in text and "published" not in text
+    assert "imbalance" not in text and "paper" not in text
     assert not list(tmp_path.glob("*.png"))
 
 
@@ -86,39 +102,46 @@ def test_sweep_without_published_points(tmp_path, store, baseline):
     assert ("2.50×" in text) == bool(baseline) and "verdict" not in text
 
 
+@pytest.mark.parametrize(("x_name", "xs", "seen"), [("alpha", [0.0, 0.6], "0.6"), ("skewed_share", [0.1, 0.2], "20 %")])
+def test_skew_is_an_axis_too(tmp_path, store, x_name, xs, seen):
+    text = rendered(write_sweep(tmp_path, store, xs, "ep_dropless", x_name))
+    assert seen in text and seen in (tmp_path / "sweep.svg").read_text()
+
+
+@pytest.mark.parametrize("kind", ["speedup", "layers", "sections"])
+def test_campaign_without_an_instrumented_pass_renders(tmp_path, store, kind):
+    text = rendered(write_sweep(tmp_path, store, [4, 8], "ep_dropless", kind=kind, layers=False))
+    assert "All 4 cells ran" in text and (tmp_path / "sweep.png").exists() == (kind == "speedup")
+
+
+def test_figures_of_several_points_have_names_of_their_own(tmp_path, store):
+    rendered(write_sweep(tmp_path, store, [0.1, 0.2], None, "skewed_share", "layers"))
+    assert {path.name for path in tmp_path.glob("*.svg")} == {"sweep_0.1.svg", "sweep_0.2.svg"}
+
+
+def test_checks_are_named_up_to_a_number():
+    rows = [{"check": f"V{i:02d}", "title": f"t{i}", "verdict": "warn"} for i in range(1, 8)]
+    rows += [{"check": "V08", "title": "t8", "verdict": "fail"}, {"check": "V09", "title": "t9", "verdict": "pass"}]
+    line = checks_line(pd.DataFrame(rows))
+    assert line.startswith("Validity: 1 pass, 7 warn, 1 fail. V08 fail: t8; V01 warn: t1;")
+    assert line.endswith("V04 warn: t4; 3 more in report.html")
+
+
 def test_command_line(fig3):
     folder = fig3(experts=(8, 64), batches=())
     done = subprocess.run(
         [sys.executable, "-m", "analysis", folder], cwd=ROOT, capture_output=True, text=True, check=True
     )
-    assert "reproduced" in done.stdout and (folder / "summary.csv").exists()
+    assert "reproduced" in done.stdout and (folder / "report.html").exists()
 
 
-def test_command_line_names_a_folder_without_a_plan(tmp_path, capsys):
+def test_command_line_names_a_missing_folder_once(tmp_path, capsys):
+    assert main([str(tmp_path / "none")]) == 1
+    out = capsys.readouterr().out
+    assert out == f"error: {tmp_path / 'none'} is not a campaign's folder: it has no plan.json.\n"
+
+
+def test_command_line_names_an_old_campaign(tmp_path, capsys):
+    (tmp_path / "plan.json").write_text(json.dumps({"schema": 1}))
     assert main([str(tmp_path)]) == 1
-    assert "plan.json cannot be read" in capsys.readouterr().out
-
-
-def test_labels_are_moved_apart_about_their_mean():
-    assert spread([10, 0, 1], gap=4) == pytest.approx([9, -1, 3])
-    assert spread([0.0, 100.0], gap=4) == [0, 100]
-    assert spread([5, 5], gap=2) == [4, 6]
-    assert spread([], gap=4) == []
-
-
-def test_each_system_keeps_its_look():
-    alone, together = system_styles(["moeshard"]), system_styles(["deepspeed", "moeshard", "a", "b", "c", "d", "e"])
-    assert alone["moeshard"] == together["moeshard"] == KNOWN["moeshard"][1:]
-    assert len(set(together.values())) == 7
-
-
-def test_number_formats():
-    assert (times(0.271), times(12.34), number(1130.9), number(56.84), number(9.051)) == (
-        "0.27×",
-        "12.3×",
-        "1131",
-        "56.8",
-        "9.05",
-    )
-    assert with_interval(2.0, 1.9, 2.1, times) == "2.00× [1.90, 2.10]"
-    assert with_interval(2.0, float("nan"), float("nan")) == "2.00"
+    assert "schema 2" in capsys.readouterr().out

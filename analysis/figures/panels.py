@@ -1,0 +1,117 @@
+"""From a campaign's plan to its figures: which figure a kind of panel gets, and what is said below it."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from analysis.figures.canvas import Picture
+from analysis.figures.expert_load import expert_tokens, plot_load, recorded_loads
+from analysis.figures.layers import plot_layers
+from analysis.figures.sections import plot_sections, section_times
+from analysis.figures.speedup import plot_speedup
+from analysis.findings import Findings, describe, floor_sentence
+from analysis.frames import select
+from analysis.labels import short_axis_name, system_name, x_text
+from analysis.load import Campaign, coverage
+from analysis.summary import FLOOR_OF
+from analysis.tables import slug
+
+STATISTICS = (
+    "Bars: 95 % intervals (cut: no cap). Layer speed-ups: ratios of means, as in the paper. "
+    "All else: medians of the slowest rank."
+)
+SLOWEST = "Medians of the slowest rank, 95 % intervals (cut: no cap); ranks meet before each layer."
+INSIDE = "Medians; black: the whole layer, 95 % interval (cut: no cap). Collectives include waiting for other ranks."
+PAPER_LAYERS = "Published (4×A100, E = 128, batch 250, learned router): DeepSpeed 177–180 ms, MoEShard 41.5–43.5 ms."
+TOKENS = "Bars: mean over iterations, all ranks together; blue lines: range over iterations; dotted: the mean load."
+RECORDED = "Dashed: loads of the paper's learned router (batch 250 × 120 tokens, one GPU), first and last MoE layer."
+
+
+def draw_panel(findings: Findings, panel: dict) -> list[Picture]:
+    """Write the figures of a panel into the campaign's folder; none where there is nothing to show yet."""
+    kind = panel.get("kind", "speedup")
+    if kind not in KINDS:
+        raise ValueError(f"panel {panel['name']} has kind ({kind}); allowed are {', '.join(KINDS)}")
+    return list(KINDS[kind](findings, panel))
+
+
+def draw_speedup(findings: Findings, panel: dict) -> Iterator[Picture]:
+    """One figure of a panel that has more than one measured point."""
+    rows = select(findings.summary, experiment=panel["name"])
+    if len(rows["x"].unique()) < 2:
+        return
+    floors = {speedup: findings.floor[metric] for speedup, metric in FLOOR_OF.items() if metric in findings.floor}
+    sentences = [
+        describe(findings.campaign),
+        STATISTICS,
+        floor_sentence(findings.floor),
+        absent(findings.campaign, panel),
+    ]
+    yield plot_speedup(
+        rows,
+        panel,
+        findings.published if panel["published"] else findings.published.iloc[:0],
+        findings.campaign.folder / slug(panel["name"]),
+        baseline=findings.campaign.plan.get("baseline"),
+        floors=floors,
+        note=" ".join(filter(None, sentences)),
+    )
+
+
+def draw_load(findings: Findings, panel: dict) -> Iterator[Picture]:
+    """A figure a point; all systems of a point see the same routing, so any measured cell will do."""
+    for point, at, path in places(findings.campaign, panel):
+        cell = next((cell for cell in point["cells"] if cell in findings.campaign.frames), None)
+        if cell is None:
+            continue
+        num_experts = findings.campaign.runs[cell]["point"]["num_experts"]
+        tokens, recorded = expert_tokens(findings.campaign.routing(cell), num_experts), recorded_loads(num_experts)
+        sentences = [describe(findings.campaign), TOKENS, RECORDED if recorded else ""]
+        title = f"{panel['title']}: tokens per expert{at}"
+        yield plot_load(tokens, path, title=title, note=" ".join(filter(None, sentences)), recorded=recorded)
+
+
+def draw_layers(findings: Findings, panel: dict) -> Iterator[Picture]:
+    for point, at, path in places(findings.campaign, panel):
+        here = select(findings.summary, experiment=panel["name"], x=point["x"], metric="layer_moe_by_layer_ms")
+        if here.empty:
+            continue
+        sentences = [describe(findings.campaign), SLOWEST, PAPER_LAYERS, absent(findings.campaign, panel)]
+        title, baseline = f"{panel['title']}: latency of each MoE layer{at}", findings.campaign.plan.get("baseline")
+        yield plot_layers(here, path, title=title, note=" ".join(filter(None, sentences)), baseline=baseline)
+
+
+def draw_sections(findings: Findings, panel: dict) -> Iterator[Picture]:
+    for point, at, path in places(findings.campaign, panel):
+        section_ms = section_times(findings.campaign, point["cells"])
+        if section_ms.empty:
+            continue
+        sentences = [describe(findings.campaign), INSIDE, absent(findings.campaign, panel)]
+        title = f"{panel['title']}: time in each section of an MoE layer{at}"
+        yield plot_sections(section_ms, path, title=title, note=" ".join(filter(None, sentences)))
+
+
+KINDS: dict[str, Callable[[Findings, dict], Iterator[Picture]]] = {
+    "speedup": draw_speedup,
+    "load": draw_load,
+    "layers": draw_layers,
+    "sections": draw_sections,
+}
+
+
+def places(campaign: Campaign, panel: dict) -> Iterator[tuple[dict, str, Path]]:
+    """Every point of a panel with the words that say where it is and the path of its figure, without a suffix."""
+    for point in panel["points"]:
+        at = f", {short_axis_name(panel['x_name'])} = {x_text(panel['x_name'], point['x'])}"
+        name = panel["name"] if len(panel["points"]) == 1 else f"{panel['name']}_{point['x']}"
+        yield point, at, campaign.folder / slug(name)
+
+
+def absent(campaign: Campaign, panel: dict) -> str:
+    """What a figure cannot show, in a sentence."""
+    cells = select(coverage(campaign), experiment=panel["name"])
+    cells = cells.assign(system=cells["system"].fillna("cell " + cells["cell"]))
+    failed = cells.loc[cells["state"] != "ok"].to_dict("records")
+    unchecked = cells.loc[(cells["state"] == "ok") & (cells["correctness"] != "passed")].to_dict("records")
+    where = [f"{system_name(row['system'])} at {row['x']} ({row['state']})" for row in failed]
+    where += [f"speed-up of {system_name(row['system'])} at {row['x']} (output not verified)" for row in unchecked]
+    return f"Without data: {', '.join(dict.fromkeys(where))}." if where else ""

@@ -1,0 +1,93 @@
+"""The launches of one system at one point, and which series are compared with which."""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from analysis.load import Campaign, correctness
+from analysis.reduce import expert_load, load_cube, reduce_cell
+
+
+@dataclass(eq=False)
+class Series:
+    """One system at one point: its launches, each a dict of arrays [I, L] by metric. A twin is a series of its own."""
+
+    system: str
+    engine: str
+    precision: str
+    source: str
+    twin: bool
+    block: int = 1
+    tier: str = ""
+    passed: bool = True
+    cells: list[str] = field(default_factory=list)
+    layers: list[int] = field(default_factory=list)
+    launches: dict[int, dict[str, np.ndarray]] = field(default_factory=dict)
+
+    def arrays(self, metric: str) -> dict[int, np.ndarray]:
+        return {launch: reduced[metric] for launch, reduced in sorted(self.launches.items()) if metric in reduced}
+
+    def matches(self, other: "Series") -> bool:
+        return (self.precision, self.source) == (other.precision, other.source)
+
+
+def series_of_points(campaign: Campaign) -> list[tuple[dict, list[Series], bool]]:
+    """Every point of every panel: its place, its series, and whether all its cells are there."""
+    loads: dict[str, dict] = {}
+    reduced = {cell: reduce_run(campaign, cell, loads) for cell in campaign.frames}
+    return [
+        (
+            {"experiment": panel["name"], "x_name": panel["x_name"], "x": point["x"]},
+            collect_series(campaign, reduced, point["cells"]),
+            all(cell in reduced for cell in point["cells"]),
+        )
+        for panel in campaign.plan["panels"]
+        for point in panel["points"]
+    ]
+
+
+def reduce_run(campaign: Campaign, cell: str, loads: dict[str, dict]) -> dict[str, np.ndarray]:
+    """`loads` keeps the load of experts by the routing's checksum: cells of a point have it in common."""
+    run = campaign.runs[cell]
+    routing = run["checksums"].get("routing.parquet", cell)
+    if routing not in loads:
+        loads[routing] = expert_load(load_cube(campaign.routing(cell), run["point"]["num_experts"]))
+    return reduce_cell(campaign.frames[cell], run["point"]["world_size"], run.get("ceilings")) | loads[routing]
+
+
+def collect_series(campaign: Campaign, reduced: dict[str, dict], cells: list[str]) -> list[Series]:
+    """The ok cells of a point grouped by system, engine, precision, source, and whether they are the twins."""
+    found: dict[tuple, Series] = {}
+    for cell in cells:
+        if cell not in reduced:
+            continue
+        run = campaign.runs[cell]
+        key = (run["system"], run["engine"], run["precision"], run["source"], run["twin"])
+        one = found.setdefault(key, Series(*key))
+        one.cells.append(cell)
+        one.passed &= correctness(run) == "passed"
+        one.block, one.tier = run["config"]["tier"]["block"], run["tier"]
+        one.layers = sorted(campaign.frames[cell]["layer"].dropna().unique())
+        if run["launch"] in one.launches:
+            raise ValueError(f"Cell {cell} is the second of {run['system']} in launch {run['launch']} of one point.")
+        one.launches[run["launch"]] = reduced[cell]
+    return list(found.values())
+
+
+def twin_of(one: Series, series: list[Series]) -> Series | None:
+    """The series that repeats this one, if the campaign has it."""
+    same = (t for t in series if t.twin and (t.system, t.engine) == (one.system, one.engine))
+    return next((twin for twin in same if twin.matches(one)), None)
+
+
+def matching_baseline(one: Series, baselines: list[Series], complete: bool) -> Series | None:
+    """The baseline of the same precision and source; None when its cell has not run or failed."""
+    matches = [base for base in baselines if base.matches(one)]
+    if len(matches) > 1:
+        raise ValueError(f"The baseline {matches[0].system} has {len(matches)} engines at one point; one is allowed.")
+    if not matches and baselines and complete:
+        raise ValueError(
+            f"{one.system} ({one.precision}, {one.source}) cannot be compared with the baseline "
+            f"{baselines[0].system} ({baselines[0].precision}, {baselines[0].source}): precision and source must agree."
+        )
+    return matches[0] if matches else None

@@ -1,0 +1,140 @@
+"""A campaign's tables: numbers for a program (CSV), text for a reader (Markdown, LaTeX, the report, a terminal)."""
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+
+import pandas as pd
+
+from analysis.frames import select
+from analysis.judges import DIRECTION, FAILED, REPRODUCED
+from analysis.labels import UNSURE, short_axis_name, system_name, times, with_interval, x_text
+from analysis.validity import verdicts_by_check
+
+JUDGED = {REPRODUCED, DIRECTION, FAILED}
+
+
+@dataclass(frozen=True)
+class Table:
+    """`raw` has the numbers, `shown` the same as text under the headings that a reader sees."""
+
+    name: str
+    title: str
+    raw: pd.DataFrame
+    shown: pd.DataFrame
+
+
+def verdicts_table(verdicts: pd.DataFrame) -> Table:
+    """Published against ours, point by point."""
+    rows = [
+        {
+            "figure": row["figure"],
+            "paper's point": f"{short_axis_name(row['x_name'])} {x_text(row['x_name'], row['published_x'])}",
+            "here": x_text(row["x_name"], row["x"]),
+            "system": row["series"],
+            "published, layer": times(row["published"]),
+            "ours, layer": with_interval(row["layer"], row["layer_low"], row["layer_high"], times),
+            "verdict": not_for_claims(row["verdict"], row["claimable"]),
+            "recomputed, TTFT": times(row["recomputed_ttft"]),
+            "ours, TTFT": with_interval(row["ttft"], row["ttft_low"], row["ttft_high"], times),
+        }
+        for row in verdicts.to_dict("records")
+    ]
+    return Table("verdicts", "Published points against ours", verdicts, pd.DataFrame(rows))
+
+
+def words_table(claims: pd.DataFrame) -> Table:
+    """What the paper says in words, against ours; rows of `claims_table`."""
+    columns = ["claim", "figure", "series", "published", "recomputed", "ours", "verdict", "cause"]
+    shown = claims.filter(columns).astype(object).fillna("").astype(str)
+    shown["verdict"] = [not_for_claims(*row) for row in claims[["verdict", "claimable"]].to_numpy()]
+    shown = shown.rename(columns={"series": "system", "cause": "likely cause"})
+    return Table("claims", "What the paper says, and what was found here", claims, shown)
+
+
+def not_for_claims(verdict: str, claimable: bool) -> str:
+    """A verdict on too few measurements, or on noise, says so."""
+    return f"{verdict}, {UNSURE}" if verdict in JUDGED and not claimable else verdict
+
+
+def checks_table(checks: pd.DataFrame) -> Table:
+    """One row a check with the worst verdict of its cells; rows of `judge`."""
+    return Table("validity", "Validity checks", checks, verdicts_by_check(checks))
+
+
+def coverage_table(cells: pd.DataFrame) -> Table:
+    """A row a point, a column a series, the states of its launches as text; twins (A/A) beside what they repeat."""
+    cells = cells.assign(place=list(zip(cells["experiment"], cells["x"].map(str), strict=True)))
+    twins = [" (A/A twin)" if twin is True else "" for twin in cells["twin"].to_list()]
+    cells["column"] = cells["system"].fillna("not run").map(system_name) + twins
+    columns = list(dict.fromkeys(cells["column"]))
+    shown = [
+        {"panel": panel, "point": x_text(rows["x_name"].iloc[0], rows["x"].iloc[0])}
+        | {column: states(select(rows, column=column)) for column in columns}
+        for (panel, _), rows in ((place, select(cells, place=place)) for place in dict.fromkeys(cells["place"]))
+    ]
+    return Table("coverage", "Cells by point and system", cells.drop(columns=["place", "column"]), pd.DataFrame(shown))
+
+
+def problems_table(cells: pd.DataFrame) -> Table:
+    """Cells without numbers and cells whose speed-up is withheld, gathered by system and reason."""
+    cells = cells.drop_duplicates("cell").assign(system=lambda c: c["system"].fillna("–"))
+    wrong = (cells["state"] == "ok") & (cells["correctness"] != "passed")
+    cells.loc[wrong, "reason"] = "Speed-up withheld, output " + cells.loc[wrong, "correctness"] + "."
+    bad = cells.loc[wrong | (cells["state"] != "ok")].fillna({"reason": ""})
+    shown = [
+        {"system": system_name(system), "cells": str(len(rows)), "at": where(rows), "state": state, "reason": reason}
+        for (system, state, reason), rows in bad.groupby(["system", "state", "reason"], sort=False)
+    ]
+    return Table("problems", f"{len(bad)} of {len(cells)} cells need attention", bad, pd.DataFrame(shown))
+
+
+def where(cells: pd.DataFrame) -> str:
+    """`experts 64, experts 256, batch 10`."""
+    rows = cells.to_dict("records")
+    return ", ".join(dict.fromkeys(f"{short_axis_name(r['x_name'])} {x_text(r['x_name'], r['x'])}" for r in rows))
+
+
+def states(cells: pd.DataFrame) -> str:
+    """`2 ok`, or `1 ok, 1 oom`; and whether an output was not verified."""
+    counts = [f"{count} {state}" for state, count in Counter(cells["state"]).items()]
+    unverified = select(cells, state="ok")["correctness"].ne("passed").to_list()
+    return ", ".join(counts + (["output not verified"] if True in unverified else []))
+
+
+def write_tables(folder: Path, tables: Iterable[Table]) -> list[Path]:
+    """Each table as CSV (numbers), Markdown and LaTeX (text) in `folder`/tables; the paths written."""
+    (folder / "tables").mkdir(exist_ok=True)
+    return [path for table in tables if len(table.shown) for path in write_table(folder / "tables" / table.name, table)]
+
+
+def write_table(path: Path, table: Table) -> Iterator[Path]:
+    latex = f"% {one_line(table.title)}\n{table.shown.to_latex(index=False, escape=True)}"
+    texts = {".csv": table.raw.to_csv(index=False), ".md": markdown(table), ".tex": latex}
+    for suffix, text in texts.items():
+        target = path.with_name(path.name + suffix)
+        target.write_text(text)
+        yield target
+
+
+def markdown(table: Table) -> str:
+    """A heading and a table; what a cell holds is text, never markup."""
+    rows = [list(table.shown.columns), ["---"] * len(table.shown.columns), *table.shown.to_numpy().tolist()]
+    lines = ["| " + " | ".join(markdown_text(str(text)) for text in row) + " |" for row in rows]
+    return "\n".join([f"**{markdown_text(table.title)}**", "", *lines, ""])
+
+
+def markdown_text(text: str) -> str:
+    return re.sub(r"([\\|*_`\[\]~])", r"\\\1", escape(one_line(text), quote=False))
+
+
+def one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+def slug(name: str) -> str:
+    """A name as a file's name: what a file system or a browser might take for more than a letter becomes `-`."""
+    return re.sub(r"[^\w.-]+", "-", name).lstrip(".") or "panel"
