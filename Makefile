@@ -4,7 +4,8 @@ SCALE    ?= laptop
 CLUSTER  ?= emulated
 DEVICE   ?= $(if $(filter nccl,$(CLUSTER)),cuda,cpu)
 TIER     ?= quick
-CAMPAIGN ?= results/fig3
+CAMPAIGN ?= results/all
+CHECKOUT ?=
 ARGS        ?=
 PYTEST_ARGS ?=
 TORCH_INDEX ?=
@@ -17,10 +18,11 @@ STAMP  := .venv/.setup
 INSTALL = $(BIN)/python -m pip install -qq --disable-pip-version-check $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test lint conformance reproduce-fig3 figures clean
+.PHONY: help setup test lint conformance status resume figures report verify-paper clean \
+	reproduce-fig1 reproduce-layers reproduce-fig3 reproduce-fig4 reproduce-skew reproduce-sections reproduce-all
 
 help:  ## list the targets and the variables
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9 -]+:.*## / { printf "  make %-19s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo
 	@echo "  SCALE=$(SCALE)  CLUSTER=$(CLUSTER)  DEVICE=$(DEVICE)  TIER=$(TIER)  CAMPAIGN=$(CAMPAIGN)"
 	@echo "  ARGS='more Hydra overrides'  PYTEST_ARGS='more pytest arguments'"
@@ -52,11 +54,40 @@ lint: $(STAMP)  ## check style, formatting and types
 conformance: $(STAMP)  ## check that every system computes what the dense model does
 	$(BIN)/python -m pytest tests/systems/test_conformance.py -q $(PYTEST_ARGS)
 
-reproduce-fig3: $(STAMP)  ## measure Figure 3 of the paper: TTFT against the number of experts and the batch size
-	$(BIN)/python -m experiments.run experiment=fig3 scale=$(SCALE) cluster=$(CLUSTER) cluster.device=$(DEVICE) tier=$(TIER) $(ARGS)
+REPRODUCE = $(BIN)/python -m experiments.run scale=$(SCALE) cluster=$(CLUSTER) cluster.device=$(DEVICE) tier=$(TIER)
 
-figures: $(STAMP)  ## draw figures and tables from the stored campaign CAMPAIGN
+reproduce-fig1: $(STAMP)  ## Figure 1: tokens per expert of a learned router, first and last MoE layer
+	$(REPRODUCE) experiment=fig1 $(ARGS)
+
+reproduce-layers: $(STAMP)  ## section 4.2: latency of each MoE layer under real loads
+	$(REPRODUCE) experiment=layers $(ARGS)
+
+reproduce-fig3: $(STAMP)  ## Figure 3: speed-up over DeepSpeed against the number of experts and the batch size
+	$(REPRODUCE) experiment=fig3 $(ARGS)
+
+reproduce-fig4: $(STAMP)  ## Figure 4: MoEShard with and without the fused engine
+	$(REPRODUCE) experiment=fig4 $(ARGS)
+
+reproduce-skew: $(STAMP)  ## the skew that the paper only sampled: alpha_r and k_r
+	$(REPRODUCE) experiment=skew $(ARGS)
+
+reproduce-sections: $(STAMP)  ## time per section of the MoE layer and rank
+	$(REPRODUCE) experiment=sections $(ARGS)
+
+reproduce-all: $(STAMP)  ## all of these as one campaign in results/all
+	$(REPRODUCE) experiment=all $(ARGS)
+
+status: $(STAMP)  ## where the campaign CAMPAIGN stands
+	$(BIN)/python -m experiments.status $(CAMPAIGN)
+
+resume: $(STAMP)  ## go on with the campaign CAMPAIGN; nothing is measured twice
+	$(BIN)/python -m experiments.status $(CAMPAIGN) --resume
+
+figures report: $(STAMP)  ## rebuild figures, tables and report.html of the stored campaign CAMPAIGN
 	$(BIN)/python -m analysis $(CAMPAIGN)
+
+verify-paper: $(STAMP)  ## published | recomputed | ours | verdict; CHECKOUT=the authors' repository, if you have it
+	$(BIN)/python -m analysis.paper $(CHECKOUT) $(if $(wildcard $(CAMPAIGN)/plan.json),--campaign $(CAMPAIGN))
 
 clean:  ## remove .venv and caches, keep results
 	rm -rf .venv .pytest_cache .ruff_cache .hypothesis build *.egg-info

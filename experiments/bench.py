@@ -1,17 +1,20 @@
-"""One rank's side of a launch: the encoder, the systems that take turns in it, the check and the clock."""
+"""One rank's side of a launch: the encoder, the systems that take turns in it, the checks and the clock."""
 
 import gc
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
+from numpy.typing import NDArray
 
 from clusters.session import Session
+from experiments.agreement import sketch
 from experiments.cells import (
     DTYPES,
-    TOLERANCES,
     build_router,
     find_class,
     instantiate,
@@ -21,10 +24,10 @@ from experiments.cells import (
 )
 from experiments.moe_layer import MoELayer
 from experiments.recorder import Recorder
+from experiments.schedule import is_steady
 from routers.base import Routing
 from systems.base import System
 from systems.collectives import all_gather
-from systems.dense import Dense
 from systems.engines import find_engine
 from systems.engines.loop import LoopEngine
 from workloads.batches import TokenSource
@@ -51,7 +54,7 @@ class Bench:
             for block in model.moe_blocks
         }
         self.shared = {block: SharedLayer(layer) for block, layer in self.weights.items()}
-        self.recorder = Recorder(session.clock)
+        self.recorder = Recorder(session.clock, self._align)
         router = build_router(config, rank=session.rank, classifier=lambda block: self.weights[block].router())
         self.layers = {block: MoELayer(block, router, self.recorder) for block in model.moe_blocks}
         self.encoder = build_encoder(
@@ -65,11 +68,15 @@ class Bench:
         self.tokens = TokenSource(
             instantiate(config["corpus"]), model.vocab_size, cache_dir, checkpoint.folder if checkpoint else None
         )
+        self.names: dict[str, str] = {}
         self.systems: dict[str, dict[int, System]] = {}
         self.routings: dict[tuple[str, int, int], Routing] = {}
+        self.sketches: dict[str, list[torch.Tensor]] = defaultdict(list)
+        self._order: Counter[str] = Counter()
 
     def add(self, cell: str, node: dict[str, Any], engine: str) -> None:
         """Build a system; a system that brings its own engine is given one that it does not use."""
+        self.names[cell] = node["name"]
         kind = find_class(node)
         shape = layer_shape(self.config)
         self.systems[cell] = {
@@ -85,78 +92,36 @@ class Bench:
         }
 
     @torch.inference_mode()
-    def verify(self, cell: str) -> dict[str, Any]:
-        """Compare every MoE layer's output with the dense model's on the same input and routing, on all ranks.
-
-        Dropped tokens must be as many as the system's account says and are left out of the comparison.
-        """
-        for layer in self.layers.values():
-            layer.remember = True
-        with self.session.clock.running():
-            self._forward(cell, self._embed(0), 0)
-            self.recorder.discard()
-            errors, dropped = zip(*(self._layer_error(block) for block in self.layers), strict=True)
-        for layer in self.layers.values():
-            layer.remember, layer.seen = False, None
-        tokens_BGE = self._count_tokens([(cell, block, 0) for block in self.layers])
-        accounted = [
-            self.systems[cell][block].account(tokens_GE, self.dtype.itemsize).dropped
-            for block, tokens_GE in zip(self.layers, tokens_BGE, strict=True)
-        ]
-        largest = float(torch.tensor(errors).max())  # keeps NaN, which Python's max may lose
-        mine = torch.tensor([[largest, float(list(dropped) != accounted)]], device=self.device)
-        worst, miscounted = all_gather(mine, self.session.group).amax(0).tolist()
-        tolerance = TOLERANCES[self.config["precision"]]
-        passed = worst <= tolerance and not miscounted
-        return {
-            "relative_error": worst,
-            "tolerance": tolerance,
-            "dropped_as_accounted": not miscounted,
-            "passed": passed,
-        }
-
-    @torch.inference_mode()
     def measure(self, schedule: Iterable[tuple[str, range]], phase: str, progress: Progress) -> None:
-        """Run the schedule; `phase` is warmup, measure or sections (the last one observes sections)."""
-        self.recorder.observing = phase == "sections"
+        """Run the schedule; `phase` is warmup, measure or instrumented (the last one observes layers and sections)."""
+        self.recorder.observing = phase == "instrumented"
         with _no_garbage_collection():
-            order = 0
             for cell, iterations in schedule:
                 progress(cell)
                 for iteration in iterations:
-                    self._prefetch(iteration)
+                    self.prefetch(iteration)
                 with self.session.clock.running():
                     for iteration in iterations:
-                        self._timed_forward(cell, iteration, phase=phase, order=order)
-                        order += 1
+                        hidden_BLD = self.timed_forward(cell, iteration, phase=phase)
+                        if phase == "measure":
+                            self.sketches[cell].append(sketch(hidden_BLD))
         self.recorder.observing = False
 
-    def accounts(self, cell: str, iterations: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-        """Rows of what this rank computed, dropped and sent, and of its tokens per expert, of every iteration."""
-        keys = [(cell, block, iteration) for block in self.layers for iteration in range(iterations)]
-        counted, routed = [], []
-        for (_, block, iteration), tokens_GE in zip(keys, self._count_tokens(keys), strict=True):
-            account = self.systems[cell][block].account(tokens_GE, self.dtype.itemsize)
-            labels = {"cell": cell, "iteration": iteration, "layer": block}
-            for metric, unit in (
-                ("rows_computed", "rows"),
-                ("rows_useful", "rows"),
-                ("dropped", "tokens"),
-                ("bytes_sent", "bytes"),
-            ):
-                counted.append(
-                    {**labels, "phase": "measure", "metric": metric, "value": getattr(account, metric), "unit": unit}
-                )
-            tokens_E = tokens_GE[self.session.rank]
-            for expert in tokens_E.nonzero().flatten().tolist():
-                routed.append({**labels, "expert": expert, "tokens": int(tokens_E[expert])})
-        return counted, routed
+    def all_steady(self, cells: list[str], target: float) -> bool:
+        """Rank 0's decision, the same on all ranks: is every cell's median ttft_ms known within `target`?"""
+        mine_CI = torch.tensor([self.recorder.ttft_ms(cell, "measure") for cell in cells], dtype=torch.float64)
+        slowest_CI = all_gather(mine_CI.unsqueeze(0).to(self.device), self.session.group).amax(0).tolist()
+        decision = torch.tensor([int(all(is_steady(values, target) for values in slowest_CI))], device=self.device)
+        dist.broadcast(decision, src=0, group=self.session.group)
+        return bool(decision)
 
-    def _timed_forward(self, cell: str, iteration: int, **labels: Any) -> None:
+    def timed_forward(self, cell: str, iteration: int, *, phase: str) -> torch.Tensor:
         embedded_BLD = self._embed(iteration)
         self._align()
-        with self.recorder.iteration(cell=cell, iteration=iteration, **labels):
-            self._forward(cell, embedded_BLD, iteration)
+        with self.recorder.iteration(cell=cell, iteration=iteration, phase=phase, order=self._order[phase]):
+            hidden_BLD = self._forward(cell, embedded_BLD, iteration)
+        self._order[phase] += 1
+        return hidden_BLD
 
     def _forward(self, cell: str, embedded_BLD: torch.Tensor, iteration: int) -> torch.Tensor:
         for block, layer in self.layers.items():
@@ -172,7 +137,11 @@ class Bench:
         dist.all_reduce(torch.zeros(1, device=self.device), group=self.session.group)
 
     def _embed(self, iteration: int) -> torch.Tensor:
-        tokens_BL = self.tokens.batch(
+        tokens_BL = torch.from_numpy(self.token_batch(iteration))
+        return self.encoder.get_input_embeddings()(tokens_BL.to(self.device))
+
+    def token_batch(self, iteration: int) -> NDArray[np.int64]:
+        return self.tokens.batch(
             rank=self.session.rank,
             iteration=iteration,
             world_size=self.session.world_size,
@@ -180,35 +149,14 @@ class Bench:
             seq_len=self.config["seq_len"],
             seed=self.config["seed"],
         )
-        return self.encoder.get_input_embeddings()(torch.from_numpy(tokens_BL).to(self.device))
 
-    def _prefetch(self, iteration: int) -> None:
+    def prefetch(self, iteration: int) -> None:
         num_tokens = self.config["batch_size"] * self.config["seq_len"]
         like = torch.empty(0, dtype=self.dtype, device=self.device)
         for block, layer in self.layers.items():
             layer.router.prefetch(num_tokens, layer=block, iteration=iteration, like=like)
 
-    def _layer_error(self, block: int) -> tuple[float, int]:
-        """(largest error relative to the largest output, number of zero rows where the dense model has none)."""
-        seen = self.layers[block].seen
-        assert seen is not None
-        x_TD, routing, y_TD = seen
-        exact = Routing(routing.expert_TK, routing.weight_TK.float())
-        set_precision("ieee")
-        oracle = Dense(
-            resident=False,
-            shape=layer_shape(self.config),
-            weights=self.weights[block],
-            group=self.session.group,
-            engine=LoopEngine(),
-        )
-        expected_TD = oracle.forward(x_TD.float(), exact)
-        set_precision(self.config["precision"])
-        dropped_T = (y_TD == 0).all(1) & (expected_TD != 0).any(1)
-        error = (y_TD.float() - expected_TD)[~dropped_T].abs().max() if not dropped_T.all() else torch.zeros(())
-        return float(error / expected_TD.abs().max()), int(dropped_T.sum())
-
-    def _count_tokens(self, keys: list[tuple[str, int, int]]) -> torch.Tensor:
+    def count_tokens(self, keys: list[tuple[str, int, int]]) -> torch.Tensor:
         """int64 [n, G, E] on the host: token copies per source rank and expert, for each (cell, block, iteration)."""
         num_experts = self.config["model"]["num_experts"]
         tokens_nE = torch.stack([self.routings[key].tokens_per_expert(num_experts) for key in keys])

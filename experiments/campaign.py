@@ -1,99 +1,139 @@
 """The parent's side: run what the plan lacks, launch by launch; a failure becomes a row and the campaign goes on."""
 
+import errno
 import json
 import os
 import tempfile
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from clusters.launch import LaunchFailed
-from experiments import environment
+from experiments import environment, machine
 from experiments.cells import Cell
+from experiments.loggers import Logger
 from experiments.plan import Plan
+from experiments.progress import ProgressBar, line
 from experiments.store import SCHEMA, Store
 from experiments.worker import read_progress
 
 Launcher = Callable[[dict[str, Any]], None]
+# A failed launch leaves what is known of its cells: (run.json, rows, routing); the tables are None without numbers.
+Outcome = tuple[dict[str, Any], pd.DataFrame | None, pd.DataFrame | None]
 
 
-def run_campaign(plan: Plan, store: Store, launcher: Launcher, console: Console) -> None:
+def run_campaign(plan: Plan, store: Store, launcher: Launcher, logger: Logger, console: Console) -> None:
     """Measure every launch of which the store lacks a cell; `launcher(spec)` runs one or raises LaunchFailed.
 
     The systems of a launch are only compared when they took turns, so they are measured again together. A cell that
-    failed is left as it is: its id changes with the code.
+    failed is left as it is: its id changes with the code. `logger` is told of each cell between two launches.
     """
-    store.write_plan(plan.document)
-    failed = {cell for cell in plan.cells if store.has_failed(cell)}
-    lacking = [ids for ids in plan.launches if not all(cell in failed or store.is_measured(cell) for cell in ids)]
-    todo = {cell for ids in lacking for cell in ids} - failed
-    if len(todo) < len(plan.cells):
-        console.print(f"{len(plan.cells) - len(todo)} of {len(plan.cells)} cells are stored already")
-    with _bar(console) as bar:
-        task = bar.add_task("", total=len(plan.cells), completed=len(plan.cells) - len(todo))
+    todo = cells_to_measure(plan, store, console)
+    with ProgressBar(console, total=len(plan.cells)) as bar:
         for ids in plan.launches:
             remaining = [cell for cell in ids if cell in todo]
             while remaining:
-                bar.update(task, description=_describe(plan.cells[remaining[0]]))
-                finished = _run_launch({cell: plan.cells[cell] for cell in remaining}, plan, store, launcher, bar, task)
-                for run in finished:
-                    console.print(_line(run), highlight=False, markup=False, soft_wrap=True)
-                done = {run["cell"] for run in finished}
+                bar.at(plan.cells[remaining[0]], done=len(plan.cells) - len(todo))
+                finished = _run_launch({cell: plan.cells[cell] for cell in remaining}, plan, store, launcher, bar)
+                for run, samples, routing in finished:
+                    store.write_cell(run, samples, routing)
+                    logger.cell(run, samples)
+                    console.print(
+                        line(plan.cells[run["cell"]], run, samples), highlight=False, markup=False, soft_wrap=True
+                    )
+                done = {run["cell"] for run, *_ in finished}
                 remaining = [cell for cell in remaining if cell not in done]
                 todo -= done
-                bar.update(task, completed=len(plan.cells) - len(todo))
+        bar.at(None, done=len(plan.cells) - len(todo))
+
+
+def cells_to_measure(plan: Plan, store: Store, console: Console) -> set[str]:
+    """The cells of every launch that is not complete; damaged ones are named and belong to them."""
+    states = {cell: store.state(cell) for cell in plan.cells}
+    for cell in (cell for cell, state in states.items() if state == "damaged"):
+        console.print(f"cell {cell} is damaged ({store.damage(cell)}): its launch is measured again", highlight=False)
+    missing = {cell for cell, state in states.items() if state in ("planned", "damaged")}
+    failed = {cell for cell, state in states.items() if state != "ok"} - missing
+    lacking = [ids for ids in plan.launches if missing & set(ids)]
+    return {cell for ids in lacking for cell in ids} - failed
 
 
 def _run_launch(
-    cells: dict[str, Cell], plan: Plan, store: Store, launcher: Launcher, bar: Progress, task: Any
-) -> list[dict[str, Any]]:
-    """One launch of these cells. Returns the run.json of each cell that has now an outcome.
+    cells: dict[str, Cell], plan: Plan, store: Store, launcher: Launcher, bar: ProgressBar
+) -> list[Outcome]:
+    """One launch of these cells: the outcome of each cell that has one now.
 
-    When a rank dies the cell it was at is stored as failed, and the others are left for another launch.
+    When a rank dies the cell it was at has failed, and the others are left for another launch.
     """
-    started = datetime.now(UTC).isoformat()
-    with tempfile.TemporaryDirectory(prefix="launch-") as name:
+    started, first = datetime.now(UTC).isoformat(), next(iter(cells.values()))
+    with tempfile.TemporaryDirectory(prefix="launch-") as name, store.running(list(cells)):
         folder = Path(name)
-        spec = _spec(cells, folder)
+        before, meter = machine.state(first.cluster.device), machine.Meter()
         try:
-            with _watch(folder, bar, task, len(cells)):
-                launcher(spec)
+            with bar.following(folder, len(cells)):
+                launcher(_spec(cells, folder))
         except LaunchFailed as failure:
+            _raise_if_disk_full(failure, folder)
             guilty = read_progress(folder, failure.rank)["cell"]
             failed = [guilty] if guilty in cells else list(cells)
-            runs = [_run(cells[cell], plan, started, state=failure.kind, failure=failure) for cell in failed]
-            for run in runs:
-                store.write_cell(run)
-            return runs
-        return _store_outcome(cells, folder, plan, store, started)
+            why = {"state": failure.kind, "reason": str(failure), "traceback": failure.traceback}
+            return [(document(cells[cell], plan, started) | why, None, None) for cell in failed]
+        outcome = json.loads((folder / "outcome.json").read_text())
+        seen = {"before": before, "during": meter.read(outcome["ranks_cpu_s"])}
+        outcome["machine"] = seen | {"after": machine.state(first.cluster.device)}
+        samples, routing = pd.read_parquet(folder / "samples.parquet"), pd.read_parquet(folder / "routing.parquet")
+    return [_outcome_of(cells[cell], plan, started, outcome, samples, routing) for cell in outcome["correctness"]]
 
 
-def _store_outcome(
-    cells: dict[str, Cell], folder: Path, plan: Plan, store: Store, started: str
-) -> list[dict[str, Any]]:
-    samples, routing = pd.read_parquet(folder / "samples.parquet"), pd.read_parquet(folder / "routing.parquet")
-    runs = []
-    for id, correctness in json.loads((folder / "outcome.json").read_text()).items():
-        run = _run(cells[id], plan, started, state="ok", correctness=correctness)
-        if correctness["passed"]:
-            labels = {"campaign": run["campaign"], "launch": run["launch"], "source": run["source"], "schema": SCHEMA}
-            rows = samples.query("cell == @id").assign(**labels)
-            store.write_cell(run, rows, routing.query("cell == @id"))
-            run = {**run, "ttft_ms": _ttft_ms(rows)}
-        else:
-            run |= {"state": "failed", "reason": _mismatch(correctness)}
-            store.write_cell(run)
-        runs.append(run)
-    return runs
+def _outcome_of(
+    cell: Cell, plan: Plan, started: str, outcome: dict[str, Any], samples: pd.DataFrame, routing: pd.DataFrame
+) -> Outcome:
+    correctness = outcome["correctness"][cell.id]
+    found = {key: outcome[key] for key in ("schedule", "ceilings", "seconds", "machine")}
+    run = document(cell, plan, started) | found | {"correctness": correctness}
+    if reason := _mismatch(correctness):
+        return run | {"state": "invalid", "reason": reason}, None, None
+    run |= {"state": "ok", "inputs": outcome["inputs"][cell.id]}
+    labels = {"campaign": run["campaign"], "launch": run["launch"], "source": run["source"], "schema": SCHEMA}
+    rows = samples.loc[samples["cell"] == cell.id].assign(**labels)
+    return run, rows, routing.loc[routing["cell"] == cell.id]
+
+
+def document(cell: Cell, plan: Plan, started: str) -> dict[str, Any]:
+    """What run.json says of a cell, whatever its outcome."""
+    return {
+        "cell": cell.id,
+        "campaign": plan.document["campaign"],
+        "state": None,
+        "reason": None,
+        "traceback": None,
+        "system": cell.system,
+        "engine": cell.engine,
+        "precision": cell.config["precision"],
+        "source": cell.cluster.source,
+        "launch": cell.launch,
+        "launch_id": cell.launch_id,
+        "twin": cell.twin,
+        "point": cell.point,
+        "tier": cell.config["tier"]["name"],
+        "correctness": None,
+        # Where results go and who is told changes no number, and may name a private folder.
+        "config": {key: value for key, value in cell.config.items() if key not in ("experiment", "out", "logger")},
+        "seed": cell.config["seed"],
+        "environment": environment.describe(),
+        "started": started,
+        "finished": datetime.now(UTC).isoformat(),
+    }
+
+
+def cache_dir() -> Path:
+    """Where tokenisers and token streams are kept between runs."""
+    return Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "moe-inference-harness"
 
 
 def _spec(cells: dict[str, Cell], folder: Path) -> dict[str, Any]:
@@ -110,90 +150,19 @@ def _spec(cells: dict[str, Cell], folder: Path) -> dict[str, Any]:
     }
 
 
-def _run(
-    cell: Cell,
-    plan: Plan,
-    started: str,
-    *,
-    state: str,
-    failure: LaunchFailed | None = None,
-    correctness: dict[str, Any] | None = None,
-) -> dict[str, Any]:
-    """What run.json says of a cell."""
-    return {
-        "cell": cell.id,
-        "campaign": plan.document["campaign"],
-        "state": state,
-        "reason": str(failure) if failure else None,
-        "traceback": failure.traceback if failure else None,
-        "system": cell.system,
-        "engine": cell.engine,
-        "precision": cell.config["precision"],
-        "source": cell.cluster.source,
-        "launch": cell.launch,
-        "point": cell.point,
-        "tier": cell.config["tier"]["name"],
-        "correctness": correctness,
-        "config": {key: value for key, value in cell.config.items() if key != "experiment"},
-        "seed": cell.config["seed"],
-        "environment": environment.describe(),
-        "started": started,
-        "finished": datetime.now(UTC).isoformat(),
-    }
+def _raise_if_disk_full(failure: LaunchFailed, folder: Path) -> None:
+    """A full disk is no cell's fault: it ends the campaign, and the same command goes on when there is room."""
+    if os.strerror(errno.ENOSPC) in f"{failure} {failure.traceback}":
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder))
 
 
-def cache_dir() -> Path:
-    """Where tokenisers and token streams are kept between runs."""
-    return Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "moe-inference-harness"
-
-
-def _mismatch(correctness: dict[str, Any]) -> str:
+def _mismatch(correctness: dict[str, Any]) -> str | None:
+    """Why the outputs are not right, in one clause; None if they are."""
     if not correctness["dropped_as_accounted"]:
         return "the number of dropped tokens is not what the system's capacity gives"
-    return (
-        f"the output differs from the dense model's by {correctness['relative_error']:.1e}, "
-        f"more than {correctness['tolerance']:.0e}"
-    )
-
-
-def _ttft_ms(rows: pd.DataFrame) -> float:
-    measured = rows.query("metric == 'ttft_ms' and phase == 'measure'")
-    slowest_rank_ms = measured.pivot_table(index="iteration", values="value", aggfunc="max")
-    return float(np.median(slowest_rank_ms.to_numpy()))
-
-
-def _describe(cell: Cell) -> str:
-    point = cell.point
-    return f"E={point['num_experts']} batch={point['batch_size']} G={point['world_size']} launch {cell.launch}"
-
-
-def _line(run: dict[str, Any]) -> str:
-    point = run["point"]
-    where = f"E={point['num_experts']:<4} batch={point['batch_size']:<4} launch {run['launch']}"
-    what = f"{run['system']:<24} {run['engine']:<10}"
-    outcome = f"ttft {run['ttft_ms']:9.2f} ms" if run["state"] == "ok" else f"{run['state']}: {run['reason']}"
-    return f"  {where}  {what} {outcome}"
-
-
-def _bar(console: Console) -> Progress:
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("cells")
-    times = TimeElapsedColumn(), TextColumn("left:"), TimeRemainingColumn()
-    return Progress(*columns, *times, console=console, refresh_per_second=1, speed_estimate_period=600)
-
-
-@contextmanager
-def _watch(folder: Path, bar: Progress, task: Any, num_cells: int) -> Iterator[None]:
-    """Move the bar with rank 0's progress while a launch runs."""
-    completed, stop = bar.tasks[task].completed, threading.Event()
-
-    def follow() -> None:
-        while not stop.wait(1.0):
-            bar.update(task, completed=completed + num_cells * read_progress(folder)["done"])
-
-    thread = threading.Thread(target=follow, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        thread.join()
+    agreement = correctness.get("agreement")
+    for check, other in ((correctness, "the dense model's"), (agreement, "the other systems' in the timed iterations")):
+        if check and not check["passed"]:
+            error, tolerance = check["relative_error"], check["tolerance"]
+            return f"the output differs from {other} by {error:.1e}, more than {tolerance:.0e}"
+    return None

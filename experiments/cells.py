@@ -31,21 +31,26 @@ DEFINING = (
 SHOWING = ("experiment", "scale", "logger", "out")  # the other keys of a configuration
 ROOT = Path(__file__).parents[1]
 RANK_PACKAGES = ("systems", "routers", "workloads", "clusters", "experiments")
-OPTIONAL_PHASES = ("warmup", "section_iterations")
+OPTIONAL_PHASES = ("warmup", "instrumented")
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One workload point x one system x one launch."""
+    """One workload point x one system x one launch.
+
+    A twin is the same system measured again in the same launch: the second half of an A/A pair.
+    """
 
     config: dict[str, Any]
     launch: int
+    twin: bool = False
 
     @cached_property
     def id(self) -> str:
         """12 hexadecimal digits of a hash of what defines the cell, code, versions and machine included."""
         system = self.config["system"]
-        return _digest([self.workload, system, self.engine, code_digest(system), environment.identity()])
+        origin = [code_digest(system), data_digest(self.config), environment.identity()]
+        return _digest([self.workload, system, self.engine, *origin, *(["twin"] if self.twin else [])])
 
     @cached_property
     def workload(self) -> dict[str, Any]:
@@ -72,6 +77,16 @@ class Cell:
     @property
     def cluster(self) -> ClusterSpec:
         return ClusterSpec(**self.config["cluster"])
+
+    @property
+    def label(self) -> str:
+        """The workload in a line of progress."""
+        router = self.config["router"]
+        shown = [f"{key}={router[key]:g}" for key in ("alpha", "skewed_share") if router.get(key) is not None]
+        if router.get("num_skewed") is not None:
+            shown[-1] = f"num_skewed={router['num_skewed']}"
+        point = self.point
+        return f"E={point['num_experts']} batch={point['batch_size']} {' '.join([router['name'], *shown])}"
 
     @property
     def point(self) -> dict[str, int]:
@@ -117,6 +132,15 @@ def code_digest(system: dict[str, Any]) -> str:
     return _digest([path.read_text() for path in sorted(sources)])
 
 
+def data_digest(config: dict[str, Any]) -> str:
+    """Hash of the files that decide weights and routing: a checkpoint's configuration and index, a recorded trace."""
+    model: ModelShape = instantiate(config["model"])
+    files = open_checkpoint(model.checkpoint).describing_files if model.checkpoint else []
+    if trace := getattr(find_class(config["router"]), "trace_file", None):
+        files = [*files, trace(**options(config["router"]))]
+    return _digest([hashlib.sha256(path.read_bytes()).hexdigest() for path in files])
+
+
 def system_class(config: dict[str, Any]) -> type[System]:
     return find_class(config["system"])
 
@@ -128,10 +152,15 @@ def layer_shape(config: dict[str, Any]) -> LayerShape:
     return LayerShape(model["num_experts"], model["d_model"], model["d_ff"], max_tokens)
 
 
+class Unsupported(ValueError):
+    """The system cannot run this workload, whose configuration is sound."""
+
+
 def check(cell: Cell) -> None:
     """Raise ValueError (or OSError), in one sentence, for a cell that cannot run here; launches nothing.
 
-    Sets the process's float32 precision, because engines ask for it.
+    The error is Unsupported where only this system cannot run the workload. Sets the process's float32 precision,
+    because engines ask for it.
     """
     try:
         _check_workload(cell.config)
@@ -147,11 +176,16 @@ def _check_workload(config: dict[str, Any]) -> None:
     cluster.check()
     tier = config["tier"]
     numbers = {"batch_size": config["batch_size"], "seq_len": config["seq_len"]}
-    numbers |= {f"tier.{key}": tier[key] for key in ("launches", "iterations", "block")}
+    numbers |= {f"tier.{key}": tier[key] for key in ("launches", "iterations", "max_iterations", "block")}
     for name, value in numbers.items():
         _check_whole_number(name, value, 1)
     for name, value in {"seed": config["seed"], **{f"tier.{key}": tier[key] for key in OPTIONAL_PHASES}}.items():
         _check_whole_number(name, value, 0)
+    if tier["max_iterations"] < tier["iterations"]:
+        least = f"tier.iterations ({tier['iterations']})"
+        raise ValueError(f"tier.max_iterations is {tier['max_iterations']}; it must be at least {least}")
+    if not isinstance(tier["target"], int | float) or not 0 < tier["target"] < 1:
+        raise ValueError(f"tier.target is {tier['target']!r}; it must be a share between 0 and 1")
     _check_precision(config["precision"], cluster.device)
     set_precision(config["precision"])
     model: ModelShape = instantiate(config["model"])
@@ -165,20 +199,24 @@ def _check_workload(config: dict[str, Any]) -> None:
 
 def _check_system(cell: Cell) -> None:
     config, cluster = cell.config, cell.cluster
-    shape, system = layer_shape(config), system_class(config)
-    system.check(shape, cluster.world_size, **options(config["system"]))
-    if system.own_engine is None:
-        widths = [shape.d_model, system.hidden_width(shape, cluster.world_size)]
-        find_engine(cell.engine).check(torch.device(cluster.device), DTYPES[config["precision"]], widths)
-    elif config["engine"] is not None:
+    shape, system, given = layer_shape(config), system_class(config), options(config["system"])
+    engine = None if system.own_engine else find_engine(cell.engine)
+    if system.own_engine and config["engine"] is not None:
         raise ValueError(f"system {cell.system} brings its own engine; engine={config['engine']} does not apply to it")
+    try:
+        system.check(shape, cluster.world_size, **given)
+        if engine:
+            widths = [shape.d_model, system.hidden_width(shape, cluster.world_size)]
+            engine.check(torch.device(cluster.device), DTYPES[config["precision"]], widths)
+    except ValueError as error:
+        raise Unsupported(str(error)) from error
 
 
 def build_router(config: dict[str, Any], *, rank: int, classifier: Any) -> Any:
     """The router of a workload on one rank; `classifier(block)` gives the model's router matrix [E, D]."""
-    node = config["router"]
-    given = {"num_experts": config["model"]["num_experts"], "rank": rank, "seed": config["seed"]}
-    return find_class(node)(**options(node), **given, classifier=classifier)
+    node, model = config["router"], instantiate(config["model"])
+    given = {"num_experts": model.num_experts, "rank": rank, "seed": config["seed"]}
+    return find_class(node)(**options(node), **given, moe_blocks=model.moe_blocks, classifier=classifier)
 
 
 def set_precision(precision: str) -> None:

@@ -1,5 +1,6 @@
 """The machine and software a cell ran on, as stored with it; only named variables, never the whole environment."""
 
+import hashlib
 import os
 import platform
 import subprocess
@@ -28,7 +29,8 @@ def describe() -> dict[str, Any]:
         "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
         "gpus": gpus,
         "git_commit": _git("rev-parse", "HEAD"),
-        "git_dirty": bool(_git("status", "--porcelain")),
+        "git_dirty": bool(_git("status", "--porcelain", "--untracked-files=no")),
+        "lock_sha256": _lock_digest(),
         "variables": {name: value for name, value in sorted(os.environ.items()) if name.startswith(VARIABLES)},
     }
 
@@ -37,6 +39,11 @@ def describe() -> dict[str, Any]:
 def identity() -> dict[str, Any]:
     """The part of `describe` that decides what is measured: versions and hardware."""
     return {key: describe()[key] for key in ("python", "packages", "cpu", "cores", "gpus")}
+
+
+def _lock_digest() -> str | None:
+    path = Path(__file__).parents[1] / "requirements.lock"
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.exists() else None
 
 
 def _version(package: str) -> str | None:

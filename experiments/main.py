@@ -1,7 +1,11 @@
 """From points to results: check, plan, run the campaign, show it; errors in one sentence."""
 
 import json
+import os
 import sys
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from datetime import UTC, datetime
 from pathlib import Path
 
 from rich.console import Console
@@ -10,10 +14,12 @@ from torch.distributed.elastic.multiprocessing.api import SignalException
 from analysis.report import render
 from clusters.launch import launch, prepare
 from clusters.session import connect
-from experiments.campaign import cache_dir, run_campaign
-from experiments.cells import Cell, check, instantiate
+from experiments.campaign import cache_dir, document, run_campaign
+from experiments.cells import Cell, Unsupported, check, instantiate
+from experiments.estimate import announce
+from experiments.loggers import Logger
 from experiments.plan import Plan, Point, make_plan
-from experiments.store import Store
+from experiments.store import Store, StoreBusy
 from experiments.worker import PRELOAD, run_launch, run_rank
 from workloads.batches import TokenSource
 from workloads.checkpoint import open_checkpoint
@@ -21,30 +27,71 @@ from workloads.checkpoint import open_checkpoint
 BAD_INPUT, SOME_FAILED, INTERRUPTED = 2, 1, 130
 
 
-def run_points(points: list[Point]) -> int:
-    """Run one campaign of these points and show what it gave; returns the exit status."""
+def run_points(points: list[Point], command: Sequence[str] = ()) -> int:
+    """Run one campaign of these points and show what it gave; returns the exit status. command: what was typed."""
     console = Console(width=None if sys.stdout.isatty() else 120)
     try:
-        plan = make_plan(points)
-        for cell in plan.cells.values():
-            check(cell)
-        for cell in plan.cells.values():
-            read_tokens(cell)
+        plan = make_plan(points, command)
+        unsupported = find_unsupported(plan)
+        logger = instantiate(points[0].configs[0]["logger"])
+        store = Store(Path(points[0].configs[0]["out"]))
     except (ValueError, OSError, RuntimeError) as error:
         print(f"error: {error}", file=sys.stderr)
         return BAD_INPUT
-    folder = Path(points[0].configs[0]["out"])
-    store = Store(folder)
     try:
-        _run(plan, store, console)
+        with leading(plan, store):
+            store_unsupported(unsupported, plan, store)
+            _run(plan, store, logger, console)
     except (KeyboardInterrupt, SignalException):
-        done = sum(store.is_measured(cell) for cell in plan.cells)
-        console.print(
-            f"interrupted: {done} of {len(plan.cells)} cells are stored in {folder}; the same command goes on"
-        )
+        console.print(f"interrupted: {_progress(plan, store)}; the same command goes on")
         return INTERRUPTED
-    render(folder, console)
+    except StoreBusy as error:
+        print(f"error: {error}", file=sys.stderr)
+        return SOME_FAILED
+    except OSError as error:
+        print(f"error: {error}: {_progress(plan, store)}; the same command goes on", file=sys.stderr)
+        return SOME_FAILED
+    finally:
+        logger.close()
+    render(store.folder, console)
     return 0 if all(store.is_measured(cell) for cell in plan.cells) else SOME_FAILED
+
+
+def find_unsupported(plan: Plan) -> dict[str, str]:
+    """Cells that this machine or their system cannot run, with the reason. Raises ValueError for bad input.
+
+    A campaign of which no cell can run is bad input too.
+    """
+    reasons = {}
+    for cell in plan.cells.values():
+        try:
+            check(cell)
+        except Unsupported as error:
+            reasons[cell.id] = str(error)
+    if len(reasons) == len(plan.cells):
+        raise ValueError(next(iter(reasons.values())))
+    for cell in plan.cells.values():
+        read_tokens(cell)
+    return reasons
+
+
+def store_unsupported(reasons: dict[str, str], plan: Plan, store: Store) -> None:
+    """What cannot run is a row with its reason, like any other failure."""
+    for cell, reason in reasons.items():
+        now = datetime.now(UTC).isoformat()
+        store.write_cell(document(plan.cells[cell], plan, now) | {"state": "unsupported", "reason": reason})
+
+
+def leading(plan: Plan, store: Store) -> AbstractContextManager:
+    """Hold the folder; under torchrun only rank 0 writes to it."""
+    first = next(iter(plan.cells.values()))
+    follows = first.cluster.kind == "torchrun" and int(os.environ["RANK"]) > 0
+    return nullcontext() if follows else store.writing()
+
+
+def _progress(plan: Plan, store: Store) -> str:
+    done = sum(store.is_measured(cell) for cell in plan.cells)
+    return f"{done} of {len(plan.cells)} cells are stored in {store.folder}"
 
 
 def read_tokens(cell: Cell) -> None:
@@ -52,27 +99,30 @@ def read_tokens(cell: Cell) -> None:
     config, model = cell.config, instantiate(cell.config["model"])
     checkpoint = open_checkpoint(model.checkpoint).folder if model.checkpoint else None
     source = TokenSource(instantiate(config["corpus"]), model.vocab_size, cache_dir(), checkpoint)
-    world_size, last = cell.cluster.world_size, config["tier"]["iterations"] - 1
+    tier, world_size = config["tier"], cell.cluster.world_size
+    last = max(tier["max_iterations"], tier["instrumented"], tier["warmup"]) - 1
     sizes = {"batch_size": config["batch_size"], "seq_len": config["seq_len"], "seed": config["seed"]}
     source.batch(rank=world_size - 1, iteration=last, world_size=world_size, **sizes)
 
 
-def _run(plan: Plan, store: Store, console: Console) -> None:
+def _run(plan: Plan, store: Store, logger: Logger, console: Console) -> None:
     first = next(iter(plan.cells.values()))
     prepare(first.cluster, PRELOAD)
     if first.cluster.kind == "torchrun":
-        _run_inside_launch(plan, store, console)
+        _run_inside_launch(plan, store, logger, console)
         return
+    store.write_plan(plan.document)
+    console.print(announce(plan, store), highlight=False, soft_wrap=True)
 
     def start_ranks(spec: dict) -> None:
         path = Path(spec["folder"]) / "spec.json"
         path.write_text(json.dumps(spec))
         launch(plan.cells[next(iter(spec["cells"]))].cluster, run_rank, str(path))
 
-    run_campaign(plan, store, start_ranks, console)
+    run_campaign(plan, store, start_ranks, logger, console)
 
 
-def _run_inside_launch(plan: Plan, store: Store, console: Console) -> None:
+def _run_inside_launch(plan: Plan, store: Store, logger: Logger, console: Console) -> None:
     """Under torchrun this process is a rank: rank 0 leads the campaign, the others follow its launches."""
     first = next(iter(plan.cells.values()))
     with connect(first.cluster, instantiate(first.config["network"]), store.folder / "baton") as session:
@@ -91,5 +141,6 @@ def _run_inside_launch(plan: Plan, store: Store, console: Console) -> None:
             if spec is not None:
                 run_launch(spec, session)
 
-        run_campaign(plan, store, lead, console)
+        store.write_plan(plan.document)
+        run_campaign(plan, store, lead, logger, console)
         lead(None)

@@ -1,23 +1,26 @@
 """What will be measured, decided and written down before anything runs."""
 
 import random
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from experiments.cells import Cell
-
-SCHEMA = 1
+from experiments.store import SCHEMA
 
 
 @dataclass(frozen=True)
 class Point:
     """One workload point of a panel: its place on the x axis and a resolved configuration per system.
 
-    published_x is the value on the paper's axis that it stands for.
+    published_x is the value on the paper's axis that it stands for, published the figures of the paper it stands
+    beside. kind: speedup, load, layers or sections, as which the panel is drawn.
     """
 
     panel: str
     title: str
+    kind: str
+    published: tuple[str, ...]
     x_name: str
     x: Any
     published_x: Any
@@ -33,10 +36,11 @@ class Plan:
     document: dict[str, Any]
 
 
-def make_plan(points: list[Point]) -> Plan:
+def make_plan(points: list[Point], command: Sequence[str] = ()) -> Plan:
     """All repetitions of all points; each repetition visits the points in its own seeded order.
 
-    Raises ValueError if there is no point.
+    The experiment's twin is a system that is measured twice in every launch it has a part in: the A/A pairs.
+    command: what was typed, for `resume`. Raises ValueError if there is no point.
     """
     if not points:
         raise ValueError(
@@ -50,7 +54,7 @@ def make_plan(points: list[Point]) -> Plan:
     for launch in range(tier["launches"]):
         together: dict[str, list[str]] = {}
         for point, ids in zip(points, ids_of_point, strict=True):
-            for cell in (Cell(config, launch) for config in point.configs):
+            for cell in point_cells(point, launch, experiment["twin"]):
                 ids.append(cell.id)
                 if cell.id not in cells:
                     together.setdefault(cell.launch_id, []).append(cell.id)
@@ -65,17 +69,27 @@ def make_plan(points: list[Point]) -> Plan:
         "scale": config["scale"]["name"],
         "tier": tier["name"],
         "baseline": experiment["baseline"],
+        "twin": experiment["twin"],
+        "seed": seed,
+        "command": list(command),
         "panels": _panels(points, ids_of_point),
         "launches": [{"id": cells[ids[0]].launch_id, "launch": cells[ids[0]].launch, "cells": ids} for ids in launches],
     }
     return Plan(cells, launches, document)
 
 
+def point_cells(point: Point, launch: int, twin: str | None) -> Iterator[Cell]:
+    """One cell per system, and the twin of the one that the experiment measures twice."""
+    for config in point.configs:
+        yield Cell(config, launch)
+        if config["system"]["name"] == twin:
+            yield Cell(config, launch, twin=True)
+
+
 def _panels(points: list[Point], ids_of_point: list[list[str]]) -> list[dict[str, Any]]:
     panels: dict[str, dict[str, Any]] = {}
     for point, ids in zip(points, ids_of_point, strict=True):
-        panel = panels.setdefault(
-            point.panel, {"name": point.panel, "title": point.title, "x_name": point.x_name, "points": []}
-        )
+        names = {"name": point.panel, "title": point.title, "kind": point.kind, "x_name": point.x_name}
+        panel = panels.setdefault(point.panel, {**names, "published": list(point.published), "points": []})
         panel["points"].append({"x": point.x, "published_x": point.published_x, "cells": ids})
     return list(panels.values())

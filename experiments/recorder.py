@@ -1,7 +1,7 @@
 """What the clock saw on one rank: marks now, rows later."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -21,11 +21,14 @@ class Interval:
 
 
 class Recorder:
-    """Collects the marks of one iteration. Inner spans are taken only while `observing` (the instrumented pass)."""
+    """Collects the marks of one iteration. Layers and sections are marked only while `observing` (instrumented pass).
 
-    def __init__(self, clock: Clock) -> None:
+    `align` brings the ranks together without synchronising the device.
+    """
+
+    def __init__(self, clock: Clock, align: Callable[[], None]) -> None:
         self.observing = False
-        self._clock = clock
+        self._clock, self._align = clock, align
         self._layer: int | None = None
         self._intervals: list[Interval] = []
         self._rows: list[dict[str, Any]] = []
@@ -36,8 +39,16 @@ class Recorder:
 
     @contextmanager
     def layer(self, block: int) -> Iterator[None]:
-        """Time one MoE layer."""
+        """Time one MoE layer from the moment the last rank has come, if the run is observed.
+
+        Without the meeting a rank that is late would be billed twice: by those who wait for it in their next layer.
+        """
+        if not self.observing:
+            yield
+            return
         self._layer = block
+        with self._interval("entry_skew_ms"):
+            self._align()
         with self._interval("layer_moe_ms"):
             yield
         self._layer = None
@@ -52,13 +63,15 @@ class Recorder:
             self._rows.append({**labels, "interval": interval})
         self._intervals = []
 
-    def discard(self) -> None:
-        """Forget marks taken outside an iteration."""
-        self._intervals = []
-
     def rows(self) -> list[dict[str, Any]]:
         """Every interval as a row with its value in ms; waits for the device."""
         return [self._resolve(row) for row in self._rows]
+
+    def ttft_ms(self, cell: str, phase: str) -> list[float]:
+        """This rank's forward passes of one cell and phase so far; waits for the device."""
+        wanted = ("ttft_ms", cell, phase)
+        rows = [row for row in self._rows if (row["interval"].metric, row["cell"], row["phase"]) == wanted]
+        return [self._resolve(row)["value"] for row in rows]
 
     def _resolve(self, row: dict[str, Any]) -> dict[str, Any]:
         labels = dict(row)

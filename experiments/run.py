@@ -8,6 +8,7 @@ import contextlib
 import io
 import sys
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import hydra
@@ -43,40 +44,54 @@ def compose(config: DictConfig) -> None:
         config.experiment.name = "sweep"
     if multirun and not stays_here:
         config.out = f"{config.out}/{settings.job.num}"
-        sys.exit(run_points(experiment_points(config, overrides)))
+        sys.exit(run_points(experiment_points(config, overrides), overrides))
     typed = dict(override.lstrip("+").split("=", 1) for override in overrides)
     JOBS.append(Job(typed, config, experiment_points(config, overrides)))
 
 
-def experiment_points(config: DictConfig, overrides: list[str]) -> list[Point]:
+def experiment_points(config: DictConfig, typed: list[str]) -> list[Point]:
     """The points of every panel of the experiment, each with one configuration per system."""
-    systems = _systems(config, overrides)
+    return [
+        point for name, panel in config.experiment.panels.items() for point in _panel_points(name, panel, config, typed)
+    ]
+
+
+def _panel_points(name: str, panel: DictConfig, config: DictConfig, typed: list[str]) -> list[Point]:
+    cells = [_compose(tuple(_panel_overrides(panel, typed)), system) for system in _systems(config, panel, typed)]
     points = []
-    for panel in config.experiment.panels:
-        for value in panel["values"] or [OmegaConf.select(config, panel.x)]:
-            x = max(1, round(value / panel.divide_by)) if panel.get("divide_by") else value
-            configs = []
-            for system in systems:
-                cell = config.copy()
-                cell.system = system
-                if len(systems) > 1 and system.engine is None:
-                    cell.engine = None  # engine= is for the systems that take one
-                OmegaConf.update(cell, panel.x, x)
-                configs.append(_resolved(cell))
-            published = value if panel.get("published") else None
-            points.append(Point(panel.name, panel.title, panel.x.rpartition(".")[2], x, published, configs))
+    for value in panel["values"] or [OmegaConf.select(config, panel.x)]:
+        x = max(1, round(value / panel.divide_by)) if panel.get("divide_by") else value
+        configs = []
+        for cell in (cell.copy() for cell in cells):
+            if len(cells) > 1 and cell.system.engine is None:
+                cell.engine = None  # engine= is for the systems that take one
+            OmegaConf.update(cell, panel.x, x)
+            configs.append(_resolved(cell))
+        published = tuple(panel.published)
+        place = (panel.x.rpartition(".")[2], x, value if published else None)
+        points.append(Point(name, panel.title, panel.kind, published, *place, configs))
     return points
 
 
-def _systems(config: DictConfig, overrides: list[str]) -> list[Any]:
-    """The experiment's systems, unless the command line names one."""
-    if config.experiment.systems is None or any(override.startswith("system=") for override in overrides):
-        return [config.system]
+def _systems(config: DictConfig, panel: DictConfig, typed: list[str]) -> list[str | None]:
+    """The panel's systems, unless the command line names others; None is the composed one."""
+    if any(override.startswith("system=") for override in typed):
+        return [None]
+    return list(config.experiment.systems or panel.systems or [None])
+
+
+def _panel_overrides(panel: DictConfig, typed: list[str]) -> list[str]:
+    """What was typed, after those of the panel's own overrides whose key was not typed."""
+    keys = {override.lstrip("+~").partition("=")[0] for override in typed}
+    return [own for own in panel.overrides if own.partition("=")[0] not in keys] + typed
+
+
+@cache
+def _compose(overrides: tuple[str, ...], system: str | None) -> DictConfig:
+    """The configuration of what was typed, for one system."""
     loader = GlobalHydra.instance().config_loader()
-    return [
-        loader.load_configuration("config", [*overrides, f"system={name}"], run_mode=RunMode.RUN).system
-        for name in config.experiment.systems
-    ]
+    chosen = [f"system={system}"] if system else []
+    return loader.load_configuration("config", [*overrides, *chosen], run_mode=RunMode.RUN)
 
 
 def sweep_points(jobs: list[Job]) -> list[Point]:
@@ -94,7 +109,8 @@ def sweep_points(jobs: list[Job]) -> list[Point]:
             panel = "_".join(["sweep" if x_key else point.panel, *others]).replace("/", "-")
             x = OmegaConf.select(job.config, x_key) if x_key else point.x
             x_name = x_key.rpartition(".")[2] if x_key else point.x_name
-            merged = points.setdefault((panel, x), Point(panel, ", ".join(others) or panel, x_name, x, None, []))
+            title = ", ".join(others) or panel
+            merged = points.setdefault((panel, x), Point(panel, title, point.kind, (), x_name, x, None, []))
             merged.configs.extend(point.configs)
     return list(points.values())
 
@@ -136,4 +152,4 @@ def _compose_or_exit() -> None:
 
 if __name__ == "__main__":
     _compose_or_exit()
-    sys.exit(run_points(JOBS[0].points if len(JOBS) == 1 else sweep_points(JOBS)))
+    sys.exit(run_points(JOBS[0].points if len(JOBS) == 1 else sweep_points(JOBS), sys.argv[1:]))

@@ -1,18 +1,27 @@
 """In which order the systems of a point take turns."""
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+
+from scipy.stats import quantile_test
 
 
-def interleave(cells: list[str], iterations: int, block: int, seed: int) -> Iterator[tuple[str, range]]:
-    """Blocks of iterations, A B C C B A ...: every system runs each block's iterations before the next block.
+def interleave(cells: list[str], iterations: int, block: int, seed: int) -> Iterator[list[tuple[str, range]]]:
+    """Rounds of blocks of iterations, [A B C] [C B A] ...: every system runs each block before the next round.
 
-    The first order is drawn from the seed and then reversed at each block, so that slow drift of the machine meets
+    The first order is drawn from the seed and then reversed at each round, so that slow drift of the machine meets
     all systems alike.
     """
     order = sorted(cells)
     random.Random(seed).shuffle(order)
     for start in range(0, iterations, block):
-        for cell in order:
-            yield cell, range(start, min(start + block, iterations))
+        yield [(cell, range(start, min(start + block, iterations))) for cell in order]
         order.reverse()
+
+
+def is_steady(values: Sequence[float], target: float) -> bool:
+    """Whether the 95 % order-statistic interval of the median is within `target` (a share) of it on both sides."""
+    interval = quantile_test(values, p=0.5).confidence_interval(0.95)
+    middle = sorted(values)[len(values) // 2]
+    # Too few values give no interval (nan), and every comparison with nan is false.
+    return middle * (1 - target) <= interval.low and interval.high <= middle * (1 + target)

@@ -3,18 +3,28 @@
 cells/<id>/run.json          configuration, state, environment, checksums
 cells/<id>/samples.parquet   one row one observation (state ok only)
 cells/<id>/routing.parquet   tokens per layer, iteration, rank and expert
+running.json                 the cells of the launch that runs now, and by which process
+
+A cell is planned (it has no folder), running, or stored in one of STATES.
 """
 
 import hashlib
 import json
 import os
 import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import psutil
+from filelock import FileLock, Timeout
 
-SCHEMA = 1
+SCHEMA = 2
+# invalid: it ran, but its output or its inputs are not what they must be, so it has no numbers.
+STATES = ("ok", "failed", "oom", "timeout", "unsupported", "invalid")
 SAMPLE_COLUMNS = {
     "campaign": "str",
     "cell": "str",
@@ -32,7 +42,11 @@ SAMPLE_COLUMNS = {
     "source": "str",
     "schema": "int64",
 }
-ROUTING_COLUMNS = ["layer", "iteration", "rank", "expert", "tokens"]
+ROUTING_COLUMNS = ["layer", "iteration", "rank", "expert", "tokens", "intended"]
+
+
+class StoreBusy(RuntimeError):
+    """Another campaign writes to the folder."""
 
 
 class Store:
@@ -42,26 +56,88 @@ class Store:
         self.folder = folder
         self._cells = folder / "cells"
 
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Hold the folder for one campaign; StoreBusy, in one sentence, while another process holds it."""
+        self._cells.mkdir(parents=True, exist_ok=True)
+        try:
+            with FileLock(self.folder / ".lock", timeout=0):
+                yield
+        except Timeout:
+            raise StoreBusy(
+                f"another campaign is writing to {self.folder}; wait for it, or choose another folder with out="
+            ) from None
+
     def write_plan(self, plan: dict[str, Any]) -> None:
         self._cells.mkdir(parents=True, exist_ok=True)
         _write_json(self.folder / "plan.json", plan)
 
+    def read_plan(self) -> dict[str, Any]:
+        """plan.json; ValueError in one sentence where there is none or it is of another schema."""
+        path = self.folder / "plan.json"
+        try:
+            plan = json.loads(path.read_text())
+        except (OSError, ValueError) as error:
+            raise ValueError(
+                f"{self.folder} is not a campaign's folder: {path.name} cannot be read ({error})"
+            ) from None
+        if plan.get("schema") != SCHEMA:
+            raise ValueError(f"{path} is of schema {plan.get('schema')}; this version reads {SCHEMA}: measure again")
+        return plan
+
+    @contextmanager
+    def running(self, cells: list[str]) -> Iterator[None]:
+        """Note which cells a launch is at; the note of a process that was killed is known by its pid."""
+        path = self.folder / "running.json"
+        _write_json(path, {"pid": os.getpid(), "since": time.time(), "cells": cells})
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
+
+    def running_cells(self) -> list[str]:
+        """The cells that a process which is alive is at."""
+        try:
+            note = json.loads((self.folder / "running.json").read_text())
+            return note["cells"] if psutil.pid_exists(note["pid"]) else []
+        except (OSError, ValueError, KeyError):
+            return []
+
+    def state(self, cell: str) -> str:
+        """One of STATES; planned where the cell is not stored, or damaged where it is not what was written."""
+        if not (self._cells / cell).exists():
+            return "planned"
+        return "damaged" if self.damage(cell) else self._read(cell)["state"]
+
+    def damage(self, cell: str) -> str | None:
+        """Which file of a stored cell is not what was written, in a few words; None if all are."""
+        try:
+            run = self._read(cell)
+        except (OSError, ValueError, KeyError, AttributeError):
+            return "run.json cannot be read"
+        if run["digest"] != _seal(run)["digest"]:
+            return "run.json is not what was written"
+        for name, expected in run["checksums"].items():
+            path = self._cells / cell / name
+            if not path.exists():
+                return f"{name} is missing"
+            if _checksum(path) != expected:
+                return f"{name} is not what was written"
+        return None
+
+    def _read(self, cell: str) -> dict[str, Any]:
+        run = json.loads((self._cells / cell / "run.json").read_text())
+        if run.get("schema") != SCHEMA or run["state"] not in STATES:
+            raise ValueError(f"cell {cell} is of another schema")
+        return run
+
     def is_measured(self, cell: str) -> bool:
         """True if the cell is stored in state ok and its files are what was written."""
-        try:
-            run = json.loads((self._cells / cell / "run.json").read_text())
-            return run["state"] == "ok" and all(
-                _checksum(self._cells / cell / name) == digest for name, digest in run["checksums"].items()
-            )
-        except (OSError, ValueError, KeyError):
-            return False
+        return self.state(cell) == "ok"
 
     def has_failed(self, cell: str) -> bool:
         """True if the cell is stored with the reason why it has no numbers."""
-        try:
-            return json.loads((self._cells / cell / "run.json").read_text())["state"] != "ok"
-        except (OSError, ValueError, KeyError):
-            return False
+        return self.state(cell) not in ("ok", "planned", "damaged")
 
     def write_cell(
         self, run: dict[str, Any], samples: pd.DataFrame | None = None, routing: pd.DataFrame | None = None
@@ -75,9 +151,15 @@ class Store:
             samples.to_parquet(scratch / "samples.parquet", index=False)
             routing[ROUTING_COLUMNS].to_parquet(scratch / "routing.parquet", index=False)
         checksums = {path.name: _checksum(path) for path in sorted(scratch.iterdir())}
-        _write_json(scratch / "run.json", {"schema": SCHEMA, **run, "checksums": checksums})
+        _write_json(scratch / "run.json", _seal({"schema": SCHEMA, **run, "checksums": checksums}))
         shutil.rmtree(final, ignore_errors=True)
         os.replace(scratch, final)
+
+
+def _seal(document: dict[str, Any]) -> dict[str, Any]:
+    """The document with a digest of everything else in it."""
+    body = {key: value for key, value in document.items() if key != "digest"}
+    return {**body, "digest": hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()}
 
 
 def _checksum(path: Path) -> str:

@@ -7,18 +7,21 @@ import os
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import psutil
+import torch.distributed as dist
 
 from clusters.session import ClusterSpec, Session, connect
+from experiments.ceilings import measure_ceilings
 from experiments.cells import instantiate
 from experiments.schedule import interleave
 
 # What the fork server imports once, so that a launch's ranks start in a second.
-PRELOAD = ["experiments.bench", "experiments.worker", "deepspeed.moe.layer"]
+PRELOAD = ["experiments.oracle", "experiments.evidence", "experiments.worker", "deepspeed.moe.layer"]
 
 
 def run_rank(spec_path: str) -> None:
@@ -35,36 +38,92 @@ def run_rank(spec_path: str) -> None:
 def run_launch(spec: dict[str, Any], session: Session) -> None:
     """Measure the cells of one launch; rank 0 leaves outcome.json, samples.parquet and routing.parquet behind."""
     from experiments.bench import Bench  # the parent only names this function: transformers would cost it seconds
+    from experiments.oracle import verify
 
-    progress = Progress(spec, session.rank)
-    tier, cells = spec["workload"]["tier"], spec["cells"]
-    bench = Bench(spec["workload"], session, spec["cache_dir"])
-    for cell, system in cells.items():
-        progress(cell)
-        bench.add(cell, system["node"], system["engine"])
+    progress, stopwatch = Progress(spec, session.rank), Stopwatch()
+    cells = spec["cells"]
+    with stopwatch("build"):
+        bench = Bench(spec["workload"], session, spec["cache_dir"])
+        for cell, system in cells.items():
+            progress(cell)
+            bench.add(cell, system["node"], system["engine"])
+    with stopwatch("ceilings"):
+        ceilings = measure_ceilings(session.device, bench.dtype) if session.rank == 0 else None
+        dist.barrier(group=session.group)  # alone: the other ranks sleep here
     correctness = {}
-    for cell in cells:
-        progress(cell)
-        correctness[cell] = bench.verify(cell)
+    with stopwatch("verify"):
+        for cell in cells:
+            progress(cell)
+            correctness[cell] = verify(bench, cell)
     passed = [cell for cell in cells if correctness[cell]["passed"]]
-    for phase, iterations, block in (
-        ("warmup", tier["warmup"], tier["warmup"]),
-        ("measure", tier["iterations"], tier["block"]),
-        ("sections", tier["section_iterations"], tier["block"]),
-    ):
-        schedule = interleave(passed, iterations, max(1, block), seed=spec["workload"]["launch"])
-        bench.measure(schedule, phase, progress)
+    schedule = _measure(bench, passed, spec["workload"], progress, stopwatch)
+    with stopwatch("account"):
+        outcome = _account(bench, passed, spec, schedule["iterations"], session)
+    if session.rank == 0:
+        for cell in passed:
+            correctness[cell]["agreement"] = outcome["agreement"].get(cell)
+        shared = {"schedule": schedule, "ceilings": ceilings, "seconds": stopwatch.seconds}
+        known = {"correctness": correctness, "inputs": outcome["inputs"], "ranks_cpu_s": outcome["cpu_s"]}
+        (Path(spec["folder"]) / "outcome.json").write_text(json.dumps(shared | known))
+    faulthandler.cancel_dump_traceback_later()
+
+
+def _measure(
+    bench: Any, cells: list[str], workload: dict[str, Any], progress: "Progress", stopwatch: "Stopwatch"
+) -> dict[str, Any]:
+    """Warm up, then the end-to-end pass until it is precise enough or at its cap, then the instrumented pass."""
+    tier, seed = workload["tier"], workload["launch"]
+    with stopwatch("warmup"):
+        for turns in interleave(cells, tier["warmup"], max(1, tier["warmup"]), seed):
+            bench.measure(turns, "warmup", progress)
+    done, converged = 0, None
+    with stopwatch("measure"):
+        for turns in interleave(cells, tier["max_iterations"], tier["block"], seed):
+            bench.measure(turns, "measure", progress)
+            done = max((iterations.stop for _, iterations in turns), default=0)
+            if cells and tier["iterations"] <= done and tier["iterations"] < tier["max_iterations"]:
+                converged = bench.all_steady(cells, tier["target"])
+                if converged:
+                    break
+    with stopwatch("instrumented"):
+        for turns in interleave(cells, tier["instrumented"], tier["block"], seed):
+            bench.measure(turns, "instrumented", progress)
+    return {"iterations": done, "max_iterations": tier["max_iterations"], "converged": converged}
+
+
+def _account(bench: Any, cells: list[str], spec: dict[str, Any], iterations: int, session: Session) -> dict[str, Any]:
+    """Everything that is known once the clock has stopped: rows to files on rank 0, and what goes into run.json."""
+    from experiments import evidence
+
     counted, routed = [], []
-    for cell in passed:
-        rows = bench.accounts(cell, tier["iterations"])
+    for cell in cells:
+        rows = evidence.accounts(bench, cell, iterations)
         counted += rows[0]
         routed += rows[1]
-    started = f"launch/{spec['launch_id']}"
+    started, folder = f"launch/{spec['launch_id']}", Path(spec["folder"])
+    agreement, mine = evidence.agreement(bench, cells, iterations), evidence.inputs(bench, cells)
     samples = _gather(f"{started}/samples", bench.recorder.rows() + counted, session)
     routing = _gather(f"{started}/routing", routed, session)
-    if session.rank == 0:
-        _write(Path(spec["folder"]), samples, routing, correctness)
-    faulthandler.cancel_dump_traceback_later()
+    ranks = _gather_json(f"{started}/ranks", {"inputs": mine, "cpu_s": time.process_time()}, session)
+    if session.rank > 0:
+        return {}
+    samples.to_parquet(folder / "samples.parquet")
+    routing.to_parquet(folder / "routing.parquet")
+    inputs = {cell: {name: [rank["inputs"][cell][name] for rank in ranks] for name in mine[cell]} for cell in cells}
+    return {"agreement": agreement, "inputs": inputs, "cpu_s": sum(rank["cpu_s"] for rank in ranks)}
+
+
+class Stopwatch:
+    """Wall seconds of the parts of a launch on this rank."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, part: str) -> Iterator[None]:
+        start_s = time.perf_counter()
+        yield
+        self.seconds[part] = time.perf_counter() - start_s
 
 
 def _follow_parent(pid: int) -> None:
@@ -79,7 +138,7 @@ class Progress:
 
     def __init__(self, spec: dict[str, Any], rank: int) -> None:
         tier, num_cells = spec["workload"]["tier"], len(spec["cells"])
-        visits = sum(_num_blocks(tier[key], tier["block"]) for key in ("iterations", "section_iterations"))
+        visits = sum(_num_blocks(tier[key], tier["block"]) for key in ("max_iterations", "instrumented"))
         self._steps, self._done = num_cells * (2 + (tier["warmup"] > 0) + visits), 0
         self._file = Path(spec["folder"]) / f"progress.{rank}"
         self._timeout_s = spec["cluster"]["timeout_s"]
@@ -120,7 +179,9 @@ def _received(key: str, session: Session) -> Iterator[pd.DataFrame]:
         session.store.delete_key(f"{key}/{rank}")
 
 
-def _write(folder: Path, samples: pd.DataFrame, routing: pd.DataFrame, correctness: dict[str, Any]) -> None:
-    samples.to_parquet(folder / "samples.parquet")
-    routing.to_parquet(folder / "routing.parquet")
-    (folder / "outcome.json").write_text(json.dumps(correctness))
+def _gather_json(key: str, document: dict[str, Any], session: Session) -> list[dict[str, Any]]:
+    """All ranks' documents on rank 0, in the order of ranks; nothing on the others."""
+    session.store.set(f"{key}/{session.rank}", json.dumps(document))
+    if session.rank > 0:
+        return []
+    return [json.loads(session.store.get(f"{key}/{rank}")) for rank in range(session.world_size)]

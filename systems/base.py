@@ -95,6 +95,11 @@ class System(ABC):
         """Width of the hidden layer that the engine sees."""
         return shape.d_ff
 
+    @classmethod
+    def padding(cls, shape: LayerShape, world_size: int, **options: object) -> float:
+        """Rows computed per useful row as far as it is known before routing; estimates of time rest on it."""
+        return 1.0
+
     @abstractmethod
     def forward(self, x_TD: torch.Tensor, routing: Routing) -> torch.Tensor:
         """y_TD: each token's weighted sum of its experts' outputs; a dropped token gives zero."""

@@ -56,6 +56,13 @@ class DeepSpeedMoE(System):
         if shape.top_k != 1:
             raise ValueError(f"system deepspeed is driven with top-1 routing only, got top_k = {shape.top_k}")
 
+    @classmethod
+    def padding(cls, shape: LayerShape, world_size: int, **options: object) -> float:
+        factor: Any = options.get("capacity_factor", "paper")
+        if not options.get("drop_tokens", True):
+            return 1.0  # as many as the busiest expert gets: at least this
+        return paper_capacity_factor(shape.num_experts) if factor == "paper" else float(factor)
+
     def _build(self, weights: LayerWeights) -> Any:
         os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
         import deepspeed

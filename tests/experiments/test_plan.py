@@ -29,10 +29,10 @@ def configs(launches: int = 1, seed: int = 0, systems: tuple[str, ...] = ("deeps
 def points(**options: Any) -> list[Point]:
     """Two panels that share the point of 4 experts and batch 2."""
     return [
-        Point("a", "Figure 3a", "num_experts", 4, 8, configs(num_experts=4, **options)),
-        Point("a", "Figure 3a", "num_experts", 8, 16, configs(num_experts=8, **options)),
-        Point("b", "Figure 3b", "batch_size", 2, 10, configs(batch_size=2, **options)),
-        Point("b", "Figure 3b", "batch_size", 3, 100, configs(batch_size=3, **options)),
+        Point("a", "Figure 3a", "speedup", (), "num_experts", 4, 8, configs(num_experts=4, **options)),
+        Point("a", "Figure 3a", "speedup", (), "num_experts", 8, 16, configs(num_experts=8, **options)),
+        Point("b", "Figure 3b", "speedup", (), "batch_size", 2, 10, configs(batch_size=2, **options)),
+        Point("b", "Figure 3b", "speedup", (), "batch_size", 3, 100, configs(batch_size=3, **options)),
     ]
 
 
@@ -58,7 +58,7 @@ def test_document():
     ]
     assert [(point["x"], point["published_x"]) for point in document["panels"][0]["points"]] == [(4, 8), (8, 16)]
     assert {key: document[key] for key in ("schema", "experiment", "scale", "tier", "baseline", "campaign")} == {
-        "schema": 1,
+        "schema": 2,
         "experiment": "fig3",
         "scale": "laptop",
         "tier": "smoke",
@@ -92,8 +92,8 @@ def test_repetitions_come_one_after_another_and_belong_to_every_point():
 
 def test_systems_that_only_one_panel_asks_for_join_the_launch():
     shared = [
-        Point("a", "a", "num_experts", 4, None, configs(systems=("deepspeed",))),
-        Point("b", "b", "batch_size", 2, None, configs()),
+        Point("a", "a", "speedup", (), "num_experts", 4, None, configs(systems=("deepspeed",))),
+        Point("b", "b", "speedup", (), "batch_size", 2, None, configs()),
     ]
     plan = make_plan(shared)
     assert len(plan.launches) == 1 and len(plan.cells) == 2
@@ -127,12 +127,14 @@ def test_experiments_of_the_paper(experiment, num_points):
     with initialize_config_dir(CONF, version_base="1.3"):
         found = experiment_points(compose("config", overrides), overrides)
     plan = make_plan(found)
-    assert len(plan.launches) == 2 * num_points
+    assert len(plan.launches) == 3 * num_points
     if experiment == "fig3":
         published = [[point["published_x"] for point in panel["points"]] for panel in plan.document["panels"]]
         assert published == [[8, 16, 32, 64, 128, 256], [10, 100, 250, 450]]
         assert cells_of(plan, 0, 4) == cells_of(plan, 1, 2)
-        assert len(plan.cells) == 2 * 9 * 5
+        assert len(plan.cells) == 3 * 9 * (5 + 1)
+        twins = [cell for cell in plan.cells.values() if cell.twin]
+        assert {cell.system for cell in twins} == {"moeshard"} and len(twins) == 3 * 9
 
 
 def test_laptop_divides_the_batches_of_the_paper():

@@ -1,16 +1,16 @@
-from itertools import groupby, pairwise
+from itertools import chain, pairwise
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from experiments.schedule import interleave
+from experiments.schedule import interleave, is_steady
 
 names = st.lists(st.text("abcdef0123456789", min_size=1, max_size=4), unique=True, max_size=6)
 
 
 def visits(cells: list[str], iterations: int, block: int, seed: int = 0) -> list[tuple[str, list[int]]]:
-    return [(cell, list(visit)) for cell, visit in interleave(cells, iterations, block, seed)]
+    return [(cell, list(visit)) for turns in interleave(cells, iterations, block, seed) for cell, visit in turns]
 
 
 def test_two_systems_by_hand():
@@ -31,18 +31,15 @@ def test_nothing_to_do(cells, iterations):
 @given(names, st.integers(0, 40), st.integers(1, 9), st.integers(0, 10**6))
 def test_every_cell_has_every_iteration_once_and_in_order(cells, iterations, block, seed):
     seen: dict[str, list[int]] = {cell: [] for cell in cells}
-    for cell, iterations_here in interleave(cells, iterations, block, seed):
+    for cell, iterations_here in chain.from_iterable(interleave(cells, iterations, block, seed)):
         assert 1 <= len(iterations_here) <= block
         seen[cell] += iterations_here
     assert all(done == list(range(iterations)) for done in seen.values())
 
 
 @given(names, st.integers(0, 40), st.integers(1, 9), st.integers(0, 10**6))
-def test_each_block_has_all_systems_in_the_reverse_order_of_the_block_before(cells, iterations, block, seed):
-    blocks = [
-        [cell for cell, _ in group]
-        for _, group in groupby(interleave(cells, iterations, block, seed), key=lambda visit: visit[1].start)
-    ]
+def test_each_round_has_all_systems_in_the_reverse_order_of_the_round_before(cells, iterations, block, seed):
+    blocks = [[cell for cell, _ in turns] for turns in interleave(cells, iterations, block, seed)]
     assert all(sorted(order) == sorted(cells) for order in blocks)
     assert all(after == before[::-1] for before, after in pairwise(blocks))
 
@@ -50,7 +47,7 @@ def test_each_block_has_all_systems_in_the_reverse_order_of_the_block_before(cel
 @given(names, st.integers(1, 8).map(lambda pairs: 2 * pairs), st.integers(1, 4), st.integers(0, 10**6))
 def test_linear_drift_meets_all_systems_alike(cells, num_blocks, block, seed):
     drift = dict.fromkeys(cells, 0)
-    for time, (cell, _) in enumerate(interleave(cells, num_blocks * block, block, seed)):
+    for time, (cell, _) in enumerate(chain.from_iterable(interleave(cells, num_blocks * block, block, seed))):
         drift[cell] += time
     assert len(set(drift.values())) <= 1
 
@@ -60,3 +57,18 @@ def test_the_seed_decides_and_not_the_order_of_the_list():
     assert visits(cells, 4, 2, seed=3) == visits(cells[::-1], 4, 2, seed=3)
     assert len({visits(cells, 4, 2, seed)[0][0] for seed in range(20)}) > 1
     assert cells == [f"cell{i}" for i in range(6)]
+
+
+@pytest.mark.parametrize(
+    ("values", "steady"),
+    [
+        ([10.0] * 10, True),
+        ([9.9, 10.1] * 15, True),
+        ([9.0, 11.0] * 15, False),  # the interval is [9, 11]
+        ([10.0] * 29 + [1000.0], True),  # an outlier does not move a median
+        ([10.0] * 5, False),  # five values have no 95 % interval
+        ([float("nan")] * 30, False),
+    ],
+)
+def test_steady_is_a_narrow_interval_of_the_median(values, steady):
+    assert is_steady(values, target=0.02) == steady

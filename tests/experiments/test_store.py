@@ -16,14 +16,14 @@ SAMPLES = pd.DataFrame(
         {"unit": "ms", "value": 0.5, "metric": "section_ms", "rank": 1, "iteration": 3, "cell": "abc", "layer": 1}
         | {"section": "combine", "scratch": 2},
     ]
-).assign(campaign="c", launch=0, phase="measure", order=7, time=1e9, source="emulated", schema=1)
-ROUTING = pd.DataFrame([[1, 0, 0, 2, 24]], columns=ROUTING_COLUMNS)
+).assign(campaign="c", launch=0, phase="measure", order=7, time=1e9, source="emulated", schema=2)
+ROUTING = pd.DataFrame([[1, 0, 0, 2, 24, 23.5]], columns=ROUTING_COLUMNS)
 
 
 @pytest.fixture
 def store(tmp_path) -> Store:
     store = Store(tmp_path / "campaign")
-    store.write_plan({"schema": 1})
+    store.write_plan({"schema": 2})
     return store
 
 
@@ -32,8 +32,8 @@ def folder(store: Store) -> Path:
 
 
 def test_plan_is_written_and_replaced(store):
-    store.write_plan({"schema": 1, "panels": [{"name": "a"}]})
-    assert json.loads((store.folder / "plan.json").read_text()) == {"schema": 1, "panels": [{"name": "a"}]}
+    store.write_plan({"schema": 2, "panels": [{"name": "a"}]})
+    assert json.loads((store.folder / "plan.json").read_text()) == {"schema": 2, "panels": [{"name": "a"}]}
     assert sorted(path.name for path in store.folder.iterdir()) == ["cells", "plan.json"]
 
 

@@ -44,7 +44,7 @@ def point(*systems: str, out: Path, overrides: tuple[str, ...] = ()) -> Point:
         if "." in system:
             config["system"] = {"_target_": system, "name": system.rpartition(".")[2], "engine": "loop"}
         configs.append(config)
-    return Point("tiny", "tiny", "num_experts", 4, None, configs)
+    return Point("tiny", "tiny", "speedup", (), "num_experts", 4, None, configs)
 
 
 class RaisesOnRankOne(Dense):

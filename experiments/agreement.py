@@ -1,0 +1,90 @@
+"""Did the systems of a launch compute the same thing at every timed iteration, and from the same inputs?
+
+Letters in names: S systems, B sequences, L tokens of a sequence, T = B*L, D d_model.
+"""
+
+import hashlib
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from experiments.cells import TOLERANCES
+from systems.collectives import all_gather
+
+
+def sketch(hidden_BLD: torch.Tensor) -> torch.Tensor:
+    """float32 [B, L]: every token's last hidden state in a fixed random direction; NaN and infinity stay."""
+    generator = torch.Generator().manual_seed(0)
+    direction_D = torch.randn(hidden_BLD.shape[-1], generator=generator).to(hidden_BLD.device)
+    return hidden_BLD.float() @ direction_D
+
+
+def deviations(sketch_SBL: torch.Tensor, expert_SBX: torch.Tensor) -> tuple[torch.Tensor, int]:
+    """([S] each system's largest distance from the median system, relative to the largest value; tokens left out).
+
+    expert_SBX: the experts of a sequence's tokens in all layers. Left out are the sequences that some system routed
+    otherwise, as a learned router may do with a tie when outputs differ by rounding.
+    """
+    same_B = (expert_SBX == expert_SBX[0]).flatten(2).all(2).all(0)
+    left_out = int((expert_SBX != expert_SBX[0]).any(0).sum())
+    compared_SN = sketch_SBL[:, same_B].flatten(1)
+    if not compared_SN.numel():
+        return torch.full((len(sketch_SBL),), torch.inf), left_out
+    median_N = compared_SN.nanquantile(0.5, dim=0, interpolation="midpoint")  # one system's NaN condemns it alone
+    scale = median_N.abs().max()
+    return (compared_SN - median_N).abs().amax(1) / scale, left_out
+
+
+def agree(
+    sketches: dict[str, list[torch.Tensor]],
+    experts: dict[str, list[torch.Tensor]],
+    *,
+    names: dict[str, str],
+    precision: str,
+    num_layers: int,
+    group: dist.ProcessGroup,
+) -> dict[str, dict[str, Any]]:
+    """By cell: how far its outputs of all iterations are from those of the launch's other cells, on all ranks.
+
+    Empty where fewer than two cells can be compared. A system that drops tokens computes something else: the caller
+    leaves it out. The tolerance is that of one layer times the number of MoE layers.
+    """
+    cells = list(sketches)
+    if len(cells) < 2:
+        return {}
+    worst_S, left_out = torch.zeros(len(cells)), 0
+    for sketch_S, expert_S in zip(
+        zip(*sketches.values(), strict=True), zip(*experts.values(), strict=True), strict=True
+    ):
+        error_S, tokens = deviations(torch.stack(sketch_S).cpu(), torch.stack(expert_S).cpu())
+        worst_S, left_out = torch.maximum(worst_S, error_S), left_out + tokens
+    mine = torch.cat([worst_S.double(), torch.tensor([float(left_out)], dtype=torch.float64)])
+    device = next(iter(sketches.values()))[0].device
+    ranks_GS = all_gather(mine.unsqueeze(0).to(device), group).cpu()
+    tolerance = TOLERANCES[precision] * num_layers
+    return {
+        cell: {
+            "with": [names[other] for other in cells if other != cell],
+            "iterations": len(sketches[cell]),
+            "relative_error": error,
+            "tolerance": tolerance,
+            "tokens_routed_otherwise": int(ranks_GS[:, -1].sum()),
+            "passed": error <= tolerance,
+        }
+        for cell, error in zip(cells, ranks_GS[:, :-1].amax(0).tolist(), strict=True)
+    }
+
+
+def digest_tensors(tensors: dict[str, torch.Tensor]) -> str:
+    """16 hex digits of names and bytes."""
+    found = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        found.update(name.encode())
+        found.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+    return found.hexdigest()[:16]
+
+
+def digest_strings(parts: list[str]) -> str:
+    """16 hex digits of a list of strings."""
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]

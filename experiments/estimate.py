@@ -1,0 +1,73 @@
+"""What a campaign will do and about how long it will take, said before anything runs."""
+
+import os
+from collections import Counter
+
+import torch
+
+from experiments.ceilings import measure_ceilings
+from experiments.cells import DTYPES, Cell, instantiate, layer_shape, options, system_class
+from experiments.plan import Plan
+from experiments.store import Store
+from workloads.model import ModelShape
+
+LAUNCH_S = 5.0  # starting ranks, building and checking what runs on them
+UTILISATION = 0.3  # of the matmul ceiling, over a whole forward pass on a CPU
+
+
+def announce(plan: Plan, store: Store) -> str:
+    """One line: launches, cells, forward passes, what is stored already and the estimated time of the rest."""
+    states = Counter(store.state(cell) for cell in plan.cells)
+    lacking = [ids for ids in plan.launches if any(store.state(cell) in ("planned", "damaged") for cell in ids)]
+    todo = [plan.cells[cell] for ids in lacking for cell in ids]
+    passes = sum(num_passes(cell) for cell in todo)
+    stored = f", {len(plan.cells) - len(todo)} cells stored already" if len(todo) < len(plan.cells) else ""
+    failed = sum(count for state, count in states.items() if state not in ("ok", "planned", "damaged"))
+    stored += f" ({failed} without numbers)" if failed else ""
+    plural = "" if len(lacking) == 1 else "es"
+    plan_text = f"plan: {len(lacking)} launch{plural}, {len(todo)} cells, {passes} forward passes{stored}"
+    return f"{plan_text}; {_duration(todo, len(lacking))}" if todo else plan_text
+
+
+def num_passes(cell: Cell) -> int:
+    """Forward passes of a cell: the first, warm-up, the end-to-end pass at its least, the instrumented pass."""
+    tier = cell.config["tier"]
+    return 1 + tier["warmup"] + tier["iterations"] + tier["instrumented"]
+
+
+def forward_flops(cell: Cell) -> float:
+    """FLOPs of one forward pass over all ranks: matrix products of the encoder and of the experts, padding included."""
+    config, cluster = cell.config, cell.cluster
+    model: ModelShape = instantiate(config["model"])
+    shape, inner = layer_shape(config), model.num_heads * model.d_kv
+    attention = 8 * model.d_model * inner + 4 * config["seq_len"] * inner
+    dense_blocks = model.num_blocks - len(model.moe_blocks)
+    ffn = 4 * model.d_model * model.d_ff
+    padding = system_class(config).padding(shape, cluster.world_size, **options(config["system"]))
+    per_token = model.num_blocks * attention + (dense_blocks + len(model.moe_blocks) * padding) * ffn
+    return per_token * shape.max_tokens * cluster.world_size
+
+
+def _duration(todo: list[Cell], num_launches: int) -> str:
+    first = todo[0]
+    if first.cluster.device == "cuda":
+        return "the time is known after the first launch"
+    threads = torch.get_num_threads()
+    torch.set_num_threads(first.cluster.threads_per_rank)
+    ceiling = measure_ceilings(torch.device("cpu"), DTYPES[first.config["precision"]])["matmul_flops_per_s"]
+    torch.set_num_threads(threads)
+    flops = sum(num_passes(cell) * forward_flops(cell) for cell in todo)
+    seconds = num_launches * LAUNCH_S + flops / (ceiling * UTILISATION * _ranks_at_once(first))
+    return f"about {_readable(seconds)} (rough: from FLOPs and this machine's matmul)"
+
+
+def _ranks_at_once(cell: Cell) -> float:
+    if cell.cluster.kind == "emulated":
+        return 1
+    return min(cell.cluster.world_size, len(os.sched_getaffinity(0)) / cell.cluster.threads_per_rank)
+
+
+def _readable(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -1,0 +1,105 @@
+"""What a launch leaves beside its times: counted work, realised load, the inputs' digests, whether systems agree."""
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from experiments.agreement import agree, digest_strings, digest_tensors
+from experiments.bench import Bench
+from systems.base import Account
+from systems.collectives import all_gather
+from workloads.batches import tokens_hash
+
+
+def accounts(bench: Bench, cell: str, iterations: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Rows of what this rank computed, dropped and sent, and of its tokens per expert, of every iteration."""
+    keys = [(cell, block, iteration) for block in bench.layers for iteration in range(iterations)]
+    counted, routed = [], []
+    for (_, block, iteration), tokens_GE in zip(keys, bench.count_tokens(keys), strict=True):
+        account = bench.systems[cell][block].account(tokens_GE, bench.dtype.itemsize)
+        labels = {"cell": cell, "iteration": iteration, "layer": block}
+        for metric, unit in (
+            ("rows_computed", "rows"),
+            ("rows_useful", "rows"),
+            ("dropped", "tokens"),
+            ("bytes_sent", "bytes"),
+            ("flops", "flop"),
+        ):
+            value = _flops(account, bench.config["model"]) if metric == "flops" else getattr(account, metric)
+            counted.append({**labels, "phase": "measure", "metric": metric, "value": value, "unit": unit})
+        routed += [labels | row for row in _loads(bench, tokens_GE[bench.session.rank], block, iteration)]
+    return counted, routed
+
+
+def _loads(bench: Bench, tokens_E: torch.Tensor, block: int, iteration: int) -> list[dict[str, Any]]:
+    """Realised and intended tokens of every expert that has either; intended is NaN for a learned router."""
+    num_tokens = bench.config["batch_size"] * bench.config["seq_len"]
+    asked_E = bench.layers[block].router.intended(num_tokens, layer=block, iteration=iteration)
+    intended_E = np.full(len(tokens_E), np.nan) if asked_E is None else asked_E
+    present_E = (tokens_E.numpy() > 0) | (intended_E > 0)
+    return [
+        {"expert": int(expert), "tokens": int(tokens_E[expert]), "intended": float(intended_E[expert])}
+        for expert in present_E.nonzero()[0]
+    ]
+
+
+def agreement(bench: Bench, cells: list[str], iterations: int) -> dict[str, dict[str, Any]]:
+    """How far each cell's outputs of all measured iterations are from the others'; see `agreement.agree`."""
+    lossless = [cell for cell in cells if not _drops(bench, cell, iterations)]
+    shape_BX = (bench.config["batch_size"], -1)
+    experts = {
+        cell: [
+            torch.cat([bench.routings[cell, block, i].expert_TK.reshape(shape_BX) for block in bench.layers], dim=1)
+            for i in range(iterations)
+        ]
+        for cell in lossless
+    }
+    return agree(
+        {cell: bench.sketches[cell] for cell in lossless},
+        experts,
+        names=bench.names,
+        precision=bench.config["precision"],
+        num_layers=len(bench.layers),
+        group=bench.session.group,
+    )
+
+
+def _drops(bench: Bench, cell: str, iterations: int) -> bool:
+    """Whether any rank drops a token in any layer and iteration."""
+    keys = [(cell, block, iteration) for block in bench.layers for iteration in range(iterations)]
+    dropped = sum(
+        bench.systems[cell][block].account(tokens_GE, bench.dtype.itemsize).dropped
+        for (_, block, _), tokens_GE in zip(keys, bench.count_tokens(keys), strict=True)
+    )
+    mine = torch.tensor([float(dropped)], device=bench.device)
+    return bool(all_gather(mine, bench.session.group).sum() > 0)
+
+
+def inputs(bench: Bench, cells: list[str]) -> dict[str, dict[str, Any]]:
+    """What each cell was given on this rank: digests of tokens, weights and routing, dtype and precision.
+
+    Over the planned iterations, which every launch has; an early stop adds some.
+    """
+    iterations = range(bench.config["tier"]["iterations"])
+    routers = {f"router.{block}": layer.router() for block, layer in bench.weights.items()}
+    shared = {
+        "tokens": digest_strings([tokens_hash(bench.token_batch(i)) for i in iterations]),
+        "weights": digest_tensors({**bench.encoder.state_dict(), **routers}),
+        "dtype": str(bench.dtype).removeprefix("torch."),
+        "matmul_precision": torch.get_float32_matmul_precision(),
+    }
+    return {
+        cell: shared
+        | {
+            "routing": digest_strings(
+                [bench.routings[cell, block, i].digest() for block in bench.layers for i in iterations]
+            )
+        }
+        for cell in cells
+    }
+
+
+def _flops(account: Account, model: dict[str, Any]) -> float:
+    """Of the experts' two matrix products; a multiplication and an addition are two."""
+    return account.rows_computed * 4 * model["d_model"] * model["d_ff"]

@@ -1,0 +1,75 @@
+"""Is the output right? Every MoE layer of a system against the dense model, expert by expert in float32."""
+
+from typing import Any
+
+import torch
+
+from experiments.bench import Bench
+from experiments.cells import TOLERANCES, layer_shape, set_precision
+from routers.base import Routing
+from systems.collectives import all_gather
+from systems.dense import Dense
+from systems.engines.loop import LoopEngine
+
+SMALL_BYTES = 2**28
+
+
+@torch.inference_mode()
+def verify(bench: Bench, cell: str) -> dict[str, Any]:
+    """Compare every MoE layer's output with the dense model's on the same input and routing, on all ranks.
+
+    Dropped tokens must be as many as the system's account says and are left out of the comparison. This forward
+    pass is the system's first, and is recorded as that.
+    """
+    for layer in bench.layers.values():
+        layer.remember = True
+    bench.prefetch(0)
+    with bench.session.clock.running():
+        bench.timed_forward(cell, 0, phase="first")
+        errors, dropped = zip(*(_layer_error(bench, block) for block in bench.layers), strict=True)
+    for layer in bench.layers.values():
+        layer.remember, layer.seen = False, None
+    tokens_BGE = bench.count_tokens([(cell, block, 0) for block in bench.layers])
+    accounted = [
+        bench.systems[cell][block].account(tokens_GE, bench.dtype.itemsize).dropped
+        for block, tokens_GE in zip(bench.layers, tokens_BGE, strict=True)
+    ]
+    largest = float(torch.tensor(errors).max())  # keeps NaN, which Python's max may lose
+    mine = torch.tensor([[largest, float(list(dropped) != accounted)]], device=bench.device)
+    worst, miscounted = all_gather(mine, bench.session.group).amax(0).tolist()
+    tolerance = TOLERANCES[bench.config["precision"]]
+    passed = worst <= tolerance and not miscounted
+    return {
+        "relative_error": worst,
+        "tolerance": tolerance,
+        "dropped_as_accounted": not miscounted,
+        "passed": passed,
+    }
+
+
+def _layer_error(bench: Bench, block: int) -> tuple[float, int]:
+    """(largest error relative to the largest output, number of zero rows where the dense model has none)."""
+    seen = bench.layers[block].seen
+    assert seen is not None
+    x_TD, routing, y_TD = seen
+    exact = Routing(routing.expert_TK, routing.weight_TK.float())
+    set_precision("ieee")
+    oracle = Dense(
+        resident=False,
+        shape=layer_shape(bench.config),
+        weights=bench.shared[block] if _weights_are_small(bench) else bench.weights[block],
+        group=bench.session.group,
+        engine=LoopEngine(),
+    )
+    expected_TD = oracle.forward(x_TD.float(), exact)
+    set_precision(bench.config["precision"])
+    dropped_T = (y_TD == 0).all(1) & (expected_TD != 0).any(1)
+    error = (y_TD.float() - expected_TD)[~dropped_T].abs().max() if not dropped_T.all() else torch.zeros(())
+    return float(error / expected_TD.abs().max()), int(dropped_T.sum())
+
+
+def _weights_are_small(bench: Bench) -> bool:
+    """Whether a rank may keep every expert for the checks instead of making them anew for each system."""
+    model = bench.config["model"]
+    num_weights = len(bench.layers) * model["num_experts"] * 2 * model["d_model"] * model["d_ff"]
+    return num_weights * bench.dtype.itemsize <= SMALL_BYTES
