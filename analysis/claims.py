@@ -142,10 +142,11 @@ def untestable(claim: dict, campaign: Campaign, panels: list[dict]) -> str:
 def series_points(
     claim: dict, metric: str, campaign: Campaign, summary: pd.DataFrame, panels: list[dict]
 ) -> Iterator[Found]:
-    """Every series of ours that the claim is about."""
+    """Every series of ours that the claim is about; once, where several panels show the same figure."""
     if claim["series"] == "load":
         yield from load_points(metric, campaign, panels)
         return
+    found = set()
     for panel in panels:
         here = select(summary, experiment=panel["name"])
         if claim["series"] == "fused/loop":
@@ -156,6 +157,9 @@ def series_points(
         mine = mine if claim["series"] != "loop" else same_series(here, "moeshard", "loop")
         for (system, engine, precision), name in series_names(mine).items():
             rows = select(mine, system=system, engine=engine, precision=precision, metric=metric)
+            if len(rows) and name in found:
+                continue
+            found |= {name} if len(rows) else set()
             yield name, points_of(rows, panel), may_claim(claim, rows, panel)
 
 
@@ -180,8 +184,10 @@ def points_of(rows: pd.DataFrame, panel: dict) -> Points:
     points = {}
     for row in rows.to_dict("records"):
         key = published[row["x"]] if pd.isna(row["layer"]) else row["layer"]
-        # What is counted has no interval; its value stands for it.
-        bounds = [row["value"] if np.isnan(row[name]) else row[name] for name in ("value", "ci_low", "ci_high")]
+        # What is counted has no interval and its value stands for it; a time without one shows nothing for sure.
+        counted = not str(row["metric"]).startswith("speedup")
+        names = ("value", "ci_low", "ci_high")
+        bounds = [row["value"] if counted and np.isnan(row[name]) else row[name] for name in names]
         points |= {} if key is None else {key: Ratio(*bounds)}
     return points
 

@@ -41,7 +41,7 @@ def find(folder: Path | str) -> Findings:
     return Findings(
         campaign,
         summary,
-        noise_floor(campaign),
+        noise_floor(campaign, summary),
         published,
         verdict_table(summary, published),
         claims_table(campaign, summary),

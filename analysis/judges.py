@@ -53,8 +53,8 @@ def peak_at(points: Points, x: float) -> tuple[str, str]:
     if x not in inner:
         return UNKNOWN
     best = max(points, key=lambda at: points[at].value)
-    others = [ratio.high for at, ratio in points.items() if at != x]
-    return f"peak at {best:g}, {shown(points[best])}", grade(points[x].low > max(others), best in inner)
+    sure = all(points[x].low > ratio.high for at, ratio in points.items() if at != x)
+    return f"peak at {best:g}, {shown(points[best])}", grade(sure, best in inner)
 
 
 def declines(points: Points, start: float, stop: float) -> tuple[str, str]:
@@ -117,7 +117,7 @@ def always_faster(points: Points, start: float = -np.inf) -> tuple[str, str]:
     ratios = [ratio for at, ratio in points.items() if at >= start]
     if not ratios:
         return UNKNOWN
-    sure, suggested = (min(getattr(ratio, bound) for ratio in ratios) > 1 for bound in ("low", "value"))
+    sure, suggested = (all(getattr(ratio, bound) > 1 for ratio in ratios) for bound in ("low", "value"))
     worst, best = min(ratios), max(ratios)
     return (from_to(worst, best) if len(ratios) > 1 else shown(best)), grade(sure, suggested)
 

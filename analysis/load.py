@@ -71,6 +71,7 @@ def load_cell(folder: Path) -> tuple[dict, pd.DataFrame | None]:
     run: dict = {"cell": folder.name}
     try:
         run = read_json(folder / "run.json")
+        verify_seal(folder / "run.json", run)
         return run, read_rows(folder, run.get("checksums", {})) if run["state"] == "ok" else None
     except ValueError as error:
         warnings.warn(str(error), stacklevel=2)
@@ -98,9 +99,20 @@ def read_rows(folder: Path, checksums: dict[str, str]) -> pd.DataFrame:
     return frame
 
 
+def verify_seal(path: Path, run: dict) -> None:
+    """Compare a run.json with the digest of everything else in it, where it has one."""
+    body = {key: value for key, value in run.items() if key != "digest"}
+    if run.get("digest", digest := sha256(json.dumps(body, sort_keys=True).encode())) != digest:
+        raise ValueError(f"{path} is not what was written: its digest is not that of its content.")
+
+
+def sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
 def verify_checksum(path: Path, expected: str | None) -> None:
     """Compare a file with what run.json says was written."""
-    found = read(path, lambda: hashlib.sha256(path.read_bytes()).hexdigest())
+    found = read(path, lambda: sha256(path.read_bytes()))
     if expected is None:
         raise ValueError(f"{path} has no checksum in run.json.")
     if found != expected:

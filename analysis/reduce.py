@@ -45,7 +45,7 @@ def cubes(samples: pd.DataFrame, phase: str, world_size: int) -> dict[str, np.nd
 
 
 def merged(rows: pd.DataFrame) -> pd.DataFrame:
-    """One row for a section that a layer enters more than once (the router's `route`, then DeepSpeed's gate): the sum."""
+    """One row for a section that a layer enters more than once (our router's `route`, DeepSpeed's gate): the sum."""
     if rows["section"].isna().all():
         return rows
     return rows.groupby(KEYS, as_index=False).agg({"cell": "first", "metric": "first", "value": "sum"})

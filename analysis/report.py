@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
 
+from analysis.accounting import launch_seconds, useful_share
 from analysis.figures.canvas import Picture
 from analysis.figures.panels import draw_panel
 from analysis.findings import Findings, describe, find, floor_sentence
@@ -89,6 +90,8 @@ def print_report(findings: Findings, tables: dict[str, Table], panels: list[Tabl
         console.print(f"All {len(findings.campaign.runs)} cells ran, and their outputs were right.", highlight=False)
     console.print(Text(checks_line(tables["validity"].shown)))
     console.print(Text(f"{floor_sentence(findings.floor)} {MARK}: {UNSURE}."))
+    if (share := useful_share(launch_seconds(findings.campaign))) is not None:
+        console.print(Text(f"Useful measuring: {100 * share:.0f} % of the wall time of all launches."))
 
 
 def fitted(shown: pd.DataFrame, width: int) -> pd.DataFrame:

@@ -4,6 +4,7 @@ Letters in names: S systems, B sequences, L tokens of a sequence, T = B*L, D d_m
 """
 
 import hashlib
+from functools import cache
 from typing import Any
 
 import torch
@@ -15,9 +16,12 @@ from systems.collectives import all_gather
 
 def sketch(hidden_BLD: torch.Tensor) -> torch.Tensor:
     """float32 [B, L]: every token's last hidden state in a fixed random direction; NaN and infinity stay."""
-    generator = torch.Generator().manual_seed(0)
-    direction_D = torch.randn(hidden_BLD.shape[-1], generator=generator).to(hidden_BLD.device)
-    return hidden_BLD.float() @ direction_D
+    return hidden_BLD.float() @ _direction(hidden_BLD.shape[-1], hidden_BLD.device)
+
+
+@cache
+def _direction(d_model: int, device: torch.device) -> torch.Tensor:
+    return torch.randn(d_model, generator=torch.Generator().manual_seed(0)).to(device)
 
 
 def deviations(sketch_SBL: torch.Tensor, expert_SBX: torch.Tensor) -> tuple[torch.Tensor, int]:

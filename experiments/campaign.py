@@ -19,7 +19,7 @@ from experiments.cells import Cell
 from experiments.loggers import Logger
 from experiments.plan import Plan
 from experiments.progress import ProgressBar, line
-from experiments.store import SCHEMA, Store
+from experiments.store import SCHEMA, TO_MEASURE, Store
 from experiments.worker import read_progress
 
 Launcher = Callable[[dict[str, Any]], None]
@@ -57,7 +57,7 @@ def cells_to_measure(plan: Plan, store: Store, console: Console) -> set[str]:
     states = {cell: store.state(cell) for cell in plan.cells}
     for cell in (cell for cell, state in states.items() if state == "damaged"):
         console.print(f"cell {cell} is damaged ({store.damage(cell)}): its launch is measured again", highlight=False)
-    missing = {cell for cell, state in states.items() if state in ("planned", "damaged")}
+    missing = {cell for cell, state in states.items() if state in TO_MEASURE}
     failed = {cell for cell, state in states.items() if state != "ok"} - missing
     lacking = [ids for ids in plan.launches if missing & set(ids)]
     return {cell for ids in lacking for cell in ids} - failed

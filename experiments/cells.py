@@ -8,7 +8,7 @@ import importlib
 import inspect
 import json
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -127,7 +127,11 @@ def options(node: dict[str, Any]) -> dict[str, Any]:
 
 def code_digest(system: dict[str, Any]) -> str:
     """Hash of the sources that ranks run: this repository's packages and the file of the system's own class."""
-    own = Path(inspect.getfile(find_class(system)))
+    return _sources_digest(Path(inspect.getfile(find_class(system))))
+
+
+@cache
+def _sources_digest(own: Path) -> str:
     sources = {*(path for package in RANK_PACKAGES for path in (ROOT / package).rglob("*.py")), own}
     return _digest([path.read_text() for path in sorted(sources)])
 

@@ -8,7 +8,7 @@ import torch
 from experiments.ceilings import measure_ceilings
 from experiments.cells import DTYPES, Cell, instantiate, layer_shape, options, system_class
 from experiments.plan import Plan
-from experiments.store import Store
+from experiments.store import TO_MEASURE, Store
 from workloads.model import ModelShape
 
 LAUNCH_S = 5.0  # starting ranks, building and checking what runs on them
@@ -17,12 +17,13 @@ UTILISATION = 0.3  # of the matmul ceiling, over a whole forward pass on a CPU
 
 def announce(plan: Plan, store: Store) -> str:
     """One line: launches, cells, forward passes, what is stored already and the estimated time of the rest."""
-    states = Counter(store.state(cell) for cell in plan.cells)
-    lacking = [ids for ids in plan.launches if any(store.state(cell) in ("planned", "damaged") for cell in ids)]
-    todo = [plan.cells[cell] for ids in lacking for cell in ids]
+    state_of = {cell: store.state(cell) for cell in plan.cells}
+    states = Counter(state_of.values())
+    lacking = [ids for ids in plan.launches if any(state_of[cell] in TO_MEASURE for cell in ids)]
+    todo = [plan.cells[cell] for ids in lacking for cell in ids if state_of[cell] in ("ok", *TO_MEASURE)]
     passes = sum(num_passes(cell) for cell in todo)
     stored = f", {len(plan.cells) - len(todo)} cells stored already" if len(todo) < len(plan.cells) else ""
-    failed = sum(count for state, count in states.items() if state not in ("ok", "planned", "damaged"))
+    failed = sum(count for state, count in states.items() if state not in ("ok", *TO_MEASURE))
     stored += f" ({failed} without numbers)" if failed else ""
     plural = "" if len(lacking) == 1 else "es"
     plan_text = f"plan: {len(lacking)} launch{plural}, {len(todo)} cells, {passes} forward passes{stored}"

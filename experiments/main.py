@@ -4,7 +4,7 @@ import json
 import os
 import sys
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -39,8 +39,9 @@ def run_points(points: list[Point], command: Sequence[str] = ()) -> int:
         print(f"error: {error}", file=sys.stderr)
         return BAD_INPUT
     try:
-        with leading(plan, store):
-            store_unsupported(unsupported, plan, store)
+        with nullcontext() if follows(plan) else store.writing():
+            if not follows(plan):
+                store_unsupported(unsupported, plan, store)
             _run(plan, store, logger, console)
     except (KeyboardInterrupt, SignalException):
         console.print(f"interrupted: {_progress(plan, store)}; the same command goes on")
@@ -78,15 +79,15 @@ def find_unsupported(plan: Plan) -> dict[str, str]:
 def store_unsupported(reasons: dict[str, str], plan: Plan, store: Store) -> None:
     """What cannot run is a row with its reason, like any other failure."""
     for cell, reason in reasons.items():
-        now = datetime.now(UTC).isoformat()
-        store.write_cell(document(plan.cells[cell], plan, now) | {"state": "unsupported", "reason": reason})
+        if not store.has_failed(cell):
+            now = datetime.now(UTC).isoformat()
+            store.write_cell(document(plan.cells[cell], plan, now) | {"state": "unsupported", "reason": reason})
 
 
-def leading(plan: Plan, store: Store) -> AbstractContextManager:
-    """Hold the folder; under torchrun only rank 0 writes to it."""
+def follows(plan: Plan) -> bool:
+    """Whether this process is a rank that only follows: under torchrun rank 0 alone writes to the folder."""
     first = next(iter(plan.cells.values()))
-    follows = first.cluster.kind == "torchrun" and int(os.environ["RANK"]) > 0
-    return nullcontext() if follows else store.writing()
+    return first.cluster.kind == "torchrun" and int(os.environ["RANK"]) > 0
 
 
 def _progress(plan: Plan, store: Store) -> str:

@@ -25,6 +25,7 @@ from filelock import FileLock, Timeout
 SCHEMA = 2
 # invalid: it ran, but its output or its inputs are not what they must be, so it has no numbers.
 STATES = ("ok", "failed", "oom", "timeout", "unsupported", "invalid")
+TO_MEASURE = ("planned", "damaged")
 SAMPLE_COLUMNS = {
     "campaign": "str",
     "cell": "str",
@@ -115,7 +116,7 @@ class Store:
             run = self._read(cell)
         except (OSError, ValueError, KeyError, AttributeError):
             return "run.json cannot be read"
-        if run["digest"] != _seal(run)["digest"]:
+        if run.get("digest") != _seal(run)["digest"]:
             return "run.json is not what was written"
         for name, expected in run["checksums"].items():
             path = self._cells / cell / name
@@ -137,7 +138,7 @@ class Store:
 
     def has_failed(self, cell: str) -> bool:
         """True if the cell is stored with the reason why it has no numbers."""
-        return self.state(cell) not in ("ok", "planned", "damaged")
+        return self.state(cell) not in ("ok", *TO_MEASURE)
 
     def write_cell(
         self, run: dict[str, Any], samples: pd.DataFrame | None = None, routing: pd.DataFrame | None = None
@@ -145,6 +146,17 @@ class Store:
         """Store one cell; an earlier failure of it is replaced."""
         scratch, final = self._cells / f".{run['cell']}.tmp", self._cells / run["cell"]
         shutil.rmtree(scratch, ignore_errors=True)
+        try:
+            self._write_files(scratch, run, samples, routing)
+        except OSError:  # a full disk: half a cell would only take more of it
+            shutil.rmtree(scratch, ignore_errors=True)
+            raise
+        shutil.rmtree(final, ignore_errors=True)
+        os.replace(scratch, final)
+
+    def _write_files(
+        self, scratch: Path, run: dict[str, Any], samples: pd.DataFrame | None, routing: pd.DataFrame | None
+    ) -> None:
         scratch.mkdir(parents=True)
         if samples is not None and routing is not None:
             samples = samples.reindex(columns=list(SAMPLE_COLUMNS)).astype(SAMPLE_COLUMNS)
@@ -152,8 +164,6 @@ class Store:
             routing[ROUTING_COLUMNS].to_parquet(scratch / "routing.parquet", index=False)
         checksums = {path.name: _checksum(path) for path in sorted(scratch.iterdir())}
         _write_json(scratch / "run.json", _seal({"schema": SCHEMA, **run, "checksums": checksums}))
-        shutil.rmtree(final, ignore_errors=True)
-        os.replace(scratch, final)
 
 
 def _seal(document: dict[str, Any]) -> dict[str, Any]:

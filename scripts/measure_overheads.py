@@ -1,4 +1,4 @@
-"""What the harness itself costs: emulated time per collective, and seconds to start the ranks of a launch.
+"""What the harness itself costs: per collective, per forward pass of the end-to-end pass, and to start ranks.
 
     python -m scripts.measure_overheads [--world-size 4]
 
@@ -21,6 +21,7 @@ from clusters.clocks import Baton, HostClock, VirtualClock
 from clusters.launch import launch, prepare
 from clusters.network import Network
 from clusters.session import ClusterSpec
+from experiments.recorder import Recorder
 from experiments.worker import PRELOAD
 from systems.collectives import all_gather
 
@@ -65,11 +66,27 @@ def time_rank(folder: str) -> None:
     dist.destroy_process_group()
 
 
+def observer_us(num_layers: int, sections: int = 5) -> float:
+    """Microseconds that recording adds to one forward pass of the end-to-end pass: its marks and idle spans."""
+    recorder = Recorder(HostClock(), lambda: None)
+    start = time.perf_counter()
+    for iteration in range(ITERATIONS):
+        with recorder.iteration(cell="", iteration=iteration, phase="measure", order=0):
+            for layer in range(num_layers):
+                with recorder.layer(layer):
+                    for _ in range(sections):
+                        with recorder.span("experts"):
+                            pass
+    return (time.perf_counter() - start) / ITERATIONS * 1e6
+
+
 def main() -> None:
     """Five launches; prints medians over iterations of the slowest rank."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--world-size", type=int, default=4)
     world_size = parser.parse_args().world_size
+    for num_layers in (2, 6):
+        print(f"end-to-end pass: recording costs {observer_us(num_layers):.0f} us with {num_layers} MoE layers")
     cluster = ClusterSpec("emulated", world_size)
     prepare(cluster, [*PRELOAD, "scripts.measure_overheads"])
     for number in range(5):

@@ -241,3 +241,14 @@ def test_written_whole(sound, tmp_path):
         "detail": "3 systems took turns in blocks of 5, each round reversed.",
     }
     assert [p.name for p in tmp_path.iterdir()] == ["validity.json"]
+
+
+@pytest.mark.parametrize(
+    ("router", "ties", "expected"), [("learned.LearnedRouter", 3, "warn"), ("synthetic.S", 3, "fail")]
+)
+def test_only_a_learned_router_may_break_ties_otherwise(sound, router, ties, expected):
+    """Outputs that differ by rounding may turn a tie; a drawn routing has none to turn."""
+    campaign = sound[0]
+    changes = correctness(agreement={"tokens_routed_otherwise": ties}) | inputs(routing=["other"] * 4)
+    changes["config"] = campaign.runs[CELL]["config"] | {"router": {"_target_": f"routers.{router}"}}
+    assert verdict(judge(with_run(campaign, **changes), sound[1]), "V13") == expected

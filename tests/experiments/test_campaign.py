@@ -33,10 +33,13 @@ def test_every_rank_and_iteration_is_stored_raw(measured):
     for system, (run, folder) in stored(measured).items():
         assert run["state"] == "ok" and run["source"] == "emulated" and run["correctness"]["passed"]
         samples = pd.read_parquet(folder / "samples.parquet")
-        timed = samples[samples["phase"] == "measure"]
-        for metric, rows in (("ttft_ms", 2 * 2), ("layer_moe_ms", 2 * 2)):  # iterations x ranks, x 1 MoE layer
-            assert len(timed[timed["metric"] == metric]) == rows, (system, metric)
-        assert set(samples["phase"]) == {"warmup", "measure", "sections"}
+        counts = samples.groupby(["phase", "metric"]).size()  # iterations x ranks, x 1 MoE layer
+        assert counts["measure", "ttft_ms"] == counts["measure", "flops"] == 2 * 2
+        for metric in ("ttft_ms", "layer_moe_ms", "entry_skew_ms"):
+            assert counts["instrumented", metric] == 1 * 2, (system, metric)
+        assert counts["first", "ttft_ms"] == counts["warmup", "ttft_ms"] == 2
+        assert set(samples["phase"]) == {"first", "warmup", "measure", "instrumented"}
+        assert ("measure", "layer_moe_ms") not in counts  # the end-to-end pass has no inner marks
         assert (samples.loc[samples["unit"] == "ms", "value"] > 0).all()
         sections = set(samples["section"].dropna())
         assert {"route", "dispatch", "experts", "combine"} <= sections, (system, sections)
@@ -44,7 +47,7 @@ def test_every_rank_and_iteration_is_stored_raw(measured):
 
 def test_a_layer_takes_less_than_the_forward_pass_it_is_in(measured):
     for _, folder in stored(measured).values():
-        samples = pd.read_parquet(folder / "samples.parquet").query("phase == 'measure'")
+        samples = pd.read_parquet(folder / "samples.parquet").query("phase == 'instrumented'")
         keys = ["iteration", "rank"]
         ttft = samples[samples["metric"] == "ttft_ms"].set_index(keys)["value"]
         layer = samples[samples["metric"] == "layer_moe_ms"].set_index(keys)["value"]
@@ -80,7 +83,7 @@ def test_a_second_run_measures_nothing(measured, capsys):
     before = {path: path.stat().st_mtime_ns for path in measured.glob("cells/*/*")}
     assert run_points([point("deepspeed", "moeshard", "ep", out=measured)]) == 0
     assert {path: path.stat().st_mtime_ns for path in measured.glob("cells/*/*")} == before
-    assert "3 of 3 cells are stored already" in capsys.readouterr().out
+    assert "3 cells stored already" in capsys.readouterr().out
 
 
 def test_a_damaged_cell_is_measured_again(measured):
@@ -97,9 +100,10 @@ def test_a_damaged_cell_is_measured_again(measured):
         ("RaisesOnRankOne", "failed", "rank 1: RuntimeError: this system cannot count to two"),
         ("ExitsOnRankOne", "failed", "a rank died without an exception|rank 1 died with exit code 7"),
         ("HangsOnRankOne", "timeout", "no progress for 0:00:15"),
-        ("ForgetsAnExpert", "failed", "the output differs from the dense model's by"),
-        ("NaNInTheSecondLayer", "failed", "the output differs from the dense model's by nan"),
-        ("DropsInSecret", "failed", "the number of dropped tokens is not what the system's capacity gives"),
+        ("KilledOnRankOne", "failed", "a rank died without an exception|rank 1 died with exit code -9"),
+        ("ForgetsAnExpert", "invalid", "the output differs from the dense model's by"),
+        ("NaNInTheSecondLayer", "invalid", "the output differs from the dense model's by nan"),
+        ("DropsInSecret", "invalid", "the number of dropped tokens is not what the system's capacity gives"),
     ],
 )
 def test_a_system_that_fails_is_a_row_and_the_others_are_measured(tmp_path, broken, state, reason):

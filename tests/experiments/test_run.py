@@ -80,7 +80,7 @@ def test_a_multirun_is_one_campaign(tmp_path):
 
 
 def test_ctrl_c_keeps_what_is_measured_and_the_same_command_goes_on(tmp_path):
-    arguments = [*TINY, "experiment=fig3a", "system=moeshard", "model.num_experts=4", f"out={tmp_path}"]
+    arguments = [*TINY, "experiment=fig3a", "system=moeshard", "experiment.twin=null", f"out={tmp_path}"]
     process = start(*arguments)
     deadline = time.monotonic() + 100
     while not states(tmp_path) and time.monotonic() < deadline:
@@ -91,7 +91,7 @@ def test_ctrl_c_keeps_what_is_measured_and_the_same_command_goes_on(tmp_path):
     kept = len(states(tmp_path))
     assert 0 < kept < 6 and f"interrupted: {kept} of 6 cells are stored" in out
     status, out, _ = run(*arguments)
-    assert status == 0 and f"{kept} of 6 cells are stored already" in out and states(tmp_path) == ["ok"] * 6
+    assert status == 0 and f"{kept} cells stored already" in out and states(tmp_path) == ["ok"] * 6
 
 
 def test_inside_torchrun(tmp_path):

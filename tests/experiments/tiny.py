@@ -1,6 +1,7 @@
 """A workload small enough for tests, and systems that misbehave."""
 
 import os
+import signal
 import time
 from pathlib import Path
 from typing import Any
@@ -65,6 +66,15 @@ class ExitsOnRankOne(Dense):
         return super().forward(x_TD, routing)
 
 
+class KilledOnRankOne(Dense):
+    """What the kernel does to a process that takes too much memory."""
+
+    def forward(self, x_TD, routing):
+        if self.rank == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().forward(x_TD, routing)
+
+
 class HangsOnRankOne(Dense):
     """Never comes back."""
 
@@ -95,6 +105,17 @@ class NaNInTheSecondLayer(Dense):
     def forward(self, x_TD, routing):
         y_TD = super().forward(x_TD, routing)
         return y_TD * float("nan") if self.layer_number == 2 else y_TD
+
+
+class WrongLater(Dense):
+    """Right when it is compared with the dense model, wrong when it is timed."""
+
+    calls = 0
+
+    def forward(self, x_TD, routing):
+        self.calls += 1
+        y_TD = super().forward(x_TD, routing)
+        return y_TD if self.calls < 3 else 1.01 * y_TD
 
 
 class DropsInSecret(Dense):

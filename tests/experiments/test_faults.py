@@ -1,0 +1,129 @@
+"""What may go wrong with the machine and its files: nothing lost, nothing wrong, nothing hung."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from experiments.main import SOME_FAILED, run_points
+from experiments.store import Store
+from tests.experiments.tiny import TINY, point
+
+ROOT = Path(__file__).parents[2]
+SIX_POINTS = [*TINY, "experiment=fig3a", "system=moeshard", "experiment.twin=null"]
+
+
+def start(*arguments: str) -> subprocess.Popen:
+    command = [sys.executable, "-m", "experiments.run", *arguments]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(command, cwd=ROOT, env=environment, **pipes)
+
+
+def states(folder: Path) -> list[str]:
+    return [json.loads(path.read_text())["state"] for path in folder.glob("cells/*/run.json")]
+
+
+def wait_for_cells(folder: Path, number: int) -> None:
+    deadline = time.monotonic() + 100
+    while len(states(folder)) < number:
+        assert time.monotonic() < deadline, "no cell was stored in time"
+        time.sleep(0.1)
+
+
+def test_kill_9_of_the_parent_loses_the_running_launch_only(tmp_path):
+    process = start(*SIX_POINTS, f"out={tmp_path}")
+    wait_for_cells(tmp_path, 2)
+    ranks = psutil.Process(process.pid).children(recursive=True)
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
+    kept = {path.parent.name: path.read_text() for path in tmp_path.glob("cells/*/run.json")}
+    assert len(kept) >= 2 and set(states(tmp_path)) == {"ok"}
+    _, alive = psutil.wait_procs(ranks, timeout=15)
+    assert not [rank for rank in alive if rank.status() != psutil.STATUS_ZOMBIE], "orphans compute on"
+    again = start(*SIX_POINTS, f"out={tmp_path}")
+    out, err = again.communicate(timeout=120)
+    assert again.returncode == 0 and f"{len(kept)} cells stored already" in out, out + err
+    assert states(tmp_path) == ["ok"] * 6
+    assert all((tmp_path / "cells" / cell / "run.json").read_text() == before for cell, before in kept.items())
+
+
+def test_two_campaigns_in_one_folder(tmp_path, capsys):
+    with Store(tmp_path).writing():
+        assert run_points([point("moeshard", out=tmp_path)]) == SOME_FAILED
+    assert f"another campaign is writing to {tmp_path}" in capsys.readouterr().err
+    assert not (tmp_path / "plan.json").exists() and states(tmp_path) == []
+    assert run_points([point("moeshard", out=tmp_path)]) == 0
+
+
+def test_wrong_only_when_timed_is_invalid_and_the_others_are_not(tmp_path):
+    wrong = "tests.experiments.tiny.WrongLater"
+    assert run_points([point("moeshard", "ep", wrong, out=tmp_path)]) == SOME_FAILED
+    runs = {run["system"]: run for run in (json.loads(p.read_text()) for p in tmp_path.glob("cells/*/run.json"))}
+    assert {name: run["state"] for name, run in runs.items()} == {"moeshard": "ok", "ep": "ok", "WrongLater": "invalid"}
+    assert "the other systems' in the timed iterations" in runs["WrongLater"]["reason"]
+    assert runs["WrongLater"]["correctness"]["passed"] and runs["ep"]["correctness"]["agreement"]["iterations"] == 2
+
+
+def test_a_system_that_cannot_run_the_workload_is_a_row(tmp_path):
+    overrides = ("model.num_experts=5", "model.d_ff=32")  # 5 experts cannot be placed on 2 ranks, but can be sharded
+    assert run_points([point("moeshard", "ep", out=tmp_path, overrides=overrides)]) == SOME_FAILED
+    runs = {run["system"]: run for run in (json.loads(p.read_text()) for p in tmp_path.glob("cells/*/run.json"))}
+    assert runs["moeshard"]["state"] == "ok" and runs["ep"]["state"] == "unsupported"
+    assert runs["ep"]["reason"].startswith("model.num_experts (5) must be divisible by cluster.world_size (2)")
+
+
+@pytest.mark.parametrize("damage", ["truncated", "changed", "half a run.json", "another number in run.json"])
+def test_damaged_files_are_named_and_measured_again(tmp_path, capsys, damage):
+    points = [point("moeshard", out=tmp_path)]
+    assert run_points(points) == 0
+    (cell,) = (tmp_path / "cells").iterdir()
+    samples, run = cell / "samples.parquet", cell / "run.json"
+    if damage == "truncated":
+        samples.write_bytes(samples.read_bytes()[:-100])
+    elif damage == "changed":
+        content = bytearray(samples.read_bytes())
+        content[len(content) // 2] ^= 1
+        samples.write_bytes(content)
+    elif damage == "half a run.json":
+        run.write_text(run.read_text()[:200])
+    else:
+        run.write_text(run.read_text().replace('"seed": 0', '"seed": 1', 1))
+    capsys.readouterr()
+    assert run_points(points) == 0
+    assert f"cell {cell.name} is damaged" in capsys.readouterr().out
+    assert Store(tmp_path).damage(cell.name) is None
+
+
+@pytest.fixture
+def small_disk(tmp_path) -> Iterator[Path]:
+    """A disk of 96 kB of our own."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=96k", "tmpfs", str(folder)]
+    if os.geteuid() or not shutil.which("mount") or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("mounting a small disk takes root")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_full_disk_ends_the_campaign_and_loses_nothing(small_disk):
+    arguments = [*SIX_POINTS, f"out={small_disk}"]
+    process = start(*arguments)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == SOME_FAILED, out + err
+    assert "No space left on device" in err and err.count("\n") == 1 and "the same command goes on" in err
+    kept = states(small_disk)
+    assert 0 < len(kept) < 6 and set(kept) == {"ok"}
+    subprocess.run(["mount", "-o", "remount,size=4m", str(small_disk)], check=True)
+    again = start(*arguments)
+    out, err = again.communicate(timeout=120)
+    assert again.returncode == 0 and states(small_disk) == ["ok"] * 6, out + err

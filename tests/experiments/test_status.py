@@ -1,0 +1,76 @@
+"""Where a campaign stands, and going on with it."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from experiments import status
+from experiments.plan import make_plan
+from experiments.store import Store
+from tests.experiments.tiny import TINY, point
+
+ROOT = Path(__file__).parents[2]
+FAILED = {"state": "failed", "reason": "out of luck"}
+
+
+@pytest.fixture
+def planned(tmp_path):
+    plan = make_plan([point("moeshard", "ep", out=tmp_path)], ["system=ep"])
+    store = Store(tmp_path)
+    store.write_plan(plan.document)
+    return plan, store
+
+
+def test_states(planned):
+    plan, store = planned
+    first, second = plan.cells
+    assert status.states_of(plan.document, store) == {first: "planned", second: "planned"}
+    store.write_cell({"cell": first, **FAILED})
+    with store.running([second]):
+        assert status.states_of(plan.document, store) == {first: "failed", second: "running"}
+    assert status.states_of(plan.document, store)[second] == "planned"
+    (store.folder / "cells" / first / "run.json").write_text("{")
+    assert status.states_of(plan.document, store)[first] == "damaged"
+
+
+def test_the_note_of_a_process_that_was_killed_does_not_count(planned):
+    plan, store = planned
+    dead = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True)
+    note = {"pid": int(dead.stdout), "since": 0, "cells": list(plan.cells)}
+    (store.folder / "running.json").write_text(json.dumps(note))
+    assert set(status.states_of(plan.document, store).values()) == {"planned"}
+
+
+def test_table_says_how_to_go_on(planned, capsys):
+    plan, store = planned
+    store.write_cell({"cell": next(iter(plan.cells)), **FAILED})
+    status.show(plan.document, store, Console(width=200))
+    shown = capsys.readouterr().out
+    assert "failed" in shown and "planned" in shown and f"make resume CAMPAIGN={store.folder}" in shown
+
+
+def test_a_folder_without_a_plan_is_one_sentence(tmp_path, capsys):
+    assert status.main([str(tmp_path)]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_resume_runs_what_is_missing_and_nothing_twice(tmp_path):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    typed = [*TINY, "system=moeshard"]
+    run = [sys.executable, "-m", "experiments.run", *typed, f"out={tmp_path}"]
+    resume = [sys.executable, "-m", "experiments.status", str(tmp_path), "--resume"]
+    assert subprocess.run(run, cwd=ROOT, env=environment, capture_output=True).returncode == 0
+    (cell,) = (tmp_path / "cells").iterdir()
+    before = (cell / "run.json").read_text()
+    again = subprocess.run(resume, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert again.returncode == 0 and "1 cells stored already" in again.stdout
+    assert (cell / "run.json").read_text() == before
+    (cell / "samples.parquet").unlink()
+    again = subprocess.run(resume, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert again.returncode == 0 and "damaged (samples.parquet is missing)" in again.stdout
+    assert (cell / "run.json").read_text() != before and (cell / "samples.parquet").exists()
