@@ -30,8 +30,8 @@ AXES = {
     "num_experts": "number of experts",
     "batch_size": "batch size per GPU",
     "seq_len": "sequence length",
-    "alpha": "share of tokens drawn to hot experts (α)",
-    "skewed_share": "share of experts that are hot",
+    "alpha": "extra weight of a hot expert (alpha_r)",
+    "skewed_share": "share of experts that are hot (k_r)",
 }
 PERCENT = {"skewed_share"}
 UNSURE = "not for claims"

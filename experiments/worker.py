@@ -6,6 +6,7 @@ import json
 import os
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -71,23 +72,31 @@ def run_launch(spec: dict[str, Any], session: Session) -> None:
 def _measure(
     bench: Any, cells: list[str], workload: dict[str, Any], progress: "Progress", stopwatch: "Stopwatch"
 ) -> dict[str, Any]:
-    """Warm up, then the end-to-end pass until it is precise enough or at its cap, then the instrumented pass."""
+    """Warm up, then the end-to-end pass until it is precise enough or at its cap, and the instrumented pass.
+
+    The two passes take turns, round by round, so that slow drift of the machine meets both alike and their ratio is
+    the observer's cost.
+    """
     tier, seed = workload["tier"], workload["launch"]
-    with stopwatch("warmup"):
-        for turns in interleave(cells, tier["warmup"], max(1, tier["warmup"]), seed):
-            bench.measure(turns, "warmup", progress)
+
+    def run(turns: list[tuple[str, range]], phase: str) -> None:
+        with stopwatch(phase):
+            bench.measure(turns, phase, progress)
+
+    for turns in interleave(cells, tier["warmup"], max(1, tier["warmup"]), seed):
+        run(turns, "warmup")
+    instrumented = interleave(cells, tier["instrumented"], tier["block"], seed)
     done, converged = 0, None
-    with stopwatch("measure"):
-        for turns in interleave(cells, tier["max_iterations"], tier["block"], seed):
-            bench.measure(turns, "measure", progress)
-            done = max((iterations.stop for _, iterations in turns), default=0)
-            if cells and tier["iterations"] <= done and tier["iterations"] < tier["max_iterations"]:
-                converged = bench.all_steady(cells, tier["target"])
-                if converged:
-                    break
-    with stopwatch("instrumented"):
-        for turns in interleave(cells, tier["instrumented"], tier["block"], seed):
-            bench.measure(turns, "instrumented", progress)
+    for turns in interleave(cells, tier["max_iterations"], tier["block"], seed):
+        run(turns, "measure")
+        run(next(instrumented, []), "instrumented")
+        done = max((iterations.stop for _, iterations in turns), default=0)
+        if cells and tier["iterations"] <= done and tier["iterations"] < tier["max_iterations"]:
+            converged = bench.all_steady(cells, tier["target"])
+            if converged:
+                break
+    for turns in instrumented:
+        run(turns, "instrumented")
     return {"iterations": done, "max_iterations": tier["max_iterations"], "converged": converged}
 
 
@@ -114,16 +123,16 @@ def _account(bench: Any, cells: list[str], spec: dict[str, Any], iterations: int
 
 
 class Stopwatch:
-    """Wall seconds of the parts of a launch on this rank."""
+    """Wall seconds of the parts of a launch on this rank; a part that is entered again adds to its own."""
 
     def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
+        self.seconds: dict[str, float] = defaultdict(float)
 
     @contextmanager
     def __call__(self, part: str) -> Iterator[None]:
         start_s = time.perf_counter()
         yield
-        self.seconds[part] = time.perf_counter() - start_s
+        self.seconds[part] += time.perf_counter() - start_s
 
 
 def _follow_parent(pid: int) -> None:
