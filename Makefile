@@ -87,7 +87,7 @@ figures report: $(STAMP)  ## rebuild figures, tables and report.html of the stor
 	$(BIN)/python -m analysis $(CAMPAIGN)
 
 verify-paper: $(STAMP)  ## published | recomputed | ours | verdict; CHECKOUT=the authors' repository, if you have it
-	$(BIN)/python -m analysis.paper $(CHECKOUT) $(if $(wildcard $(CAMPAIGN)/plan.json),--campaign $(CAMPAIGN))
+	$(BIN)/python -m analysis.paper $(CHECKOUT) --campaign $(if $(wildcard $(CAMPAIGN)/plan.json),$(CAMPAIGN),results/sample-paper)
 
 clean:  ## remove .venv and caches, keep results
 	rm -rf .venv .pytest_cache .ruff_cache .hypothesis build *.egg-info

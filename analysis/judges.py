@@ -36,15 +36,16 @@ def grade(sure: bool, suggested: bool) -> str:
 
 
 def point_verdict(published: float, value: float, low: float, high: float, tolerance: float = TOLERANCE) -> str:
-    """Reproduced: within 25 % (`tolerance`) or in an interval no wider than 2x; direction only: the same side of 1x.
+    """Reproduced: within 25 % (`tolerance`) or in the interval; direction only: merely the same side of 1x.
 
-    A wide interval holds anything and reproduces nothing.
+    Only an interval no wider than 2x reproduces anything: a wider one, or none, holds too much.
     """
     if np.isnan(value):
         return NOT_MEASURED
-    if (low <= published <= high and high <= 2 * low) or abs(value / published - 1) <= tolerance:
+    same_side, close = (value > 1) == (published > 1), abs(value / published - 1) <= tolerance
+    if same_side and high <= 2 * low and (low <= published <= high or close):
         return REPRODUCED
-    return DIRECTION if (value > 1) == (published > 1) else FAILED
+    return DIRECTION if same_side else FAILED
 
 
 def peak_at(points: Points, x: float) -> tuple[str, str]:

@@ -56,6 +56,10 @@ def verify(console: Console, checkout: Path | None = None, campaign: Path | None
     origin = f"the raw data in {checkout}" if checkout else "the summary of the authors' runs in results/reference"
     console.print(f"Recomputed from {escape(origin)}.", highlight=False, soft_wrap=True)
     console.print(points_rich(points, ours, campaign is not None))
+    if campaign is None:
+        console.print("No campaign of yours: the verdicts below judge the authors' own data (--campaign FOLDER).")
+    for verdict in [name for name in load_causes() if name in set(ours["verdict"])]:
+        console.print(f"Likely cause of {verdict}: {load_causes()[verdict]}", highlight=False, soft_wrap=True)
     console.print(claims_rich(claims))
     console.print(finding(points), highlight=False, soft_wrap=True)
     for engine, model, low, high in learned_layers(checkout) if checkout else ():
@@ -101,9 +105,8 @@ def points_rich(points: pd.DataFrame, ours: pd.DataFrame, measured: bool):
     """One row a published point and series of ours."""
     table = plain_table("Figures 3 and 4: speed-up of MoEShard over DeepSpeed")
     names = ["figure", "at", "published", "recomputed\nlayer", "recomputed\nTTFT"]
-    for name in [*names, *(["system", "ours, layer", "ours, TTFT", "verdict", "likely cause"] if measured else [])]:
+    for name in [*names, *(["system", "ours, layer", "ours, TTFT", "verdict"] if measured else [])]:
         table.add_column(name, overflow="fold")
-    causes = load_causes()
     for point in points.to_dict("records"):
         ratios = [times(point[name]) for name in ("value", "recomputed_layer", "recomputed_ttft")]
         row = [point["figure"], f"{short_axis_name(point['x_name'])} {point['x']}", *ratios]
@@ -111,7 +114,7 @@ def points_rich(points: pd.DataFrame, ours: pd.DataFrame, measured: bool):
         for one in beside or [OURS]:
             layer, ttft = (with_interval(one[m], one[f"{m}_low"], one[f"{m}_high"], times) for m in ("layer", "ttft"))
             verdict = coloured(one["verdict"], one["claimable"])
-            mine = [str(one["series"]), layer, ttft, verdict, causes.get(one["verdict"], "")]
+            mine = [str(one["series"]), layer, ttft, verdict]
             table.add_row(*row, *(mine if measured else []))
     return table
 

@@ -46,7 +46,7 @@ def cubes(samples: pd.DataFrame, phase: str, world_size: int) -> dict[str, np.nd
 
 def merged(rows: pd.DataFrame) -> pd.DataFrame:
     """One row for a section that a layer enters more than once (our router's `route`, DeepSpeed's gate): the sum."""
-    if rows["section"].isna().all():
+    if not rows["section"].notna().to_numpy().any():
         return rows
     return rows.groupby(KEYS, as_index=False).agg({"cell": "first", "metric": "first", "value": "sum"})
 

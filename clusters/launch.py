@@ -102,16 +102,24 @@ def _diagnose(error: ChildFailedError, logs: Path) -> LaunchFailed:
         stacks = "\n".join(f"rank {rank}:\n{text[-4000:]}" for rank, text in stderr.items())
         return LaunchFailed("timeout", f"no progress for {hung.group(1)} (h:mm:ss): the ranks were stopped", stacks)
     written = sorted(logs.rglob("error.json"), key=lambda path: path.stat().st_mtime_ns)
-    if not written:
+    errors = [(path.parent.name, message) for path in written if (message := _read_error(path))]
+    if not errors:
         rank, failure = error.get_first_failure()
         return LaunchFailed(
             "failed", f"rank {rank} died with exit code {failure.exitcode}", stderr.get(str(rank), "")[-8000:], rank
         )
-    rank = written[0].parent.name
-    message = json.loads(written[0].read_text())["message"]
+    rank, message = errors[0]
     sentence, traceback = message["message"].strip(), message["extraInfo"]["py_callstack"]
     if "Connection closed by peer" in sentence or "Connection reset by peer" in sentence:
         lost = f"a rank died without an exception (killed, or out of memory): rank {rank} saw its connection close"
         return LaunchFailed("failed", lost, traceback, int(rank))
     kind = "oom" if "OutOfMemoryError" in sentence or "can't allocate memory" in sentence else "failed"
     return LaunchFailed(kind, f"rank {rank}: {sentence.splitlines()[0]}", traceback, int(rank))
+
+
+def _read_error(path: Path) -> dict[str, Any] | None:
+    """A rank's last words; None where it was stopped while it wrote them."""
+    try:
+        return json.loads(path.read_text())["message"]
+    except ValueError:
+        return None

@@ -24,8 +24,12 @@ def _direction(d_model: int, device: torch.device) -> torch.Tensor:
     return torch.randn(d_model, generator=torch.Generator().manual_seed(0)).to(device)
 
 
-def deviations(sketch_SBL: torch.Tensor, expert_SBX: torch.Tensor) -> tuple[torch.Tensor, int]:
+def deviations(
+    sketch_SBL: torch.Tensor, expert_SBX: torch.Tensor, voters: list[int] | None = None
+) -> tuple[torch.Tensor, int]:
     """([S] each system's largest distance from the median system, relative to the largest value; tokens left out).
+
+    The median is over `voters`, all by default: a system that is there twice has one vote.
 
     expert_SBX: the experts of a sequence's tokens in all layers. Left out are the sequences that some system routed
     otherwise, as a learned router may do with a tie when outputs differ by rounding.
@@ -35,7 +39,8 @@ def deviations(sketch_SBL: torch.Tensor, expert_SBX: torch.Tensor) -> tuple[torc
     compared_SN = sketch_SBL[:, same_B].flatten(1)
     if not compared_SN.numel():
         return torch.full((len(sketch_SBL),), torch.inf), left_out
-    median_N = compared_SN.nanquantile(0.5, dim=0, interpolation="midpoint")  # one system's NaN condemns it alone
+    votes_SN = compared_SN if voters is None else compared_SN[voters]
+    median_N = votes_SN.nanquantile(0.5, dim=0, interpolation="midpoint")  # one system's NaN condemns it alone
     scale = median_N.abs().max()
     return (compared_SN - median_N).abs().amax(1) / scale, left_out
 
@@ -45,6 +50,7 @@ def agree(
     experts: dict[str, list[torch.Tensor]],
     *,
     names: dict[str, str],
+    twins: set[str],
     precision: str,
     num_layers: int,
     group: dist.ProcessGroup,
@@ -57,11 +63,12 @@ def agree(
     cells = list(sketches)
     if len(cells) < 2:
         return {}
+    voters = [place for place, cell in enumerate(cells) if cell not in twins]
     worst_S, left_out = torch.zeros(len(cells)), 0
     for sketch_S, expert_S in zip(
         zip(*sketches.values(), strict=True), zip(*experts.values(), strict=True), strict=True
     ):
-        error_S, tokens = deviations(torch.stack(sketch_S).cpu(), torch.stack(expert_S).cpu())
+        error_S, tokens = deviations(torch.stack(sketch_S).cpu(), torch.stack(expert_S).cpu(), voters)
         worst_S, left_out = torch.maximum(worst_S, error_S), left_out + tokens
     mine = torch.cat([worst_S.double(), torch.tensor([float(left_out)], dtype=torch.float64)])
     device = next(iter(sketches.values()))[0].device

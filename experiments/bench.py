@@ -54,6 +54,8 @@ class Bench:
             for block in model.moe_blocks
         }
         self.shared = {block: SharedLayer(layer) for block, layer in self.weights.items()}
+        # The oracle's own copy: a system that changed the shared one in place would be compared with itself.
+        self.oracle_weights = {block: SharedLayer(layer) for block, layer in self.weights.items()}
         self.recorder = Recorder(session.clock, self._align)
         router = build_router(config, rank=session.rank, classifier=lambda block: self.weights[block].router())
         self.layers = {block: MoELayer(block, router, self.recorder) for block in model.moe_blocks}
@@ -69,14 +71,16 @@ class Bench:
             instantiate(config["corpus"]), model.vocab_size, cache_dir, checkpoint.folder if checkpoint else None
         )
         self.names: dict[str, str] = {}
+        self.twins: set[str] = set()
         self.systems: dict[str, dict[int, System]] = {}
         self.routings: dict[tuple[str, int, int], Routing] = {}
-        self.sketches: dict[str, list[torch.Tensor]] = defaultdict(list)
+        self.sketches: dict[str, dict[int, torch.Tensor]] = defaultdict(dict)
         self._order: Counter[str] = Counter()
 
-    def add(self, cell: str, node: dict[str, Any], engine: str) -> None:
+    def add(self, cell: str, node: dict[str, Any], engine: str, twin: bool) -> None:
         """Build a system; a system that brings its own engine is given one that it does not use."""
         self.names[cell] = node["name"]
+        self.twins |= {cell} if twin else set()
         kind = find_class(node)
         shape = layer_shape(self.config)
         self.systems[cell] = {
@@ -103,8 +107,8 @@ class Bench:
                 with self.session.clock.running():
                     for iteration in iterations:
                         hidden_BLD = self.timed_forward(cell, iteration, phase=phase)
-                        if phase == "measure":
-                            self.sketches[cell].append(sketch(hidden_BLD))
+                        if phase != "warmup":
+                            self.sketches[cell][iteration] = sketch(hidden_BLD)
         self.recorder.observing = False
 
     def all_steady(self, cells: list[str], target: float) -> bool:

@@ -59,7 +59,9 @@ def cells_to_measure(plan: Plan, store: Store, console: Console) -> set[str]:
         console.print(f"cell {cell} is damaged ({store.damage(cell)}): its launch is measured again", highlight=False)
     missing = {cell for cell, state in states.items() if state in TO_MEASURE}
     failed = {cell for cell, state in states.items() if state != "ok"} - missing
-    lacking = [ids for ids in plan.launches if missing & set(ids)]
+    # Stored halves of two runs of one launch did not take turns with one another.
+    mixed = [ids for ids in plan.launches if len({store.started(cell) for cell in ids if states[cell] == "ok"}) > 1]
+    lacking = [ids for ids in plan.launches if missing & set(ids) or ids in mixed]
     return {cell for ids in lacking for cell in ids} - failed
 
 
@@ -146,7 +148,9 @@ def _spec(cells: dict[str, Cell], folder: Path) -> dict[str, Any]:
         "parent": os.getpid(),
         "cluster": first.config["cluster"],
         "workload": first.workload,
-        "cells": {id: {"node": cell.config["system"], "engine": cell.engine} for id, cell in cells.items()},
+        "cells": {
+            id: {"node": cell.config["system"], "engine": cell.engine, "twin": cell.twin} for id, cell in cells.items()
+        },
     }
 
 

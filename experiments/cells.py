@@ -142,7 +142,12 @@ def data_digest(config: dict[str, Any]) -> str:
     files = open_checkpoint(model.checkpoint).describing_files if model.checkpoint else []
     if trace := getattr(find_class(config["router"]), "trace_file", None):
         files = [*files, trace(**options(config["router"]))]
-    return _digest([hashlib.sha256(path.read_bytes()).hexdigest() for path in files])
+    return _digest([_file_digest(path) for path in files])
+
+
+@cache
+def _file_digest(path: Path) -> str | None:
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.exists() else None
 
 
 def system_class(config: dict[str, Any]) -> type[System]:

@@ -45,20 +45,22 @@ def _loads(bench: Bench, tokens_E: torch.Tensor, block: int, iteration: int) -> 
 
 
 def agreement(bench: Bench, cells: list[str], iterations: int) -> dict[str, dict[str, Any]]:
-    """How far each cell's outputs of all measured iterations are from the others'; see `agreement.agree`."""
+    """How far each cell's outputs of all timed iterations are from the others'; see `agreement.agree`."""
     lossless = [cell for cell in cells if not _drops(bench, cell, iterations)]
     shape_BX = (bench.config["batch_size"], -1)
+    timed = [sorted(bench.sketches[cell]) for cell in lossless[:1]]  # both passes; the same for all cells
     experts = {
         cell: [
             torch.cat([bench.routings[cell, block, i].expert_TK.reshape(shape_BX) for block in bench.layers], dim=1)
-            for i in range(iterations)
+            for i in timed[0]
         ]
         for cell in lossless
     }
     return agree(
-        {cell: bench.sketches[cell] for cell in lossless},
+        {cell: [bench.sketches[cell][i] for i in timed[0]] for cell in lossless},
         experts,
         names=bench.names,
+        twins=bench.twins,
         precision=bench.config["precision"],
         num_layers=len(bench.layers),
         group=bench.session.group,
@@ -93,7 +95,12 @@ def inputs(bench: Bench, cells: list[str]) -> dict[str, dict[str, Any]]:
         cell: shared
         | {
             "routing": digest_strings(
-                [bench.routings[cell, block, i].digest() for block in bench.layers for i in iterations]
+                # Experts only: a learned router's gate weights carry the rounding of the system before it.
+                [
+                    digest_tensors({"expert": bench.routings[cell, block, i].expert_TK})
+                    for block in bench.layers
+                    for i in iterations
+                ]
             )
         }
         for cell in cells

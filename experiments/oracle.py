@@ -6,6 +6,7 @@ import torch
 
 from experiments.bench import Bench
 from experiments.cells import TOLERANCES, layer_shape, set_precision
+from experiments.schedule import iterations_of
 from routers.base import Routing
 from systems.collectives import all_gather
 from systems.dense import Dense
@@ -21,15 +22,16 @@ def verify(bench: Bench, cell: str) -> dict[str, Any]:
     Dropped tokens must be as many as the system's account says and are left out of the comparison. This forward
     pass is the system's first, and is recorded as that.
     """
+    iteration = iterations_of(bench.config["tier"])["warmup"].start
     for layer in bench.layers.values():
         layer.remember = True
-    bench.prefetch(0)
+    bench.prefetch(iteration)
     with bench.session.clock.running():
-        bench.timed_forward(cell, 0, phase="first")
+        bench.timed_forward(cell, iteration, phase="first")
         errors, dropped = zip(*(_layer_error(bench, block) for block in bench.layers), strict=True)
     for layer in bench.layers.values():
         layer.remember, layer.seen = False, None
-    tokens_BGE = bench.count_tokens([(cell, block, 0) for block in bench.layers])
+    tokens_BGE = bench.count_tokens([(cell, block, iteration) for block in bench.layers])
     accounted = [
         bench.systems[cell][block].account(tokens_GE, bench.dtype.itemsize).dropped
         for block, tokens_GE in zip(bench.layers, tokens_BGE, strict=True)
@@ -57,7 +59,7 @@ def _layer_error(bench: Bench, block: int) -> tuple[float, int]:
     oracle = Dense(
         resident=False,
         shape=layer_shape(bench.config),
-        weights=bench.shared[block] if _weights_are_small(bench) else bench.weights[block],
+        weights=bench.oracle_weights[block] if _weights_are_small(bench) else bench.weights[block],
         group=bench.session.group,
         engine=LoopEngine(),
     )

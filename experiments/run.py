@@ -58,16 +58,19 @@ def experiment_points(config: DictConfig, typed: list[str]) -> list[Point]:
 
 def _panel_points(name: str, panel: DictConfig, config: DictConfig, typed: list[str]) -> list[Point]:
     cells = [_compose(tuple(_panel_overrides(panel, typed)), system) for system in _systems(config, panel, typed)]
+    keys = {override.lstrip("+").partition("=")[0] for override in typed}
+    values = None if panel.x in keys else panel["values"]  # what was typed is the one point
     points = []
-    for value in panel["values"] or [OmegaConf.select(config, panel.x)]:
-        x = max(1, round(value / panel.divide_by)) if panel.get("divide_by") else value
+    for value in values or [OmegaConf.select(config, panel.x)]:
+        x = max(1, round(value / panel.divide_by)) if values and panel.get("divide_by") else value
         configs = []
         for cell in (cell.copy() for cell in cells):
             if len(cells) > 1 and cell.system.engine is None:
                 cell.engine = None  # engine= is for the systems that take one
             OmegaConf.update(cell, panel.x, x)
+            cell.experiment.name, cell.out = config.experiment.name, config.out
             configs.append(_resolved(cell))
-        published = tuple(panel.published)
+        published = tuple(panel.published) if values else ()
         place = (panel.x.rpartition(".")[2], x, value if published else None)
         points.append(Point(name, panel.title, panel.kind, published, *place, configs))
     return points

@@ -2,11 +2,25 @@
 
 import random
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from scipy.stats import quantile_test
 
 
-def interleave(cells: list[str], iterations: int, block: int, seed: int) -> Iterator[list[tuple[str, range]]]:
+def iterations_of(tier: dict[str, Any]) -> dict[str, range]:
+    """The iterations of each phase: no two share one, so that nothing kept from one phase can serve another.
+
+    The first forward pass, which is compared with the dense model, is the first of warmup, which is never empty here.
+    """
+    ranges, start = {}, 0
+    lengths = {"measure": tier["max_iterations"], "instrumented": tier["instrumented"], "warmup": tier["warmup"] + 1}
+    for phase, length in lengths.items():
+        ranges[phase] = range(start, start + length)
+        start += length
+    return ranges
+
+
+def interleave(cells: list[str], iterations: range, block: int, seed: int) -> Iterator[list[tuple[str, range]]]:
     """Rounds of blocks of iterations, [A B C] [C B A] ...: every system runs each block before the next round.
 
     The first order is drawn from the seed and then reversed at each round, so that slow drift of the machine meets
@@ -14,8 +28,8 @@ def interleave(cells: list[str], iterations: int, block: int, seed: int) -> Iter
     """
     order = sorted(cells)
     random.Random(seed).shuffle(order)
-    for start in range(0, iterations, block):
-        yield [(cell, range(start, min(start + block, iterations))) for cell in order]
+    for start in range(0, len(iterations), block):
+        yield [(cell, iterations[start : start + block]) for cell in order]
         order.reverse()
 
 

@@ -28,7 +28,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     if given.resume:
-        command = [sys.executable, "-m", "experiments.run", *plan["command"], f"out={given.folder}"]
+        command = [sys.executable, "-m", "experiments.run", *plan["command"], f"out='{given.folder}'"]
         os.execv(sys.executable, command)
     show(plan, store, Console())
     return 0

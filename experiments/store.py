@@ -82,8 +82,9 @@ class Store:
             raise ValueError(
                 f"{self.folder} is not a campaign's folder: {path.name} cannot be read ({error})"
             ) from None
-        if plan.get("schema") != SCHEMA:
-            raise ValueError(f"{path} is of schema {plan.get('schema')}; this version reads {SCHEMA}: measure again")
+        schema = plan.get("schema") if isinstance(plan, dict) else None
+        if schema != SCHEMA or not {"panels", "command", "campaign"} <= plan.keys():
+            raise ValueError(f"{path} is no plan of schema {SCHEMA} (found {schema}); measure again")
         return plan
 
     @contextmanager
@@ -100,8 +101,9 @@ class Store:
         """The cells that a process which is alive is at."""
         try:
             note = json.loads((self.folder / "running.json").read_text())
-            return note["cells"] if psutil.pid_exists(note["pid"]) else []
-        except (OSError, ValueError, KeyError):
+            # A younger process has only inherited the number of the one that wrote the note.
+            return note["cells"] if psutil.Process(note["pid"]).create_time() <= note["since"] else []
+        except (OSError, ValueError, KeyError, TypeError, psutil.Error):
             return []
 
     def state(self, cell: str) -> str:
@@ -114,13 +116,13 @@ class Store:
         """Which file of a stored cell is not what was written, in a few words; None if all are."""
         try:
             run = self._read(cell)
-        except (OSError, ValueError, KeyError, AttributeError):
+        except (OSError, ValueError, KeyError, AttributeError, TypeError):
             return "run.json cannot be read"
         if run.get("digest") != _seal(run)["digest"]:
             return "run.json is not what was written"
         for name, expected in run["checksums"].items():
             path = self._cells / cell / name
-            if not path.exists():
+            if not path.is_file():
                 return f"{name} is missing"
             if _checksum(path) != expected:
                 return f"{name} is not what was written"
@@ -131,6 +133,10 @@ class Store:
         if run.get("schema") != SCHEMA or run["state"] not in STATES:
             raise ValueError(f"cell {cell} is of another schema")
         return run
+
+    def started(self, cell: str) -> str:
+        """When the launch began that measured a stored cell: the same for all cells that took turns."""
+        return self._read(cell)["started"]
 
     def is_measured(self, cell: str) -> bool:
         """True if the cell is stored in state ok and its files are what was written."""

@@ -19,7 +19,7 @@ import torch.distributed as dist
 from clusters.session import ClusterSpec, Session, connect
 from experiments.ceilings import measure_ceilings
 from experiments.cells import instantiate
-from experiments.schedule import interleave
+from experiments.schedule import interleave, iterations_of
 
 # What the fork server imports once, so that a launch's ranks start in a second.
 PRELOAD = ["experiments.oracle", "experiments.evidence", "experiments.worker", "deepspeed.moe.layer"]
@@ -47,7 +47,7 @@ def run_launch(spec: dict[str, Any], session: Session) -> None:
         bench = Bench(spec["workload"], session, spec["cache_dir"])
         for cell, system in cells.items():
             progress(cell)
-            bench.add(cell, system["node"], system["engine"])
+            bench.add(cell, system["node"], system["engine"], system["twin"])
     with stopwatch("ceilings"):
         ceilings = measure_ceilings(session.device, bench.dtype) if session.rank == 0 else None
         dist.barrier(group=session.group)  # alone: the other ranks sleep here
@@ -78,16 +78,17 @@ def _measure(
     the observer's cost.
     """
     tier, seed = workload["tier"], workload["launch"]
+    phases = iterations_of(tier)
 
     def run(turns: list[tuple[str, range]], phase: str) -> None:
         with stopwatch(phase):
             bench.measure(turns, phase, progress)
 
-    for turns in interleave(cells, tier["warmup"], max(1, tier["warmup"]), seed):
+    for turns in interleave(cells, phases["warmup"][1:], max(1, tier["warmup"]), seed):
         run(turns, "warmup")
-    instrumented = interleave(cells, tier["instrumented"], tier["block"], seed)
+    instrumented = interleave(cells, phases["instrumented"], tier["block"], seed)
     done, converged = 0, None
-    for turns in interleave(cells, tier["max_iterations"], tier["block"], seed):
+    for turns in interleave(cells, phases["measure"], tier["block"], seed):
         run(turns, "measure")
         run(next(instrumented, []), "instrumented")
         done = max((iterations.stop for _, iterations in turns), default=0)

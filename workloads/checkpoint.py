@@ -1,7 +1,7 @@
 """Read Switch checkpoints slice by slice: nothing but the asked-for part of a tensor is brought into memory."""
 
 import json
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +78,7 @@ class Checkpoint:
             )
 
 
+@cache
 def open_checkpoint(name: str) -> Checkpoint:
     """A name of SHIPPED, a directory, or a hub name fetched once into the hub's cache (safetensors, never pickled).
 

@@ -55,3 +55,9 @@ def test_digests_depend_on_names_values_and_order():
     assert digest_tensors({"a": x, "b": y}) == digest_tensors({"b": y, "a": x})
     assert len({digest_tensors(t) for t in ({"a": x}, {"b": x}, {"a": y}, {"a": x.double()})}) == 4
     assert digest_strings(["a", "b"]) != digest_strings(["b", "a"])
+
+
+def test_a_twin_has_no_vote():
+    sketch_SBL = torch.tensor([[[1.0, 4.0]], [[1.0, 4.0]], [[3.0, 4.0]], [[3.0, 4.0]], [[3.0, 4.0]]])
+    error_S, _ = deviations(sketch_SBL, torch.zeros(5, 1, 2, dtype=torch.int64), voters=[0, 1, 2])
+    assert error_S.tolist() == [0, 0, 0.5, 0.5, 0.5]

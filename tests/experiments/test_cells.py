@@ -40,7 +40,7 @@ DEFINING = [
     ("engine", "loop"),
     ("model.num_experts", 8),
     ("model.d_ff", 64),
-    ("model.checkpoint", "somewhere"),
+    ("model.checkpoint", "small_switch"),
     ("router.alpha", 0.5),
     ("router.permute_hot", True),
     ("corpus._target_", "workloads.corpus.FilesCorpus"),

@@ -26,4 +26,4 @@ def test_flops_by_hand():
 def test_announcement(tmp_path, systems, cells):
     plan = make_plan([point(*systems, out=tmp_path)])
     text = announce(plan, Store(tmp_path))
-    assert re.match(rf"plan: 1 launch, {cells} cells, {cells * 5} forward passes; about \d+ s \(rough", text), text
+    assert re.match(rf"plan: 1 launch, {cells} cells, {cells * 6} forward passes; about \d+ s \(rough", text), text

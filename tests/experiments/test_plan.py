@@ -10,7 +10,7 @@ from experiments.plan import Plan, Point, make_plan
 from experiments.run import experiment_points
 from tests.experiments.tiny import CONF, configuration
 
-BASE = configuration("experiment=fig3")
+BASE = configuration("experiment=fig3", "experiment.twin=null")
 SYSTEMS = {system: configuration(f"system={system}")["system"] for system in ("deepspeed", "moeshard")}
 
 
@@ -144,3 +144,55 @@ def test_laptop_divides_the_batches_of_the_paper():
     assert [(point.x, point.published_x) for point in found] == [(1, 10), (10, 100), (25, 250), (45, 450)]
     assert [point.configs[0]["batch_size"] for point in found] == [1, 10, 25, 45]
     assert all(Path(config["out"]).name == "fig3b" for point in found for config in point.configs)
+
+
+def test_the_twin_is_measured_twice_in_every_launch():
+    twice = copy.deepcopy(points(launches=2))
+    for config in (config for point in twice for config in point.configs):
+        config["experiment"]["twin"] = "moeshard"
+    plan = make_plan(twice)
+    for launch in plan.launches:
+        cells = [plan.cells[cell] for cell in launch]
+        assert [(cell.system, cell.twin) for cell in cells] == [
+            ("deepspeed", False),
+            ("moeshard", False),
+            ("moeshard", True),
+        ]
+        assert len({cell.id for cell in cells}) == 3 and len({cell.launch_id for cell in cells}) == 1
+
+
+@pytest.mark.parametrize(
+    ("experiment", "panels", "kinds"),
+    [
+        ("fig1", ["fig1"], {"load"}),
+        ("layers", ["layers"], {"layers"}),
+        ("fig4", ["fig4a", "fig4b"], {"speedup"}),
+        ("skew", ["skew_alpha", "skew_share"], {"speedup"}),
+        ("sections", ["sections"], {"sections"}),
+    ],
+)
+def test_panels_of_an_experiment(experiment, panels, kinds):
+    overrides = [f"experiment={experiment}", "scale=laptop"]
+    with initialize_config_dir(CONF, version_base="1.3"):
+        found = experiment_points(compose("config", overrides), overrides)
+    assert list(dict.fromkeys(point.panel for point in found)) == panels and {point.kind for point in found} == kinds
+    routers = {config["router"]["name"] for point in found for config in point.configs}
+    assert routers == {{"fig1": "learned", "layers": "trace"}.get(experiment, "synthetic")}
+    if experiment == "fig1":
+        assert {config["model"]["checkpoint"] for point in found for config in point.configs} == {"small_switch"}
+
+
+def test_what_is_typed_wins_over_a_panel_s_own_choice():
+    overrides = ["experiment=layers", "router=learned", "experiment.systems=[ep]"]
+    with initialize_config_dir(CONF, version_base="1.3"):
+        found = experiment_points(compose("config", overrides), overrides)
+    assert [config["router"]["name"] for point in found for config in point.configs] == ["learned"]
+    assert [config["system"]["name"] for point in found for config in point.configs] == ["ep"]
+
+
+def test_points_that_panels_share_are_measured_once():
+    overrides = ["experiment=all", "tier=smoke"]
+    with initialize_config_dir(CONF, version_base="1.3"):
+        found = experiment_points(compose("config", overrides), overrides)
+    plan = make_plan(found)
+    assert len(found) == 1 + 1 + 10 + 10 + 5 + 6 + 1 and len(plan.launches) == 20
