@@ -29,6 +29,8 @@ def wall_seconds(run: dict) -> float:
 
 def useful_share(launches: pd.DataFrame) -> float | None:
     """Share of the wall-clock time in which something was measured; None where it was not recorded."""
+    if launches.empty:
+        return None
     phases = [name for name in USEFUL if name in launches]
     total = sum(launches["wall"].to_list())
     return float(launches[phases].to_numpy().sum()) / total if phases and total else None

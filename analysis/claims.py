@@ -75,6 +75,7 @@ def claim_rows(
     row = {name: claim[name] for name in ("id", "figure", "kind", "published", "where", "transfer")}
     row |= {"claim": name_of(claim, metric), "metric": metric}
     row["recomputed"] = apply(claim, paper_points(claim, metric, reference))[0]
+    claim = like_with_like(claim, metric, reference)
     panels = [panel for panel in campaign.plan["panels"] if shows(panel, claim["figure"])]
     why = untestable(claim, campaign, panels)
     found = [] if why else list(series_points(claim, metric, campaign, summary, panels))
@@ -89,6 +90,19 @@ def claim_rows(
             "cause": cause,
             "series": series,
         }
+
+
+def like_with_like(claim: dict, metric: str, reference: Reference) -> dict:
+    """The claim with the number that our metric is to be held against.
+
+    What the paper prints as TTFT are layer ratios, so our TTFT is held against the authors' full forward passes.
+    """
+    if metric != "speedup_ttft" or claim["judge"] not in ("ratio_at", "highest"):
+        return claim
+    points = paper_points(claim, metric, reference)
+    x = claim["with"].get("x")
+    value = points[x].value if x in points else max(point.value for point in points.values())
+    return claim | {"with": claim["with"] | {"published": value}}
 
 
 def name_of(claim: dict, metric: str) -> str:
