@@ -18,8 +18,8 @@ STAMP  := .venv/.setup
 INSTALL = $(BIN)/python -m pip install -qq --disable-pip-version-check $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test lint conformance status resume figures report verify-paper clean \
-	reproduce-fig1 reproduce-layers reproduce-fig3 reproduce-fig4 reproduce-skew reproduce-sections reproduce-all
+.PHONY: help setup test lint conformance status resume figures report verify-paper clean
+.PHONY: reproduce-fig1 reproduce-layers reproduce-fig3 reproduce-fig4 reproduce-skew reproduce-sections reproduce-all
 
 help:  ## list the targets and the variables
 	@awk -F ':.*## ' '/^[a-z0-9 -]+:.*## / { printf "  make %-19s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -54,28 +54,28 @@ lint: $(STAMP)  ## check style, formatting and types
 conformance: $(STAMP)  ## check that every system computes what the dense model does
 	$(BIN)/python -m pytest tests/systems/test_conformance.py -q $(PYTEST_ARGS)
 
-REPRODUCE = $(BIN)/python -m experiments.run scale=$(SCALE) cluster=$(CLUSTER) cluster.device=$(DEVICE) tier=$(TIER)
+SETTINGS = scale=$(SCALE) cluster=$(CLUSTER) cluster.device=$(DEVICE) tier=$(TIER)
 
 reproduce-fig1: $(STAMP)  ## Figure 1: tokens per expert of a learned router, first and last MoE layer
-	$(REPRODUCE) experiment=fig1 $(ARGS)
+	$(BIN)/python -m experiments.run experiment=fig1 $(SETTINGS) $(ARGS)
 
 reproduce-layers: $(STAMP)  ## section 4.2: latency of each MoE layer under real loads
-	$(REPRODUCE) experiment=layers $(ARGS)
+	$(BIN)/python -m experiments.run experiment=layers $(SETTINGS) $(ARGS)
 
 reproduce-fig3: $(STAMP)  ## Figure 3: speed-up over DeepSpeed against the number of experts and the batch size
-	$(REPRODUCE) experiment=fig3 $(ARGS)
+	$(BIN)/python -m experiments.run experiment=fig3 $(SETTINGS) $(ARGS)
 
 reproduce-fig4: $(STAMP)  ## Figure 4: MoEShard with and without the fused engine
-	$(REPRODUCE) experiment=fig4 $(ARGS)
+	$(BIN)/python -m experiments.run experiment=fig4 $(SETTINGS) $(ARGS)
 
 reproduce-skew: $(STAMP)  ## the skew that the paper only sampled: alpha_r and k_r
-	$(REPRODUCE) experiment=skew $(ARGS)
+	$(BIN)/python -m experiments.run experiment=skew $(SETTINGS) $(ARGS)
 
 reproduce-sections: $(STAMP)  ## time per section of the MoE layer and rank
-	$(REPRODUCE) experiment=sections $(ARGS)
+	$(BIN)/python -m experiments.run experiment=sections $(SETTINGS) $(ARGS)
 
 reproduce-all: $(STAMP)  ## all of these as one campaign in results/all
-	$(REPRODUCE) experiment=all $(ARGS)
+	$(BIN)/python -m experiments.run experiment=all $(SETTINGS) $(ARGS)
 
 status: $(STAMP)  ## where the campaign CAMPAIGN stands
 	$(BIN)/python -m experiments.status $(CAMPAIGN)
@@ -83,8 +83,10 @@ status: $(STAMP)  ## where the campaign CAMPAIGN stands
 resume: $(STAMP)  ## go on with the campaign CAMPAIGN; nothing is measured twice
 	$(BIN)/python -m experiments.status $(CAMPAIGN) --resume
 
-figures report: $(STAMP)  ## rebuild figures, tables and report.html of the stored campaign CAMPAIGN
+report: $(STAMP)  ## rebuild report.html, figures and tables of the stored campaign CAMPAIGN from raw rows
 	$(BIN)/python -m analysis $(CAMPAIGN)
+
+figures: report  ## the same
 
 verify-paper: $(STAMP)  ## published | recomputed | ours | verdict; CHECKOUT=the authors' repository, if you have it
 	$(BIN)/python -m analysis.paper $(CHECKOUT) --campaign $(if $(wildcard $(CAMPAIGN)/plan.json),$(CAMPAIGN),results/sample-paper)

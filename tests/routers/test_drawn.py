@@ -1,5 +1,6 @@
 """What every router that draws promises, whichever distribution or counts it has."""
 
+import importlib
 import inspect
 import re
 from pathlib import Path
@@ -134,13 +135,14 @@ def test_draws_that_stored_campaigns_rest_on(name, drawn):
     assert build(name, rank=2, seed=5).draw(12, layer=1, iteration=3).tolist() == drawn
 
 
-def test_the_router_of_the_documentation_is_one():
+def test_the_router_of_the_documentation_is_one(tmp_path, monkeypatch):
     source = re.search(r"```python\n(.*?)```", (ROOT / "docs/routers.md").read_text(), re.DOTALL)
     assert source is not None
-    names: dict[str, Any] = {}
-    exec(source.group(1), names)
-    router = names["OneHotRouter"](num_experts=4, rank=0, seed=0, moe_blocks=[1, 3], classifier=None)
+    (tmp_path / "one_hot_router.py").write_text(source.group(1))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    kind = importlib.import_module("one_hot_router").OneHotRouter
+    router = kind(num_experts=4, rank=0, seed=0, moe_blocks=[1, 3], classifier=None)
     assert router.intended(8, layer=3, iteration=0).tolist() == [1, 1, 1, 5]
     assert np.bincount(router.draw(8, layer=1, iteration=0)).tolist() == [1, 5, 1, 1]
     with pytest.raises(ValueError, match=r"router\.share is 2; it must be between 0 and 1"):
-        names["OneHotRouter"](num_experts=4, rank=0, seed=0, share=2)
+        kind(num_experts=4, rank=0, seed=0, share=2)
