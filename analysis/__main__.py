@@ -11,6 +11,7 @@ from analysis.report import render
 
 
 def main(arguments: list[str] | None = None) -> int:
+    """Render each folder given; 1, with a sentence, at the first that is no campaign."""
     parser = argparse.ArgumentParser(prog="python -m analysis", description=__doc__)
     parser.add_argument("folder", nargs="+", type=Path, help="a campaign's folder, such as results/fig3")
     # A pipe or a log file has no width of its own, and the tables need more than the 80 columns assumed for it.

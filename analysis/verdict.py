@@ -5,12 +5,11 @@ from collections.abc import Iterator
 import numpy as np
 import pandas as pd
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
 from rich.table import Table
 
 from analysis.frames import select
 from analysis.judges import DIRECTION, FAILED, NOT_MEASURED, NOT_TESTABLE, NOTHING, REPRODUCED, point_verdict
-from analysis.labels import series_names, short_axis_name, system_name, times, with_interval
+from analysis.labels import series_names, system_name
 from analysis.reference import same_series
 
 GREY = "bright_black"
@@ -52,40 +51,8 @@ def interval_columns(short: str, rows: pd.DataFrame) -> dict[str, float]:
     return {short: value, f"{short}_low": low, f"{short}_high": high}
 
 
-def print_verdicts(verdicts: pd.DataFrame, console: Console, claims: pd.DataFrame | None = None) -> None:
-    """The points, a table for each panel, and the paper's claims in words (`claims_table`) below them."""
-    for experiment, rows in verdicts.groupby("experiment", sort=False) if len(verdicts) else ():
-        console.print(points_table(str(experiment), rows))
-    if claims is not None and len(claims):
-        console.print(claims_rich(claims))
-
-
 def plain_table(title: str) -> Table:
     return Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-
-
-def points_table(experiment: str, rows: pd.DataFrame) -> Table:
-    """One panel's points; the paper's x in brackets where the scale changed it."""
-    rescaled = rows["x"].tolist() != rows["published_x"].tolist()
-    several = len(rows["series"].unique()) > 1
-    table = plain_table(f"{experiment}: speed-up over {system_name(rows['baseline'].iloc[0])}, published against ours")
-    table.add_column(short_axis_name(rows["x_name"].iloc[0]) + (" (paper)" if rescaled else ""), justify="right")
-    if several:
-        table.add_column("system")
-    for name in ("published", "ours, layer", "verdict", "recomputed\nTTFT", "ours, TTFT"):
-        table.add_column(name, justify="left" if name == "verdict" else "right")
-    for row in rows.to_dict("records"):
-        x = f"{row['x']} ({row['published_x']})" if rescaled else f"{row['x']}"
-        layer, ttft = (with_interval(row[m], row[f"{m}_low"], row[f"{m}_high"], times) for m in METRICS)
-        cells = [
-            times(row["published"]),
-            layer,
-            coloured(row["verdict"], row["claimable"]),
-            times(row["recomputed_ttft"]),
-            ttft,
-        ]
-        table.add_row(x, *([row["series"]] if several else []), *cells)
-    return table
 
 
 def claims_rich(claims: pd.DataFrame) -> Table:

@@ -44,9 +44,9 @@ def _loads(bench: Bench, tokens_E: torch.Tensor, block: int, iteration: int) -> 
     ]
 
 
-def agreement(bench: Bench, cells: list[str], iterations: int) -> dict[str, dict[str, Any]]:
+def agreement(bench: Bench, cells: list[str]) -> dict[str, dict[str, Any]]:
     """How far each cell's outputs of all timed iterations are from the others'; see `agreement.agree`."""
-    lossless = [cell for cell in cells if not _drops(bench, cell, iterations)]
+    lossless = [cell for cell in cells if not _drops(bench, cell)]
     shape_BX = (bench.config["batch_size"], -1)
     timed = [sorted(bench.sketches[cell]) for cell in lossless[:1]]  # both passes; the same for all cells
     experts = {
@@ -67,9 +67,9 @@ def agreement(bench: Bench, cells: list[str], iterations: int) -> dict[str, dict
     )
 
 
-def _drops(bench: Bench, cell: str, iterations: int) -> bool:
-    """Whether any rank drops a token in any layer and iteration."""
-    keys = [(cell, block, iteration) for block in bench.layers for iteration in range(iterations)]
+def _drops(bench: Bench, cell: str) -> bool:
+    """Whether any rank drops a token in any layer and timed iteration of either pass."""
+    keys = [(cell, block, iteration) for block in bench.layers for iteration in sorted(bench.sketches[cell])]
     dropped = sum(
         bench.systems[cell][block].account(tokens_GE, bench.dtype.itemsize).dropped
         for (_, block, _), tokens_GE in zip(keys, bench.count_tokens(keys), strict=True)
@@ -95,12 +95,7 @@ def inputs(bench: Bench, cells: list[str]) -> dict[str, dict[str, Any]]:
         cell: shared
         | {
             "routing": digest_strings(
-                # Experts only: a learned router's gate weights carry the rounding of the system before it.
-                [
-                    digest_tensors({"expert": bench.routings[cell, block, i].expert_TK})
-                    for block in bench.layers
-                    for i in iterations
-                ]
+                [bench.routings[cell, block, i].digest() for block in bench.layers for i in iterations]
             )
         }
         for cell in cells

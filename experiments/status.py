@@ -17,6 +17,7 @@ ORDER = ("planned", "running", *STATES, "damaged")
 
 
 def main(arguments: list[str] | None = None) -> int:
+    """Print the table, or replace this process by the campaign's own command; 2 where there is no campaign."""
     parser = argparse.ArgumentParser(prog="python -m experiments.status", description=__doc__)
     parser.add_argument("folder", type=Path, help="a campaign's folder, such as results/all")
     parser.add_argument("--resume", action="store_true", help="run the campaign's own command again")

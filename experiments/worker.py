@@ -111,7 +111,7 @@ def _account(bench: Any, cells: list[str], spec: dict[str, Any], iterations: int
         counted += rows[0]
         routed += rows[1]
     started, folder = f"launch/{spec['launch_id']}", Path(spec["folder"])
-    agreement, mine = evidence.agreement(bench, cells, iterations), evidence.inputs(bench, cells)
+    agreement, mine = evidence.agreement(bench, cells), evidence.inputs(bench, cells)
     samples = _gather(f"{started}/samples", bench.recorder.rows() + counted, session)
     routing = _gather(f"{started}/routing", routed, session)
     ranks = _gather_json(f"{started}/ranks", {"inputs": mine, "cpu_s": time.process_time()}, session)

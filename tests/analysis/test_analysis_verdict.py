@@ -7,7 +7,7 @@ from analysis.judges import DIRECTION, FAILED, NOT_MEASURED, REPRODUCED, point_v
 from analysis.load import load_campaign
 from analysis.reference import load_reference, published_points, recomputed_layers, recorded_loads
 from analysis.summary import summarise
-from analysis.verdict import print_verdicts, verdict_table
+from analysis.verdict import claims_rich, verdict_table
 
 
 def verdicts_of(folder):
@@ -111,7 +111,6 @@ def test_loop_engine_stands_beside_figure_4(fig3, system):
 def test_printed(fig3):
     campaign = load_campaign(fig3())
     summary, console = summarise(campaign), Console(record=True, width=200)
-    table = verdict_table(summary, published_points(campaign.plan, load_reference()))
-    print_verdicts(table, console, claims_table(campaign, summary))
+    console.print(claims_rich(claims_table(campaign, summary)))
     text = console.export_text()
     assert "6.45×" in text and "likely cause" in text and "not testable here" in text and "not for claims" in text
