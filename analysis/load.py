@@ -15,6 +15,11 @@ import pyarrow.parquet as pq
 SCHEMA = 2
 Document = TypeVar("Document")
 RUN_COLUMNS = ["system", "engine", "precision", "twin"]
+COLLECTIVE_COLUMNS = [
+    *("iteration", "layer", "section", "sequence", "rank", "collective", "ranks"),
+    *("resumed_ms", "issued_ms", "waited_ms", "started_ms", "finished_ms"),
+    *("bytes_sent", "bytes_received", "sent_to", "asynchronous"),
+]
 
 
 @dataclass(frozen=True)
@@ -37,6 +42,14 @@ class Campaign:
         Columns: layer, iteration, rank, expert, tokens, intended. Experts without tokens may have no row.
         """
         return read_table(self.folder / "cells" / cell / "routing.parquet")
+
+    def collectives(self, cell: str) -> pd.DataFrame:
+        """What each rank of an ok cell moved in every observed layer; no rows where the cluster was not emulated.
+
+        Times are in ms since the layer began. sent_to: bytes to each rank of the collective.
+        """
+        path = self.folder / "cells" / cell / "collectives.parquet"
+        return read_table(path) if path.exists() else pd.DataFrame(columns=COLLECTIVE_COLUMNS)
 
 
 def run_columns(run: dict) -> dict:
@@ -90,7 +103,7 @@ def read_json(path: Path) -> dict:
 
 def read_rows(folder: Path, checksums: dict[str, str]) -> pd.DataFrame:
     """The samples of one ok cell; ValueError naming the file that is truncated, changed or of another schema."""
-    for name in ("samples.parquet", "routing.parquet"):
+    for name in sorted({"samples.parquet", "routing.parquet", *checksums}):
         verify_checksum(folder / name, checksums.get(name))
     path = folder / "samples.parquet"
     frame = read_table(path)
@@ -130,10 +143,17 @@ def read(path: Path, reader: Callable[[], Document]) -> Document:
         raise ValueError(f"{path} cannot be read: {str(error).splitlines()[0]}") from error
 
 
+def place_of(panel: dict, point: dict) -> dict:
+    """Where a point is: its panel, its x, and its y where the panel has a second axis (None elsewhere)."""
+    axes = {"x_name": panel["x_name"], "x": point["x"], "y_name": panel.get("y_name"), "y": point.get("y")}
+    return {"experiment": panel["name"]} | axes
+
+
 def coverage(campaign: Campaign) -> pd.DataFrame:
     """Every planned cell of every panel, twins too, with its state, the reason, and whether its output was checked."""
     rows = [
-        {"experiment": panel["name"], "x_name": panel["x_name"], "x": point["x"], "cell": cell}
+        place_of(panel, point)
+        | {"cell": cell}
         | {name: campaign.runs[cell].get(name) for name in [*RUN_COLUMNS, "launch", "state", "reason"]}
         | {"correctness": correctness(campaign.runs[cell])}
         for panel in campaign.plan["panels"]

@@ -7,7 +7,7 @@ after the timed region only.
 import fcntl
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -67,14 +67,18 @@ class Baton:
     Who holds it is not to be disturbed. A rank that is done sleeps until all others are done too before it moves any
     data (`wait_until_idle`), and a rank that gets the baton starts only when those it has just exchanged data with
     are asleep again. The kernel frees all locks of a rank that dies.
+
+    at_once: how many batons there are; rank r waits for number r mod at_once. More than one where the emulated ranks
+    share a host, so that they meet in its caches and memory as they would there.
     """
 
-    def __init__(self, path: Path, rank: int, world_size: int) -> None:
+    def __init__(self, path: Path, rank: int, world_size: int, at_once: int = 1) -> None:
         self.rank = rank
-        self._turn = open(path, "a+b")  # noqa: SIM115  (held for the life of the rank)
+        self._turn = open(path.with_suffix(f".turn{rank % at_once}"), "a+b")  # noqa: SIM115  (held for the rank's life)
         self._computing = open(path.with_suffix(".computing"), "a+b")  # noqa: SIM115
-        self._turn.truncate(8 * world_size)
-        self._arrivals = np.memmap(self._turn, dtype=np.int64, mode="r+", shape=(world_size,))
+        with open(path, "a+b") as arrivals:
+            arrivals.truncate(8 * world_size)
+            self._arrivals = np.memmap(arrivals, dtype=np.int64, mode="r+", shape=(world_size,))
 
     @property
     def next_arrival(self) -> int:
@@ -112,16 +116,39 @@ class VirtualMark(NamedTuple):
     now: Any
 
 
+class Exchange(NamedTuple):
+    """One collective as one rank saw it, in emulated seconds.
+
+    resumed_s: when the rank last began to compute before it. waited_s: when it waited for it; at once (issued_s)
+    unless it is asynchronous. started_s: when the last rank had issued it and its link was free. sent_to_G: bytes to
+    each rank of the group. received: bytes from all of them.
+    """
+
+    collective: str
+    resumed_s: float
+    issued_s: float
+    waited_s: float
+    started_s: float
+    finished_s: float
+    sent_to_G: list[float]
+    received: float
+    asynchronous: bool
+
+
 class VirtualClock:
     """Emulated time of one rank: the sum of its own segments, joined with the other ranks at collectives.
 
     A segment is what the rank computes between two collectives, alone on the device because it holds the baton.
     Outside `running` nobody takes turns and only transfers move the clock (set-up, gathering of results).
+    link_free_s: when this rank's link has carried all that was issued so far. on_exchange is told of each collective.
     """
 
     def __init__(self, baton: Baton, stopwatch: Clock) -> None:
         self.time_s = 0.0
+        self.link_free_s = 0.0
+        self.resumed_s = 0.0
         self.baton = baton
+        self.on_exchange: Callable[[Exchange], None] | None = None
         self._stopwatch = stopwatch
         self._segment: Any = None
         self._held_s: float | None = None
@@ -131,13 +158,17 @@ class VirtualClock:
         return VirtualMark(self.time_s, self._segment, self._stopwatch.mark())
 
     def seconds(self, start: VirtualMark, end: VirtualMark) -> float:
-        return self._at(end) - self._at(start)
+        return self.at(end) - self.at(start)
+
+    def at(self, mark: VirtualMark) -> float:
+        """Emulated seconds at a mark; waits for the device."""
+        return mark.segment_s + self._stopwatch.seconds(mark.segment, mark.now)
 
     def now_s(self) -> float:
         """Emulated seconds at this moment; waits for the device."""
         if self._held_s is not None:
             return self._held_s
-        return self.time_s if self._segment is None else self._at(self.mark())
+        return self.time_s if self._segment is None else self.at(self.mark())
 
     def hold(self) -> float:
         """End the segment at this moment, though it is closed a little later; returns the emulated seconds."""
@@ -171,12 +202,10 @@ class VirtualClock:
 
     def _resume(self, after: Mapping[int, int]) -> None:
         self.baton.take(after)
+        self.resumed_s = self.time_s
         self._segment = self._stopwatch.mark()
 
     def _pause(self) -> None:
         self.time_s = self.now_s()
         self._segment = self._held_s = None
         self.baton.give()
-
-    def _at(self, mark: VirtualMark) -> float:
-        return mark.segment_s + self._stopwatch.seconds(mark.segment, mark.now)

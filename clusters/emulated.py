@@ -13,18 +13,19 @@ from the time of issue, so computation in between overlaps with them as it would
 from collections import deque
 from collections.abc import Callable, Sequence
 from datetime import timedelta
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 import torch.distributed as dist
 
-from clusters.clocks import VirtualClock
-from clusters.network import Network
+from clusters.clocks import Exchange, VirtualClock
+from clusters.network import NetworkModel
 
 BACKEND = "emulated"
 
 
-def register(clock: VirtualClock, network: Network) -> None:
+def register(clock: VirtualClock, network: NetworkModel) -> None:
     """Make `init_process_group(backend="emulated")` create groups on this clock and network (once per process)."""
 
     def create(store: dist.Store, rank: int, size: int, timeout: timedelta) -> "EmulatedGroup":
@@ -36,12 +37,9 @@ def register(clock: VirtualClock, network: Network) -> None:
 class EmulatedWork(dist.Work):
     """A collective that has been issued and is carried out when somebody waits for it."""
 
-    def __init__(
-        self, group: "EmulatedGroup", issued_s: float, move: Callable[[], Any], volume_bytes: float, hops: int
-    ) -> None:
+    def __init__(self, group: "EmulatedGroup", issue: "Issue") -> None:
         super().__init__()
-        self.group, self.issued_s, self.move = group, issued_s, move
-        self.volume_bytes, self.hops = volume_bytes, hops
+        self.group, self.issue = group, issue
         self.finished_s: float | None = None
 
     def wait(self, timeout: timedelta | None = None) -> bool:
@@ -52,18 +50,27 @@ class EmulatedWork(dist.Work):
         return self.finished_s is not None
 
 
+class Issue(NamedTuple):
+    """What a rank wants moved, when it said so, and how to move it. sent_to_G: bytes to each rank of the group."""
+
+    collective: str
+    issued_s: float
+    sent_to_G: list[float]
+    asynchronous: bool
+    move: Callable[[], Any]
+
+
 class EmulatedGroup(dist.ProcessGroup):
     """G ranks that share a device and a link. A collective that is not here raises torch's own error."""
 
     def __init__(
-        self, store: dist.Store, rank: int, size: int, timeout: timedelta, clock: VirtualClock, network: Network
+        self, store: dist.Store, rank: int, size: int, timeout: timedelta, clock: VirtualClock, network: NetworkModel
     ) -> None:
         super().__init__(rank, size)  # pyright: ignore[reportCallIssue]  (torch's stubs lack this constructor)
         self.clock = clock
         self._network = network
         self._gloo: Any = dist.ProcessGroupGloo(dist.PrefixStore("gloo", store), rank, size, timeout)
         self._pending: deque[EmulatedWork] = deque()
-        self._link_free_s = 0.0
 
     def getBackendName(self) -> str:
         return BACKEND
@@ -77,25 +84,33 @@ class EmulatedGroup(dist.ProcessGroup):
 
     def _exchange(self, work: EmulatedWork) -> dict[int, int]:
         """Carry out one collective and give it its completion time; returns who took part: rank -> next arrival."""
-        work.move()
+        issue, clock, baton = work.issue, self.clock, self.clock.baton
+        issue.move()
         # This second, tiny exchange is also the barrier that keeps a rank from computing while others still copy.
-        baton = self.clock.baton
-        stamp = torch.tensor([work.issued_s, work.volume_bytes, baton.rank, baton.next_arrival], dtype=torch.float64)
-        stamps = torch.empty(self.size() * 4, dtype=torch.float64)
+        ready_s = max(issue.issued_s, clock.link_free_s)
+        stamp = torch.tensor([ready_s, baton.rank, baton.next_arrival, *issue.sent_to_G], dtype=torch.float64)
+        stamps = torch.empty(self.size() * len(stamp), dtype=torch.float64)
         self._gloo._allgather_base(stamps, stamp).wait()
-        issued_s, volume_bytes, ranks, arrivals = stamps.view(-1, 4).unbind(1)
-        start_s = max(float(issued_s.max()), self._link_free_s)
-        self._link_free_s = start_s + self._network.seconds(float(volume_bytes.max()), work.hops)
-        work.finished_s = self._link_free_s
-        return {int(rank): int(arrival) for rank, arrival in zip(ranks, arrivals, strict=True)}
+        ready_s, ranks, arrivals, *sent = stamps.view(self.size(), -1).numpy().T
+        sent_GG, members = np.stack(sent, axis=1), [int(rank) for rank in ranks]
+        volumes = self._network.volumes(issue.collective, sent_GG, members)
+        started_s = float(ready_s.max())
+        work.finished_s = started_s + self._network.seconds(issue.collective, volumes, self.size())
+        clock.link_free_s = work.finished_s
+        if clock.on_exchange is not None:
+            waited_s, received = max(clock.time_s, issue.issued_s), float(sent_GG[:, self.rank()].sum())
+            times = (clock.resumed_s, issue.issued_s, waited_s, started_s, work.finished_s)
+            clock.on_exchange(Exchange(issue.collective, *times, issue.sent_to_G, received, issue.asynchronous))
+        clock.time_s = max(clock.time_s, work.finished_s)  # those issued later are waited for from here on
+        return dict(zip(members, (int(arrival) for arrival in arrivals), strict=True))
 
     def _issue(
         self,
+        name: str,
         opts: Any,
         collective: Callable[..., Any],
         tensors: Sequence[torch.Tensor],
-        volume_bytes: float,
-        hops: int | None = None,
+        sent_to_G: Sequence[float],
     ) -> EmulatedWork:
         """Queue `collective(*tensors on the host)`; gloo moves host memory, so device tensors are copied around it.
 
@@ -110,37 +125,43 @@ class EmulatedGroup(dist.ProcessGroup):
                 if tensor.device != copy.device:
                     tensor.copy_(copy)
 
-        work = EmulatedWork(self, issued_s, move, volume_bytes, self.size() - 1 if hops is None else hops)
+        others = [0.0 if rank == self.rank() else float(sent) for rank, sent in enumerate(sent_to_G)]
+        work = EmulatedWork(self, Issue(name, issued_s, others, bool(opts.asyncOp), move))
         self._pending.append(work)
         return work
 
-    # Each method below is one collective: how gloo moves it and how many bytes a rank sends or receives off itself.
+    def _equally(self, num_bytes: float) -> list[float]:
+        return [num_bytes] * self.size()
+
+    # Each method below is one collective: how gloo moves it and how many bytes of it a rank sends to each other one.
 
     def barrier(self, opts: Any) -> EmulatedWork:
-        return self._issue(opts, self._gloo.barrier, [], 0)
+        return self._issue("barrier", opts, self._gloo.barrier, [], self._equally(0))
 
     def allreduce(self, tensors: list[torch.Tensor], opts: Any) -> EmulatedWork:
-        volume = 2 * (self.size() - 1) / self.size() * _nbytes(tensors[0])
-        return self._issue(opts, lambda t: self._gloo.allreduce([t], opts), tensors, volume, hops=2 * (self.size() - 1))
+        sent = self._equally(2 * _nbytes(tensors[0]) / self.size())  # a reduce-scatter, then an all-gather
+        return self._issue("all_reduce", opts, lambda t: self._gloo.allreduce([t], opts), tensors, sent)
 
     def broadcast(self, tensors: list[torch.Tensor], opts: Any) -> EmulatedWork:
-        volume = _nbytes(tensors[0]) if self.size() > 1 else 0
-        return self._issue(opts, lambda t: self._gloo.broadcast([t], opts), tensors, volume)
+        sent = self._equally(_nbytes(tensors[0]) if opts.rootRank == self.rank() else 0)
+        return self._issue("broadcast", opts, lambda t: self._gloo.broadcast([t], opts), tensors, sent)
 
     def _allgather_base(self, output: torch.Tensor, input: torch.Tensor, opts: Any) -> EmulatedWork:
-        return self._issue(opts, self._gloo._allgather_base, [output, input], (self.size() - 1) * _nbytes(input))
+        return self._issue(
+            "all_gather", opts, self._gloo._allgather_base, [output, input], self._equally(_nbytes(input))
+        )
 
     def allgather(self, outputs: list[list[torch.Tensor]], inputs: list[torch.Tensor], opts: Any) -> EmulatedWork:
         def gather(input: torch.Tensor, *parts: torch.Tensor) -> Any:
             return self._gloo.allgather([list(parts)], [input], opts)
 
-        return self._issue(opts, gather, [inputs[0], *outputs[0]], (self.size() - 1) * _nbytes(inputs[0]))
+        return self._issue("all_gather", opts, gather, [inputs[0], *outputs[0]], self._equally(_nbytes(inputs[0])))
 
     def _reduce_scatter_base(self, output: torch.Tensor, input: torch.Tensor, opts: Any) -> EmulatedWork:
         def scatter(output: torch.Tensor, input: torch.Tensor) -> Any:
             return self._gloo._reduce_scatter_base(output, input, opts)
 
-        return self._issue(opts, scatter, [output, input], (self.size() - 1) * _nbytes(output))
+        return self._issue("reduce_scatter", opts, scatter, [output, input], self._equally(_nbytes(output)))
 
     def alltoall_base(
         self,
@@ -153,19 +174,14 @@ class EmulatedGroup(dist.ProcessGroup):
         def exchange(output: torch.Tensor, input: torch.Tensor) -> Any:
             return self._gloo.alltoall_base(output, input, output_splits, input_splits)
 
-        volume = max(self._off_rank_bytes(input, input_splits), self._off_rank_bytes(output, output_splits))
-        return self._issue(opts, exchange, [output, input], volume)
+        splits = input_splits or [1] * self.size()
+        sent = [_nbytes(input) * split / max(1, sum(splits)) for split in splits]
+        return self._issue("all_to_all", opts, exchange, [output, input], sent)
 
     # torch 2.13 renamed the single-tensor collectives.
     all_gather_single = _allgather_base  # pyright: ignore[reportAssignmentType]
     reduce_scatter_single = _reduce_scatter_base  # pyright: ignore[reportAssignmentType]
     all_to_all_single = alltoall_base  # pyright: ignore[reportAssignmentType]
-
-    def _off_rank_bytes(self, tensor: torch.Tensor, splits: list[int]) -> float:
-        if not splits:
-            return _nbytes(tensor) * (self.size() - 1) / self.size()
-        total = sum(splits)
-        return _nbytes(tensor) * (total - splits[self.rank()]) / total if total else 0.0
 
 
 def _nbytes(tensor: torch.Tensor) -> int:

@@ -1,45 +1,177 @@
 """Network models: how long a collective takes for the bytes it moves.
 
-    t = base + hops * hop + table(V)        V = bytes a rank sends or receives, the larger, maximum over ranks
+A flat network is one kind of link. What was measured on the machine at hand decides, where there is a table for it:
 
-The table is read by linear interpolation: on a doubling grid log-log interpolation is biased by more than 10 %.
+    t = table[collective][ranks](V)
+
+else a model of the link does, with h = G - 1 steps of a ring (twice as many for an all-reduce):
+
+    t = base + h * hop + points(V)
+
+V is the number of bytes that a rank sends or receives off itself, the larger of the two, and the largest over ranks;
+of a broadcast those that it receives. sent_GG[i, j] are the bytes that the collective moves from its rank i to rank j.
+Tables are read by linear interpolation: on a doubling grid log-log interpolation is biased by more than 10 %.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
+
+COLLECTIVES = ("all_gather", "reduce_scatter", "all_to_all", "all_reduce", "broadcast", "barrier")
+Table = Sequence[Sequence[float]]
+
+
+class NetworkModel(Protocol):
+    """What the emulator asks of a network: the largest volume over each kind of link, and the time that takes."""
+
+    name: str
+
+    def volumes(self, collective: str, sent_GG: np.ndarray, members: Sequence[int]) -> tuple[float, ...]:
+        """V over each kind of link; members are the ranks of the collective in the whole cluster."""
+        ...
+
+    def seconds(self, collective: str, volumes: Sequence[float], ranks: int) -> float:
+        """Seconds of a collective of so many ranks."""
+        ...
 
 
 @dataclass(frozen=True)
 class Network:
-    """A link model fitted to measured collectives.
+    """One kind of link between all ranks, fitted to measured collectives.
 
     base_us, hop_us: latency of one collective and of each step of its ring.
     points: ((bytes, microseconds), ...) beyond that latency, ascending, starting where bytes are 0.
     bandwidth_gbs: GB/s (1e9) beyond the last point.
+    tables: {collective: {ranks: ((bytes, microseconds), ...)}}, latency included; beyond the last point its last slope.
     source: where the constants come from.
 
-    Raises ValueError for points that do not ascend or a bandwidth that is not positive.
+    Raises ValueError for points that do not ascend, an unknown collective or a bandwidth that is not positive.
     """
 
     name: str
     base_us: float = 0.0
     hop_us: float = 0.0
-    points: Sequence[Sequence[float]] = ((0, 0),)
+    points: Table = ((0, 0),)
     bandwidth_gbs: float = float("inf")
+    tables: Mapping[str, Mapping[int, Table]] = field(default_factory=dict)
     source: str = ""
 
     def __post_init__(self) -> None:
-        sizes = [size for size, _ in self.points]
-        if sizes != sorted(set(sizes)) or not sizes or sizes[0] != 0:
-            raise ValueError(f"network {self.name}: points must start at 0 bytes and ascend, got sizes {sizes}")
+        self._check("points", self.points)
+        if self.points[0][0] != 0:
+            raise ValueError(f"network {self.name}: points must start at 0 bytes, got {self.points[0][0]}")
         if self.bandwidth_gbs <= 0:
             raise ValueError(f"network {self.name}: bandwidth_gbs must be positive, got {self.bandwidth_gbs}")
+        for collective, by_ranks in self.tables.items():
+            if collective not in COLLECTIVES:
+                raise ValueError(
+                    f"network {self.name}: no collective is called {collective!r}; they are {', '.join(COLLECTIVES)}"
+                )
+            for ranks, table in by_ranks.items():
+                self._check(f"tables.{collective}.{ranks}", table)
+        # JSON has no whole numbers as keys.
+        tables = {name: {int(ranks): table for ranks, table in found.items()} for name, found in self.tables.items()}
+        object.__setattr__(self, "tables", tables)
 
-    def seconds(self, volume_bytes: float, hops: int) -> float:
-        """Seconds for a collective that moves `volume_bytes` per rank in a ring of `hops` steps."""
-        sizes, times_us = np.asarray(self.points, dtype=float).T
-        beyond_us = max(0.0, volume_bytes - sizes[-1]) / (self.bandwidth_gbs * 1e3)
-        table_us = float(np.interp(volume_bytes, sizes, times_us)) + beyond_us
-        return float(self.base_us + hops * self.hop_us + table_us) * 1e-6
+    def _check(self, what: str, table: Table) -> None:
+        sizes = [size for size, _ in table]
+        if not sizes or sizes != sorted(set(sizes)) or sizes[0] < 0:
+            raise ValueError(f"network {self.name}: {what} must ascend from 0 bytes or more, got sizes {sizes}")
+
+    def volumes(self, collective: str, sent_GG: np.ndarray, members: Sequence[int]) -> tuple[float, ...]:
+        return (_largest(collective, sent_GG),)
+
+    def seconds(self, collective: str, volumes: Sequence[float], ranks: int) -> float:
+        """Seconds of a collective; ValueError where this network was measured, but not with so many ranks."""
+        if ranks == 1:
+            return 0.0
+        return 1e-6 * (self.latency_us(collective, ranks) + self.beyond_latency_us(collective, volumes[0], ranks))
+
+    def latency_us(self, collective: str, ranks: int) -> float:
+        """What a collective costs that moves nothing."""
+        if (table := self._table(collective, ranks)) is not None:
+            return float(table[0][1])
+        hops = 2 * (ranks - 1) if collective == "all_reduce" else ranks - 1
+        return self.base_us + hops * self.hop_us
+
+    def beyond_latency_us(self, collective: str, volume_bytes: float, ranks: int) -> float:
+        """What the bytes add to the latency."""
+        if (table := self._table(collective, ranks)) is None:
+            last, slope = self.points[-1][0], 1 / (self.bandwidth_gbs * 1e3)
+            return _interpolated(self.points, volume_bytes) + max(0.0, volume_bytes - last) * slope
+        slope = 0.0
+        if len(table) > 1:
+            (size, time), (last, slowest) = table[-2:]
+            slope = (slowest - time) / (last - size)
+        beyond = max(0.0, volume_bytes - table[-1][0]) * slope
+        return _interpolated(table, volume_bytes) + beyond - float(table[0][1])
+
+    def _table(self, collective: str, ranks: int) -> Table | None:
+        name = "all_reduce" if collective == "barrier" else collective
+        if name not in self.tables:
+            return None
+        if ranks not in self.tables[name]:
+            known = ", ".join(map(str, sorted(self.tables[name])))
+            raise ValueError(
+                f"network {self.name} was measured with {known} ranks, not {ranks}; measure it "
+                f"(scripts/calibrate_network.py --ranks {ranks}) or choose another network="
+            )
+        return self.tables[name][ranks]
+
+
+@dataclass(frozen=True)
+class HierarchicalNetwork:
+    """Nodes of `ranks_per_node` ranks: one network inside them, another between them, one adapter per rank.
+
+    Collectives whose result every node needs once (all-gather, reduce-scatter, all-reduce, broadcast) cross between
+    nodes once per node, over all its adapters; an all-to-all sends each pair's bytes directly. Both kinds of link
+    work at the same time, so the slower one decides, after the latency of both.
+
+    Raises ValueError unless ranks_per_node is a whole number of at least 1; `seconds` for ranks that do not fill nodes.
+    """
+
+    name: str
+    ranks_per_node: int
+    intra: Network
+    inter: Network
+    source: str = ""
+
+    def __post_init__(self) -> None:
+        if type(self.ranks_per_node) is not int or self.ranks_per_node < 1:
+            raise ValueError(f"network {self.name}: ranks_per_node is {self.ranks_per_node!r}; it must be at least 1")
+
+    def volumes(self, collective: str, sent_GG: np.ndarray, members: Sequence[int]) -> tuple[float, ...]:
+        node_G = np.asarray(members) // self.ranks_per_node
+        near_GG = node_G[:, None] == node_G
+        if collective == "all_to_all":
+            return (_largest(collective, sent_GG * near_GG), _largest(collective, sent_GG * ~near_GG))
+        # Of the G-1 parts of a rank one per other node comes over its own adapter and is passed on inside the node.
+        total, others = _largest(collective, sent_GG), max(1, len(members) - 1)
+        far = total * (len(set(node_G.tolist())) - 1) / others
+        return (total - far, far)
+
+    def seconds(self, collective: str, volumes: Sequence[float], ranks: int) -> float:
+        if ranks <= self.ranks_per_node:
+            return self.intra.seconds(collective, volumes[:1], ranks)
+        if ranks % self.ranks_per_node:
+            raise ValueError(f"network {self.name}: {ranks} ranks do not fill nodes of {self.ranks_per_node}")
+        near, far = (
+            (self.intra, volumes[0], self.ranks_per_node),
+            (self.inter, volumes[1], ranks // self.ranks_per_node),
+        )
+        parts = [part for part in (near, far) if part[2] > 1]
+        latency_us = sum(network.latency_us(collective, count) for network, _, count in parts)
+        slowest_us = max(network.beyond_latency_us(collective, volume, count) for network, volume, count in parts)
+        return 1e-6 * (latency_us + slowest_us)
+
+
+def _largest(collective: str, sent_GG: np.ndarray) -> float:
+    received = float(sent_GG.sum(axis=0).max(initial=0.0))
+    return received if collective == "broadcast" else max(received, float(sent_GG.sum(axis=1).max(initial=0.0)))
+
+
+def _interpolated(table: Table, volume_bytes: float) -> float:
+    sizes, times_us = np.asarray(table, dtype=float).T
+    return float(np.interp(volume_bytes, sizes, times_us))

@@ -12,7 +12,7 @@ import torch.distributed as dist
 
 from clusters import emulated
 from clusters.clocks import Baton, Clock, CudaClock, HostClock, VirtualClock
-from clusters.network import Network
+from clusters.network import NetworkModel
 
 KINDS = ("emulated", "gloo", "nccl", "torchrun")
 
@@ -25,6 +25,8 @@ class ClusterSpec:
     (inside a launch that exists already, on one or many nodes).
     device: cpu or cuda. timeout_s: seconds without progress after which a rank gives up and shows where it hung.
     threads: CPU threads a rank computes with; None: one on an emulated cluster, else its share of the cores.
+    at_once: emulated ranks that compute at the same time: one that has the device to itself, or as many as share the
+    caches and the memory of the CPU host that is emulated.
     """
 
     kind: str = "emulated"
@@ -32,6 +34,7 @@ class ClusterSpec:
     device: str = "cpu"
     timeout_s: float = 300.0
     threads: int | None = None
+    at_once: int = 1
 
     def check(self) -> None:
         """Raise ValueError, in one sentence, if this machine cannot run the cluster."""
@@ -53,6 +56,7 @@ class ClusterSpec:
             raise ValueError("cluster=torchrun runs inside a launch: start it as `torchrun ... -m experiments.run`")
         if self.threads is not None and (type(self.threads) is not int or self.threads < 1):
             raise ValueError(f"cluster.threads is {self.threads!r}; it must be a whole number of at least 1, or null")
+        self._check_at_once()
         if not isinstance(self.timeout_s, int | float) or self.timeout_s <= 0:
             raise ValueError(f"cluster.timeout_s is {self.timeout_s!r}; it must be a positive number of seconds")
         if self.kind == "torchrun" and self.world_size != int(os.environ["WORLD_SIZE"]):
@@ -63,6 +67,20 @@ class ClusterSpec:
         if self.device == "cuda" and torch.cuda.device_count() < gpus_needed:
             found = torch.cuda.device_count()
             raise ValueError(f"cluster={self.kind} with cluster.device=cuda needs {gpus_needed} GPU(s); found {found}")
+
+    def _check_at_once(self) -> None:
+        cores = len(os.sched_getaffinity(0))
+        if type(self.at_once) is not int or self.at_once < 1:
+            raise ValueError(f"cluster.at_once is {self.at_once!r}; it must be a whole number of at least 1")
+        if self.at_once > 1 and (self.kind != "emulated" or self.device != "cpu"):
+            raise ValueError(
+                f"cluster.at_once is {self.at_once}; more than one rank computes at once on emulated CPU hosts only"
+            )
+        if self.at_once > 1 and self.at_once * self.threads_per_rank > cores:
+            raise ValueError(
+                f"cluster.at_once is {self.at_once} with {self.threads_per_rank} thread(s) a rank, but there are "
+                f"{cores} cores: ranks that share a core would disturb one another"
+            )
 
     @property
     def source(self) -> str:
@@ -95,7 +113,7 @@ class Session:
 
 
 @contextmanager
-def connect(spec: ClusterSpec, network: Network, baton_path: Path) -> Iterator[Session]:
+def connect(spec: ClusterSpec, network: NetworkModel, baton_path: Path) -> Iterator[Session]:
     """Join the process group named by the launcher's environment (RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT).
 
     network and baton_path (a file that all ranks of this launch share) matter to emulated clusters only.
@@ -106,7 +124,7 @@ def connect(spec: ClusterSpec, network: Network, baton_path: Path) -> Iterator[S
     backend = {"gloo": "gloo", "nccl": "nccl", "torchrun": "nccl" if device.type == "cuda" else "gloo"}.get(spec.kind)
     store, rank, world_size = next(dist.rendezvous("env://", timeout=timedelta(seconds=spec.timeout_s)))
     if spec.kind == "emulated":
-        clock = VirtualClock(Baton(baton_path, rank, world_size), clock)
+        clock = VirtualClock(Baton(baton_path, rank, world_size, spec.at_once), clock)
         emulated.register(clock, network)
         backend = emulated.BACKEND
     dist.init_process_group(

@@ -19,12 +19,12 @@ from experiments.cells import Cell
 from experiments.loggers import Logger
 from experiments.plan import Plan
 from experiments.progress import ProgressBar, line
-from experiments.store import SCHEMA, TO_MEASURE, Store
+from experiments.store import SCHEMA, TABLES, TO_MEASURE, Store
 from experiments.worker import read_progress
 
 Launcher = Callable[[dict[str, Any]], None]
-# A failed launch leaves what is known of its cells: (run.json, rows, routing); the tables are None without numbers.
-Outcome = tuple[dict[str, Any], pd.DataFrame | None, pd.DataFrame | None]
+# What is known of a cell: run.json and its tables by name; no tables without numbers.
+Outcome = tuple[dict[str, Any], dict[str, pd.DataFrame]]
 
 
 def run_campaign(plan: Plan, store: Store, launcher: Launcher, logger: Logger, console: Console) -> None:
@@ -40,13 +40,12 @@ def run_campaign(plan: Plan, store: Store, launcher: Launcher, logger: Logger, c
             while remaining:
                 bar.at(plan.cells[remaining[0]], done=len(plan.cells) - len(todo))
                 finished = _run_launch({cell: plan.cells[cell] for cell in remaining}, plan, store, launcher, bar)
-                for run, samples, routing in finished:
-                    store.write_cell(run, samples, routing)
-                    logger.cell(run, samples)
-                    console.print(
-                        line(plan.cells[run["cell"]], run, samples), highlight=False, markup=False, soft_wrap=True
-                    )
-                done = {run["cell"] for run, *_ in finished}
+                for run, tables in finished:
+                    store.write_cell(run, tables)
+                    logger.cell(run, tables.get("samples"))
+                    told = line(plan.cells[run["cell"]], run, tables.get("samples"))
+                    console.print(told, highlight=False, markup=False, soft_wrap=True)
+                done = {run["cell"] for run, _ in finished}
                 remaining = [cell for cell in remaining if cell not in done]
                 todo -= done
         bar.at(None, done=len(plan.cells) - len(todo))
@@ -84,26 +83,26 @@ def _run_launch(
             guilty = read_progress(folder, failure.rank)["cell"]
             failed = [guilty] if guilty in cells else list(cells)
             why = {"state": failure.kind, "reason": str(failure), "traceback": failure.traceback}
-            return [(document(cells[cell], plan, started) | why, None, None) for cell in failed]
+            return [(document(cells[cell], plan, started) | why, {}) for cell in failed]
         outcome = json.loads((folder / "outcome.json").read_text())
         seen = {"before": before, "during": meter.read(outcome["ranks_cpu_s"])}
         outcome["machine"] = seen | {"after": machine.state(first.cluster.device)}
-        samples, routing = pd.read_parquet(folder / "samples.parquet"), pd.read_parquet(folder / "routing.parquet")
-    return [_outcome_of(cells[cell], plan, started, outcome, samples, routing) for cell in outcome["correctness"]]
+        tables = {name: pd.read_parquet(folder / f"{name}.parquet") for name in TABLES}
+    return [_outcome_of(cells[cell], plan, started, outcome, tables) for cell in outcome["correctness"]]
 
 
 def _outcome_of(
-    cell: Cell, plan: Plan, started: str, outcome: dict[str, Any], samples: pd.DataFrame, routing: pd.DataFrame
+    cell: Cell, plan: Plan, started: str, outcome: dict[str, Any], tables: dict[str, pd.DataFrame]
 ) -> Outcome:
     correctness = outcome["correctness"][cell.id]
     found = {key: outcome[key] for key in ("schedule", "ceilings", "seconds", "machine")}
     run = document(cell, plan, started) | found | {"correctness": correctness}
     if reason := _mismatch(correctness):
-        return run | {"state": "invalid", "reason": reason}, None, None
+        return run | {"state": "invalid", "reason": reason}, {}
     run |= {"state": "ok", "inputs": outcome["inputs"][cell.id]}
     labels = {"campaign": run["campaign"], "launch": run["launch"], "source": run["source"], "schema": SCHEMA}
-    rows = samples.loc[samples["cell"] == cell.id].assign(**labels)
-    return run, rows, routing.loc[routing["cell"] == cell.id]
+    mine = {name: table.loc[table["cell"] == cell.id] for name, table in tables.items() if len(table)}
+    return run, mine | {"samples": mine["samples"].assign(**labels)}
 
 
 def document(cell: Cell, plan: Plan, started: str) -> dict[str, Any]:

@@ -100,8 +100,13 @@ class Cell:
 
 
 def instantiate(node: dict[str, Any], **values: Any) -> Any:
-    """Call the class that `node["_target_"]` names with the node's other keys and `values`."""
-    return find_class(node)(**_without(node, "_target_"), **values)
+    """Call the class that `node["_target_"]` names with the node's other keys and `values`; nested nodes first."""
+    given = {name: instantiate(own) if _is_node(own) else own for name, own in _without(node, "_target_").items()}
+    return find_class(node)(**given, **values)
+
+
+def _is_node(value: Any) -> bool:
+    return isinstance(value, dict) and "_target_" in value
 
 
 def find_class(node: dict[str, Any]) -> Any:

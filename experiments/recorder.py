@@ -4,9 +4,9 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
-from clusters.clocks import Clock
+from clusters.clocks import Clock, Exchange, VirtualClock, VirtualMark
 
 
 @dataclass(frozen=True)
@@ -20,18 +20,35 @@ class Interval:
     end: Any
 
 
+class Seen(NamedTuple):
+    """A collective inside an MoE layer: what the clock saw of it and where."""
+
+    layer: int
+    section: str | None
+    sequence: int
+    layer_start: VirtualMark
+    exchange: Exchange
+
+
 class Recorder:
     """Collects the marks of one iteration. Layers and sections are marked only while `observing` (instrumented pass).
 
-    `align` brings the ranks together without synchronising the device.
+    `align` brings the ranks together without synchronising the device. On an emulated clock the collectives of the
+    observed layers are kept too: other clusters do not say when a collective began.
     """
 
     def __init__(self, clock: Clock, align: Callable[[], None]) -> None:
         self.observing = False
         self._clock, self._align = clock, align
         self._layer: int | None = None
+        self._layer_start: Any = None
+        self._section: str | None = None
         self._intervals: list[Interval] = []
+        self._seen: list[Seen] = []
         self._rows: list[dict[str, Any]] = []
+        self._collectives: list[dict[str, Any]] = []
+        if isinstance(clock, VirtualClock):
+            clock.on_exchange = self._see
 
     def span(self, section: str) -> AbstractContextManager:
         """Time a section of the current layer, if the run is observed."""
@@ -49,9 +66,9 @@ class Recorder:
         self._layer = block
         with self._interval("entry_skew_ms"):
             self._align()
-        with self._interval("layer_moe_ms"):
+        with self._interval("layer_moe_ms") as self._layer_start:
             yield
-        self._layer = None
+        self._layer = self._layer_start = None
 
     @contextmanager
     def iteration(self, **labels: Any) -> Iterator[None]:
@@ -61,11 +78,42 @@ class Recorder:
             yield
         for interval in self._intervals:
             self._rows.append({**labels, "interval": interval})
-        self._intervals = []
+        for seen in self._seen:
+            self._collectives.append({"cell": labels["cell"], "iteration": labels["iteration"], "seen": seen})
+        self._intervals, self._seen = [], []
 
     def rows(self) -> list[dict[str, Any]]:
         """Every interval as a row with its value in ms; waits for the device."""
         return [self._resolve(row) for row in self._rows]
+
+    def collectives(self) -> list[dict[str, Any]]:
+        """Every collective of the observed layers as a row, in ms since its layer began; waits for the device."""
+        return [
+            {"cell": row["cell"], "iteration": row["iteration"]} | self._told(row["seen"]) for row in self._collectives
+        ]
+
+    def _told(self, seen: Seen) -> dict[str, Any]:
+        assert isinstance(self._clock, VirtualClock)
+        start_s, exchange = self._clock.at(seen.layer_start), seen.exchange
+        moments = ("resumed", "issued", "waited", "started", "finished")
+        times = {f"{name}_ms": (getattr(exchange, f"{name}_s") - start_s) * 1e3 for name in moments}
+        return {
+            "layer": seen.layer,
+            "section": seen.section,
+            "sequence": seen.sequence,
+            "collective": exchange.collective,
+            "ranks": len(exchange.sent_to_G),
+            **times,
+            "bytes_sent": sum(exchange.sent_to_G),
+            "bytes_received": exchange.received,
+            "sent_to": exchange.sent_to_G,
+            "asynchronous": exchange.asynchronous,
+        }
+
+    def _see(self, exchange: Exchange) -> None:
+        if self._layer_start is not None and self._layer is not None:
+            here = sum(seen.layer == self._layer for seen in self._seen)
+            self._seen.append(Seen(self._layer, self._section, here, self._layer_start, exchange))
 
     def ttft_ms(self, cell: str, phase: str) -> list[float]:
         """This rank's forward passes of one cell and phase so far; waits for the device."""
@@ -87,7 +135,9 @@ class Recorder:
         }
 
     @contextmanager
-    def _interval(self, metric: str, section: str | None = None) -> Iterator[None]:
+    def _interval(self, metric: str, section: str | None = None) -> Iterator[Any]:
+        outside, self._section = self._section, section or self._section
         start = self._clock.mark()
-        yield
+        yield start
         self._intervals.append(Interval(metric, self._layer, section, start, self._clock.mark()))
+        self._section = outside

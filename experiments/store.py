@@ -3,6 +3,7 @@
 cells/<id>/run.json          configuration, state, environment, checksums
 cells/<id>/samples.parquet   one row one observation (state ok only)
 cells/<id>/routing.parquet   tokens per layer, iteration, rank and expert
+cells/<id>/collectives.parquet  what each rank moved when, in every observed layer (emulated clusters only)
 running.json                 the cells of the launch that runs now, and by which process
 
 A cell is planned (it has no folder), running, or stored in one of STATES.
@@ -13,7 +14,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,12 @@ SAMPLE_COLUMNS = {
     "schema": "int64",
 }
 ROUTING_COLUMNS = ["layer", "iteration", "rank", "expert", "tokens", "intended"]
+COLLECTIVE_COLUMNS = [
+    *("iteration", "layer", "section", "sequence", "rank", "collective", "ranks"),
+    *("resumed_ms", "issued_ms", "waited_ms", "started_ms", "finished_ms"),
+    *("bytes_sent", "bytes_received", "sent_to", "asynchronous"),
+]
+TABLES = ("samples", "routing", "collectives")
 
 
 class StoreBusy(RuntimeError):
@@ -146,28 +153,25 @@ class Store:
         """True if the cell is stored with the reason why it has no numbers."""
         return self.state(cell) not in ("ok", *TO_MEASURE)
 
-    def write_cell(
-        self, run: dict[str, Any], samples: pd.DataFrame | None = None, routing: pd.DataFrame | None = None
-    ) -> None:
-        """Store one cell; an earlier failure of it is replaced."""
+    def write_cell(self, run: dict[str, Any], tables: Mapping[str, pd.DataFrame] | None = None) -> None:
+        """Store one cell, with those of its TABLES that there are; an earlier failure of it is replaced."""
         scratch, final = self._cells / f".{run['cell']}.tmp", self._cells / run["cell"]
         shutil.rmtree(scratch, ignore_errors=True)
         try:
-            self._write_files(scratch, run, samples, routing)
+            self._write_files(scratch, run, tables or {})
         except OSError:  # a full disk: half a cell would only take more of it
             shutil.rmtree(scratch, ignore_errors=True)
             raise
         shutil.rmtree(final, ignore_errors=True)
         os.replace(scratch, final)
 
-    def _write_files(
-        self, scratch: Path, run: dict[str, Any], samples: pd.DataFrame | None, routing: pd.DataFrame | None
-    ) -> None:
+    def _write_files(self, scratch: Path, run: dict[str, Any], tables: Mapping[str, pd.DataFrame]) -> None:
         scratch.mkdir(parents=True)
-        if samples is not None and routing is not None:
-            samples = samples.reindex(columns=list(SAMPLE_COLUMNS)).astype(SAMPLE_COLUMNS)
-            samples.to_parquet(scratch / "samples.parquet", index=False)
-            routing[ROUTING_COLUMNS].to_parquet(scratch / "routing.parquet", index=False)
+        columns = {"samples": list(SAMPLE_COLUMNS), "routing": ROUTING_COLUMNS, "collectives": COLLECTIVE_COLUMNS}
+        for name, table in tables.items():
+            if name == "samples":
+                table = table.reindex(columns=columns[name]).astype(SAMPLE_COLUMNS)
+            table[columns[name]].to_parquet(scratch / f"{name}.parquet", index=False)
         checksums = {path.name: _checksum(path) for path in sorted(scratch.iterdir())}
         _write_json(scratch / "run.json", _seal({"schema": SCHEMA, **run, "checksums": checksums}))
 

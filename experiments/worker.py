@@ -37,7 +37,7 @@ def run_rank(spec_path: str) -> None:
 
 
 def run_launch(spec: dict[str, Any], session: Session) -> None:
-    """Measure the cells of one launch; rank 0 leaves outcome.json, samples.parquet and routing.parquet behind."""
+    """Measure the cells of one launch; rank 0 leaves outcome.json and the tables behind."""
     from experiments.bench import Bench  # the parent only names this function: transformers would cost it seconds
     from experiments.oracle import verify
 
@@ -114,11 +114,13 @@ def _account(bench: Any, cells: list[str], spec: dict[str, Any], iterations: int
     agreement, mine = evidence.agreement(bench, cells), evidence.inputs(bench, cells)
     samples = _gather(f"{started}/samples", bench.recorder.rows() + counted, session)
     routing = _gather(f"{started}/routing", routed, session)
+    collectives = _gather(f"{started}/collectives", bench.recorder.collectives(), session)
     ranks = _gather_json(f"{started}/ranks", {"inputs": mine, "cpu_s": time.process_time()}, session)
     if session.rank > 0:
         return {}
     samples.to_parquet(folder / "samples.parquet")
     routing.to_parquet(folder / "routing.parquet")
+    collectives.to_parquet(folder / "collectives.parquet")
     inputs = {cell: {name: [rank["inputs"][cell][name] for rank in ranks] for name in mine[cell]} for cell in cells}
     return {"agreement": agreement, "inputs": inputs, "cpu_s": sum(rank["cpu_s"] for rank in ranks)}
 

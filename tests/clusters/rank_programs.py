@@ -38,8 +38,11 @@ def scripted(script: str, folder: str) -> None:
     byte_a_second, ten_seconds = Network("bytes", bandwidth_gbs=1e-9), Network("ten seconds", base_us=10e6)
     emulated.register(clock, byte_a_second if script == "volumes" else ten_seconds)
     dist.init_process_group(emulated.BACKEND, store=store, rank=rank, world_size=world_size)
+    exchanges = []
+    clock.on_exchange = lambda exchange: exchanges.append(exchange._asdict())
     with clock.running():
         SCRIPTS[script](watch, rank)
+    (Path(folder) / f"exchanges.{rank}").write_text(json.dumps(exchanges))
     (Path(folder) / f"time.{rank}").write_text(repr(clock.time_s))
     dist.destroy_process_group()
 
@@ -100,8 +103,31 @@ def volumes(watch: ScriptedWatch, rank: int) -> None:
     all_to_all(x, group, received_G=[rank + 1] * 3, sent_G=[1, 2, 3])
 
 
+def logged(watch: ScriptedWatch, rank: int) -> None:
+    """Two asynchronous all-reduces of 12 B, issued at 1 to 3 s and at once after; waited for 4 s later, all at once."""
+    watch.compute(rank + 1)
+    dist.all_reduce(torch.ones(3), async_op=True)
+    second = dist.all_reduce(torch.ones(3), async_op=True)
+    watch.compute(4)
+    second.wait()
+    watch.compute(1)
+    dist.broadcast(torch.ones(2), src=1)
+
+
+def shared_link(watch: ScriptedWatch, rank: int) -> None:
+    """Two groups of the same ranks have one link: the second collective starts when the first is through."""
+    if rank < 2:
+        first = dist.all_reduce(torch.ones(1), group=SUBGROUPS["pair"], async_op=True)
+        second = dist.all_reduce(torch.ones(1), group=SUBGROUPS["same"], async_op=True)
+        first.wait()
+        second.wait()
+
+
 SUBGROUPS: dict = {}
-SCRIPTS = {f.__name__: f for f in (barrier, overlap, hidden, busy_link, subgroups, waits_in_another_order, volumes)}
+SCRIPTS = {
+    f.__name__: f
+    for f in (barrier, overlap, hidden, busy_link, subgroups, waits_in_another_order, volumes, logged, shared_link)
+}
 
 
 def scripted_with_pair(script: str, folder: str) -> None:
@@ -110,7 +136,7 @@ def scripted_with_pair(script: str, folder: str) -> None:
 
     def init(*args, **kwargs) -> None:
         original(*args, **kwargs)
-        SUBGROUPS["pair"] = dist.new_group([0, 1])
+        SUBGROUPS["pair"], SUBGROUPS["same"] = dist.new_group([0, 1]), dist.new_group([0, 1])
 
     dist.init_process_group = init
     scripted(script, folder)
@@ -168,6 +194,19 @@ def overhead(folder: str) -> None:
                 gather(out, x)
                 times.append(session.clock.seconds(start, session.clock.mark()) * 1e6)
     (Path(folder) / f"overhead.{session.rank}").write_text(json.dumps(times))
+
+
+def two_at_once(folder: str) -> None:
+    """Three ranks, two batons: leaves the wall-clock times between which each rank computed in turns.<rank>."""
+    with connect(ClusterSpec("emulated", 3, at_once=2), Network("none"), Path(folder) / "baton") as session:
+        turns = []
+        with session.clock.running():
+            for _ in range(3):
+                start = time.monotonic()
+                time.sleep(0.1)
+                turns.append((start, time.monotonic()))
+                dist.barrier()
+    (Path(folder) / f"turns.{session.rank}").write_text(json.dumps(turns))
 
 
 def raise_on_rank_one(folder: str) -> None:

@@ -54,6 +54,36 @@ def test_a_collective_before_the_timed_region_only_takes_its_transfer(tmp_path):
     assert run_script("barrier", tmp_path, program=rank_programs.scripted_after_a_collective) == pytest.approx([23] * 3)
 
 
+def test_two_groups_of_the_same_ranks_share_their_link(tmp_path):
+    times = run_script("shared_link", tmp_path, program=rank_programs.scripted_with_pair)
+    assert times == pytest.approx([20, 20, 0])
+
+
+def test_what_was_moved_when_is_told(tmp_path):
+    """Links are free from 3 s, when rank 2 has issued: 10 s, then 10 s more; the broadcast a second later."""
+    run_script("logged", tmp_path)
+    for rank in range(3):
+        first, second, third = json.loads((tmp_path / f"exchanges.{rank}").read_text())
+        names = ("resumed_s", "issued_s", "waited_s", "started_s", "finished_s")
+        assert [first[name] for name in names] == pytest.approx([0, rank + 1, rank + 5, 3, 13])
+        assert [second[name] for name in names] == pytest.approx([0, rank + 1, 13, 13, 23])
+        assert [third[name] for name in names] == pytest.approx([23, 24, 24, 24, 34])
+        assert [row["collective"] for row in (first, second, third)] == ["all_reduce", "all_reduce", "broadcast"]
+        assert [row["asynchronous"] for row in (first, second, third)] == [True, True, False]
+        assert first["sent_to_G"] == [0 if peer == rank else 8 for peer in range(3)] and first["received"] == 16
+        assert third["sent_to_G"] == [8 if (rank, peer) in ((1, 0), (1, 2)) else 0 for peer in range(3)]
+        assert third["received"] == (0 if rank == 1 else 8)
+
+
+def test_as_many_ranks_as_share_a_host_compute_at_once(tmp_path):
+    """Ranks 0 and 2 share a baton; rank 1 has one to itself."""
+    launch(ClusterSpec("emulated", 3, at_once=2), rank_programs.two_at_once, str(tmp_path))
+    turns = [json.loads((tmp_path / f"turns.{rank}").read_text()) for rank in range(3)]
+    for one, other, shared in ((0, 2, False), (0, 1, True)):
+        overlaps = [min(a[1], b[1]) - max(a[0], b[0]) for a, b in zip(turns[one], turns[other], strict=True)]
+        assert any(overlap > 0.05 for overlap in overlaps) if shared else all(overlap <= 0 for overlap in overlaps)
+
+
 def test_collectives_move_the_data(tmp_path):
     launch(ClusterSpec("emulated", 3), rank_programs.every_collective, str(tmp_path))
     found = [json.loads((tmp_path / f"collectives.{rank}").read_text()) for rank in range(3)]

@@ -1,3 +1,4 @@
+from clusters.clocks import Baton, Exchange, VirtualClock
 from experiments.recorder import Recorder
 
 
@@ -48,3 +49,43 @@ def test_times_of_one_cell_and_phase():
         with recorder.iteration(cell=cell, iteration=0, phase=phase, order=0):
             pass
     assert recorder.ttft_ms("a", "measure") == [1000.0, 1000.0]
+
+
+class Watch:
+    """A stopwatch moved by hand."""
+
+    def __init__(self):
+        self.now = 0.0
+
+    def mark(self):
+        return self.now
+
+    def seconds(self, start, end):
+        return end - start
+
+
+def exchange(start_s: float, sent: float) -> Exchange:
+    return Exchange("all_to_all", start_s, start_s + 1, start_s + 1, start_s + 2, start_s + 5, [0.0, sent], 7.0, False)
+
+
+def test_collectives_of_observed_layers_are_kept_with_their_place(tmp_path):
+    watch = Watch()
+    clock = VirtualClock(Baton(tmp_path / "baton", 0, 1), watch)
+    recorder = Recorder(clock, lambda: clock.on_exchange(exchange(0, 1)))  # the meeting before a layer is no part of it
+    for observing in (False, True):
+        recorder.observing = observing
+        with clock.running(), recorder.iteration(cell="a", iteration=int(observing), phase="p", order=0):
+            clock.on_exchange(exchange(0, 2))
+            for layer in (1, 3):
+                with recorder.layer(layer):
+                    watch.now += 1
+                    start_s = clock.now_s()
+                    with recorder.span("dispatch"):
+                        clock.on_exchange(exchange(start_s, 3))
+                    clock.on_exchange(exchange(start_s + 10, 4))
+    rows = recorder.collectives()
+    places = [(row["iteration"], row["layer"], row["section"], row["sequence"]) for row in rows]
+    assert places == [(1, 1, "dispatch", 0), (1, 1, None, 1), (1, 3, "dispatch", 0), (1, 3, None, 1)]
+    moments = ("resumed_ms", "issued_ms", "waited_ms", "started_ms", "finished_ms")
+    assert [rows[2][name] for name in moments] == [1000, 2000, 2000, 3000, 6000]
+    assert (rows[3]["sent_to"], rows[3]["bytes_sent"], rows[3]["bytes_received"], rows[3]["ranks"]) == ([0, 4], 4, 7, 2)

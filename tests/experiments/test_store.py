@@ -5,7 +5,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from experiments.store import ROUTING_COLUMNS, SAMPLE_COLUMNS, SCHEMA, Store
+from experiments.store import COLLECTIVE_COLUMNS, ROUTING_COLUMNS, SAMPLE_COLUMNS, SCHEMA, Store
 
 OK = {"cell": "abc", "state": "ok", "reason": None}
 FAILED = {"cell": "abc", "state": "failed", "reason": "out of memory"}
@@ -18,6 +18,9 @@ SAMPLES = pd.DataFrame(
     ]
 ).assign(campaign="c", launch=0, phase="measure", order=7, time=1e9, source="emulated", schema=2)
 ROUTING = pd.DataFrame([[1, 0, 0, 2, 24, 23.5]], columns=ROUTING_COLUMNS)
+MOVED = [3, 1, "combine", 0, 0, "all_gather", 2, 0.0, 1.0, 1.0, 2.0, 3.0, 4.0, 4.0, [0.0, 4.0], False]
+COLLECTIVES = pd.DataFrame([MOVED], columns=COLLECTIVE_COLUMNS)
+TABLES = {"samples": SAMPLES, "routing": ROUTING, "collectives": COLLECTIVES}
 
 
 @pytest.fixture
@@ -39,17 +42,18 @@ def test_plan_is_written_and_replaced(store):
 
 def test_measured_cell_is_stored_whole(store):
     assert not store.is_measured("abc")
-    store.write_cell(OK, SAMPLES, ROUTING)
+    store.write_cell(OK, TABLES)
     assert store.is_measured("abc") and not store.is_measured("abd")
-    assert sorted(path.name for path in folder(store).iterdir()) == ["routing.parquet", "run.json", "samples.parquet"]
+    tables = {f"{name}.parquet" for name in TABLES}
+    assert {path.name for path in folder(store).iterdir()} == {"run.json", *tables}
     run = json.loads((folder(store) / "run.json").read_text())
     assert {key: run[key] for key in OK} == OK and run["schema"] == SCHEMA
-    assert set(run["checksums"]) == {"routing.parquet", "samples.parquet"}
+    assert set(run["checksums"]) == tables
     assert [path.name for path in folder(store).parent.iterdir()] == ["abc"]
 
 
 def test_samples_have_the_columns_and_types_of_the_schema(store):
-    store.write_cell(OK, SAMPLES, ROUTING)
+    store.write_cell(OK, TABLES)
     samples = pd.read_parquet(folder(store) / "samples.parquet")
     assert list(samples.columns) == list(SAMPLE_COLUMNS)
     assert {name: str(dtype) for name, dtype in samples.dtypes.items()} == SAMPLE_COLUMNS
@@ -58,10 +62,10 @@ def test_samples_have_the_columns_and_types_of_the_schema(store):
     assert pd.read_parquet(folder(store) / "routing.parquet").equals(ROUTING)
 
 
-@pytest.mark.parametrize("file", ["samples.parquet", "routing.parquet", "run.json"])
+@pytest.mark.parametrize("file", ["samples.parquet", "routing.parquet", "collectives.parquet", "run.json"])
 @pytest.mark.parametrize("damage", ["truncated", "missing", "changed"])
 def test_damaged_cell_is_not_measured(store, file, damage):
-    store.write_cell(OK, SAMPLES, ROUTING)
+    store.write_cell(OK, TABLES)
     path = folder(store) / file
     content = path.read_bytes()
     if damage == "missing":
@@ -85,7 +89,7 @@ def test_failure_is_a_record_but_no_measurement(store):
 def test_success_replaces_a_failure_and_leaves_nothing_of_it(store):
     store.write_cell(FAILED)
     (folder(store) / "left_over").touch()
-    store.write_cell(OK, SAMPLES, ROUTING)
+    store.write_cell(OK, TABLES)
     assert store.is_measured("abc") and not (folder(store) / "left_over").exists()
 
 
@@ -96,9 +100,9 @@ def test_writing_that_is_interrupted_leaves_no_cell(store, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(pd.DataFrame, "to_parquet", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            store.write_cell(OK, SAMPLES, ROUTING)
+            store.write_cell(OK, TABLES)
     assert not folder(store).exists() and not store.is_measured("abc")
-    store.write_cell(OK, SAMPLES, ROUTING)  # over what was left behind
+    store.write_cell(OK, TABLES)  # over what was left behind
     assert store.is_measured("abc") and [path.name for path in folder(store).parent.iterdir()] == ["abc"]
 
 
@@ -111,5 +115,5 @@ def test_cell_appears_by_one_rename(store, monkeypatch):
         rename(source, target)
 
     monkeypatch.setattr(os, "replace", spy)
-    store.write_cell(OK, SAMPLES, ROUTING)
-    assert seen == [(["routing.parquet", "run.json", "samples.parquet"], False)]
+    store.write_cell(OK, TABLES)
+    assert seen == [(["collectives.parquet", "routing.parquet", "run.json", "samples.parquet"], False)]
