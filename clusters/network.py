@@ -26,7 +26,8 @@ Table = Sequence[Sequence[float]]
 class NetworkModel(Protocol):
     """What the emulator asks of a network: the largest volume over each kind of link, and the time that takes."""
 
-    name: str
+    @property
+    def name(self) -> str: ...
 
     def volumes(self, collective: str, sent_GG: np.ndarray, members: Sequence[int]) -> tuple[float, ...]:
         """V over each kind of link; members are the ranks of the collective in the whole cluster."""

@@ -26,7 +26,7 @@ class ClusterSpec:
     device: cpu or cuda. timeout_s: seconds without progress after which a rank gives up and shows where it hung.
     threads: CPU threads a rank computes with; None: one on an emulated cluster, else its share of the cores.
     at_once: emulated ranks that compute at the same time: one that has the device to itself, or as many as share the
-    caches and the memory of the CPU host that is emulated.
+    caches and the memory of the CPU host that is emulated; None: as many as this machine has cores for.
     """
 
     kind: str = "emulated"
@@ -34,7 +34,7 @@ class ClusterSpec:
     device: str = "cpu"
     timeout_s: float = 300.0
     threads: int | None = None
-    at_once: int = 1
+    at_once: int | None = 1
 
     def check(self) -> None:
         """Raise ValueError, in one sentence, if this machine cannot run the cluster."""
@@ -69,18 +69,25 @@ class ClusterSpec:
             raise ValueError(f"cluster={self.kind} with cluster.device=cuda needs {gpus_needed} GPU(s); found {found}")
 
     def _check_at_once(self) -> None:
-        cores = len(os.sched_getaffinity(0))
-        if type(self.at_once) is not int or self.at_once < 1:
-            raise ValueError(f"cluster.at_once is {self.at_once!r}; it must be a whole number of at least 1")
-        if self.at_once > 1 and (self.kind != "emulated" or self.device != "cpu"):
+        if self.at_once is not None and (type(self.at_once) is not int or self.at_once < 1):
+            raise ValueError(f"cluster.at_once is {self.at_once!r}; it must be a whole number of at least 1, or null")
+        if self.at_once != 1 and (self.kind != "emulated" or self.device != "cpu"):
+            asked = "null" if self.at_once is None else self.at_once
             raise ValueError(
-                f"cluster.at_once is {self.at_once}; more than one rank computes at once on emulated CPU hosts only"
+                f"cluster.at_once is {asked}; more than one rank computes at once on emulated CPU hosts only"
             )
-        if self.at_once > 1 and self.at_once * self.threads_per_rank > cores:
+        if self.ranks_at_once * self.threads_per_rank > max(_cores(), self.threads_per_rank):
             raise ValueError(
                 f"cluster.at_once is {self.at_once} with {self.threads_per_rank} thread(s) a rank, but there are "
-                f"{cores} cores: ranks that share a core would disturb one another"
+                f"{_cores()} cores: ranks that share a core would disturb one another"
             )
+
+    @property
+    def ranks_at_once(self) -> int:
+        """How many emulated ranks compute at the same time."""
+        if self.at_once is None:
+            return max(1, min(self.world_size, _cores() // self.threads_per_rank))
+        return self.at_once
 
     @property
     def source(self) -> str:
@@ -97,7 +104,7 @@ class ClusterSpec:
         if self.threads is not None:
             return self.threads
         ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", self.world_size))
-        return 1 if self.kind == "emulated" else max(1, len(os.sched_getaffinity(0)) // ranks_here)
+        return 1 if self.kind == "emulated" else max(1, _cores() // ranks_here)
 
 
 @dataclass(frozen=True)
@@ -124,7 +131,7 @@ def connect(spec: ClusterSpec, network: NetworkModel, baton_path: Path) -> Itera
     backend = {"gloo": "gloo", "nccl": "nccl", "torchrun": "nccl" if device.type == "cuda" else "gloo"}.get(spec.kind)
     store, rank, world_size = next(dist.rendezvous("env://", timeout=timedelta(seconds=spec.timeout_s)))
     if spec.kind == "emulated":
-        clock = VirtualClock(Baton(baton_path, rank, world_size, spec.at_once), clock)
+        clock = VirtualClock(Baton(baton_path, rank, world_size, spec.ranks_at_once), clock)
         emulated.register(clock, network)
         backend = emulated.BACKEND
     dist.init_process_group(
@@ -134,6 +141,10 @@ def connect(spec: ClusterSpec, network: NetworkModel, baton_path: Path) -> Itera
     yield Session(rank, world_size, dist.group.WORLD, dist.PrefixStore("session", store), clock, device)
     # Not on an exception: closing connections would make the others fail before this rank has told why.
     dist.destroy_process_group()
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0))
 
 
 def _device(spec: ClusterSpec) -> torch.device:
