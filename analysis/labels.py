@@ -15,8 +15,10 @@ BLACK, ORANGE, SKY, GREEN, BLUE, VERMILLION, PURPLE = (
 GREY = "#777777"
 KNOWN = {
     "deepspeed": ("DeepSpeed", BLACK, "s"),
+    "deepspeed_lossless": ("DeepSpeed lossless", PURPLE, "X"),
     "deepspeed_dropless": ("DeepSpeed dropless", PURPLE, "s"),
     "moeshard": ("MoEShard", VERMILLION, "o"),
+    "moeshard_published": ("MoEShard as published", VERMILLION, "p"),
     "moeshard_no_megablocks": ("MoEShard loop", ORANGE, "h"),
     "ep": ("EP", BLUE, "^"),
     "ep_round_robin": ("EP round-robin", SKY, "v"),

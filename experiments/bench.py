@@ -4,6 +4,8 @@ import gc
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
 from contextlib import contextmanager
+from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -24,8 +26,9 @@ from experiments.cells import (
 )
 from experiments.moe_layer import MoELayer
 from experiments.recorder import Recorder
-from experiments.schedule import is_steady
+from experiments.schedule import is_steady, iterations_of
 from routers.base import Routing
+from routers.drawn import DrawnRouter
 from systems.base import System
 from systems.collectives import all_gather
 from systems.engines import find_engine
@@ -81,11 +84,13 @@ class Bench:
         """Build a system; a system that brings its own engine is given one that it does not use."""
         self.names[cell] = node["name"]
         self.twins |= {cell} if twin else set()
-        kind = find_class(node)
+        kind, given = find_class(node), options(node)
         shape = layer_shape(self.config)
+        if kind.needs_draws(**given):
+            shape = replace(shape, max_expert_tokens=self.max_expert_tokens)
         self.systems[cell] = {
             block: kind(
-                **options(node),
+                **given,
                 shape=shape,
                 weights=self.shared[block],
                 group=self.session.group,
@@ -94,6 +99,20 @@ class Bench:
             )
             for block in self.layers
         }
+
+    @cached_property
+    def max_expert_tokens(self) -> int | None:
+        """The most tokens of any rank for one expert, over all blocks and planned iterations.
+
+        None where the router draws nothing before it sees the tokens.
+        """
+        router = next(iter(self.layers.values())).router
+        if not isinstance(router, DrawnRouter):
+            return None
+        num_tokens, planned = layer_shape(self.config).max_tokens, iterations_of(self.config["tier"])
+        keys = [(block, i) for block in self.layers for iterations in planned.values() for i in iterations]
+        mine = max(np.bincount(router.draw(num_tokens, layer=block, iteration=i)).max() for block, i in keys)
+        return int(all_gather(torch.tensor([mine], device=self.device), self.session.group).max())
 
     @torch.inference_mode()
     def measure(self, schedule: Iterable[tuple[str, range]], phase: str, progress: Progress) -> None:

@@ -16,6 +16,7 @@ import torch
 
 from clusters.session import ClusterSpec
 from experiments import environment
+from routers.drawn import DrawnRouter
 from systems.base import LayerShape, System
 from systems.engines import find_engine
 from workloads.checkpoint import open_checkpoint
@@ -219,6 +220,9 @@ def _check_system(cell: Cell) -> None:
         raise ValueError(f"system {cell.system} brings its own engine; engine={config['engine']} does not apply to it")
     try:
         system.check(shape, cluster.world_size, **given)
+        if system.needs_draws(**given) and not issubclass(find_class(config["router"]), DrawnRouter):
+            router = config["router"]["name"]
+            raise ValueError(f"system {cell.system} must know every draw beforehand; router={router} cannot tell")
         if engine:
             widths = [shape.d_model, system.hidden_width(shape, cluster.world_size)]
             engine.check(torch.device(cluster.device), DTYPES[config["precision"]], widths)

@@ -6,13 +6,15 @@
 import faulthandler
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import save_file
 
+from clusters.clocks import VirtualClock
 from clusters.launch import launch
 from clusters.network import Network
 from clusters.session import ClusterSpec, Session, connect
@@ -81,20 +83,36 @@ def judge_case(case: Case, node: dict[str, Any], session: Session) -> tuple[dict
     """This rank's verdict on one case, and its output [T, D]. Tokens that the system drops are only counted."""
     model = ModelShape(case.num_experts, D_MODEL, D_FF, 4, 4, 2, 2, 32)
     weights = SeededLayer(model, block=1, seed=0, dtype=torch.float32, device=session.device)
-    layer = {"shape": case.shape, "weights": weights, "group": session.group}
-    system: System = find_class(node)(**options(node), **layer, engine=find_engine(node.get("engine") or "loop"))
     x_TD, routing = case.draw(session.rank)
-    y_TD = system.forward(x_TD, routing)
-    expected_TD = Dense(**layer, engine=find_engine("loop")).forward(x_TD, routing)
     tokens_GE = all_gather(routing.tokens_per_expert(case.num_experts).unsqueeze(0), session.group)
+    shape = replace(case.shape, max_expert_tokens=int(tokens_GE.max()))
+    layer = {"shape": shape, "weights": weights, "group": session.group}
+    system: System = find_class(node)(**options(node), **layer, engine=find_engine(node.get("engine") or "loop"))
+    with _bytes_on_the_wire(session) as sent:
+        y_TD = system.forward(x_TD, routing)
+    expected_TD = Dense(**layer, engine=find_engine("loop")).forward(x_TD, routing)
     dropped_T = (y_TD == 0).all(1) & (expected_TD != 0).any(1)
     error_TD = (y_TD - expected_TD)[~dropped_T].abs()
     scale = float(expected_TD.abs().max()) if len(expected_TD) else 1.0
+    account = system.account(tokens_GE, 4)
     return {
         "error": float(error_TD.max()) / scale if error_TD.numel() else 0.0,
         "dropped": int(dropped_T.sum()),
-        "accounted": system.account(tokens_GE, 4).dropped,
+        "accounted": account.dropped,
+        "bytes_sent": sum(sent),
+        "bytes_accounted": account.bytes_sent,
     }, y_TD
+
+
+@contextmanager
+def _bytes_on_the_wire(session: Session) -> Iterator[list[float]]:
+    """What this rank sends to others in every collective meanwhile, which only an emulated cluster tells."""
+    sent: list[float] = []
+    if isinstance(session.clock, VirtualClock):
+        session.clock.on_exchange = lambda exchange: sent.append(sum(exchange.sent_to_G))
+    yield sent
+    if isinstance(session.clock, VirtualClock):
+        session.clock.on_exchange = None
 
 
 def judge_rank(spec_path: str) -> None:
@@ -117,7 +135,9 @@ def judge_rank(spec_path: str) -> None:
 def judge(
     systems: dict[str, dict[str, Any]], cluster: ClusterSpec, folder: Path, max_top_k: dict[str, int] | None = None
 ) -> list[dict[str, dict[str, Any]]]:
-    """Verdicts of each rank: "system/case" -> error, dropped, accounted. Raises LaunchFailed if a rank dies."""
+    """Verdicts of each rank: "system/case" -> error, dropped, accounted, bytes_sent (0 unless emulated) and
+    bytes_accounted. Raises LaunchFailed if a rank dies.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     spec = {"cluster": vars(cluster), "systems": systems, "max_top_k": max_top_k or {}}
     (folder / "spec.json").write_text(json.dumps(spec))

@@ -1,12 +1,15 @@
 """What a campaign will do and about how long it will take, said before anything runs."""
 
+import math
 import os
 from collections import Counter
+from dataclasses import replace
+from typing import Any
 
 import torch
 
 from experiments.ceilings import measure_ceilings
-from experiments.cells import DTYPES, Cell, instantiate, layer_shape, options, system_class
+from experiments.cells import DTYPES, Cell, build_router, instantiate, layer_shape, options, system_class
 from experiments.plan import Plan
 from experiments.store import TO_MEASURE, Store
 from workloads.model import ModelShape
@@ -44,9 +47,20 @@ def forward_flops(cell: Cell) -> float:
     attention = 8 * model.d_model * inner + 4 * config["seq_len"] * inner
     dense_blocks = model.num_blocks - len(model.moe_blocks)
     ffn = 4 * model.d_model * model.d_ff
-    padding = system_class(config).padding(shape, cluster.world_size, **options(config["system"]))
+    system, given = system_class(config), options(config["system"])
+    if system.needs_draws(**given):
+        shape = replace(shape, max_expert_tokens=_busiest_expert(config))
+    padding = system.padding(shape, cluster.world_size, **given)
     per_token = model.num_blocks * attention + (dense_blocks + len(model.moe_blocks) * padding) * ffn
     return per_token * shape.max_tokens * cluster.world_size
+
+
+def _busiest_expert(config: dict[str, Any]) -> int | None:
+    """Tokens that rank 0's busiest expert is meant to get in the first forward pass; None for a learned router."""
+    router = build_router(config, rank=0, classifier=None)
+    block = instantiate(config["model"]).moe_blocks[0]
+    intended_E = router.intended(layer_shape(config).max_tokens, layer=block, iteration=0)
+    return None if intended_E is None else math.ceil(intended_E.max())
 
 
 def _duration(todo: list[Cell], num_launches: int) -> str:

@@ -25,6 +25,7 @@ def accounts(bench: Bench, cell: str, iterations: int) -> tuple[list[dict[str, A
             ("dropped", "tokens"),
             ("bytes_sent", "bytes"),
             ("flops", "flop"),
+            ("memory_bytes", "bytes"),
         ):
             value = _flops(account, bench.config["model"]) if metric == "flops" else getattr(account, metric)
             counted.append({**labels, "phase": "measure", "metric": metric, "value": value, "unit": unit})

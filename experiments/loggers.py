@@ -13,7 +13,7 @@ import pandas as pd
 
 MODES = ("offline", "online", None)
 LAYER_METRICS = ("layer_moe_ms", "section_ms", "entry_skew_ms")
-COUNTED = ("rows_computed", "rows_useful", "dropped", "bytes_sent", "flops")
+COUNTED = ("rows_computed", "rows_useful", "dropped", "bytes_sent", "flops", "memory_bytes")
 FACTS = ("cell", "launch", "twin", "engine", "precision", "source", "tier", "point", "seed")
 SECRET_NAME = re.compile(r"(^|_)(token|key|secret|password|passwd|credentials?)$", re.IGNORECASE)
 URL_LOGIN = re.compile(r"(?<=://)[^/@\s]+@")

@@ -26,13 +26,18 @@ def no_span(section: str) -> AbstractContextManager:
 
 @dataclass(frozen=True)
 class LayerShape:
-    """Sizes of one MoE layer. max_tokens: the most tokens that any rank brings to one call."""
+    """Sizes of one MoE layer.
+
+    max_tokens: the most tokens that any rank brings to one call. max_expert_tokens: the most token copies that any
+    rank brings for one expert in one call, where the router's draws are known before it runs and the system needs it.
+    """
 
     num_experts: int
     d_model: int
     d_ff: int
     max_tokens: int
     top_k: int = 1
+    max_expert_tokens: int | None = None
 
 
 class LayerWeights(Protocol):
@@ -53,13 +58,16 @@ class Account:
 
     rows_computed: rows through the experts, in rows of a whole expert (a shard of 1/G counts 1/G).
     rows_useful: those that carry a token. dropped: token copies of this rank that no expert computes.
-    bytes_sent: bytes this rank sends to other ranks.
+    bytes_sent: bytes this rank sends to other ranks. With G ranks an all-gather sends (G-1) x its input, a
+    reduce-scatter (G-1) x its output, an all-to-all what is not for this rank, an all-reduce 2 (G-1)/G x its tensor.
+    memory_bytes: bytes that the experts' matrix products at least read and write here (`ffn_bytes`).
     """
 
     rows_computed: float
     rows_useful: float
     dropped: int
     bytes_sent: float
+    memory_bytes: float
 
 
 class System(ABC):
@@ -100,6 +108,11 @@ class System(ABC):
         """Rows computed per useful row as far as it is known before routing; estimates of time rest on it."""
         return 1.0
 
+    @classmethod
+    def needs_draws(cls, **options: object) -> bool:
+        """Whether with these options the system wants `shape.max_expert_tokens`, which a learned router cannot tell."""
+        return False
+
     @abstractmethod
     def forward(self, x_TD: torch.Tensor, routing: Routing) -> torch.Tensor:
         """y_TD: each token's weighted sum of its experts' outputs; a dropped token gives zero."""
@@ -107,6 +120,13 @@ class System(ABC):
     @abstractmethod
     def account(self, tokens_GE: torch.Tensor, element_size: int) -> Account:
         """What a call costs this rank when rank g brings tokens_GE[g, e] token copies for expert e."""
+
+    def ffn_bytes(self, rows: float, num_experts: int, element_size: int) -> float:
+        """Bytes that relu(x W_i) W_o at least moves: `num_experts` pairs of matrices read once, and for each of `rows`
+        x read, the hidden layer written and read, y written. Padding that is computed counts as rows.
+        """
+        d_model, width = self.shape.d_model, self.hidden_width(self.shape, self.world_size)
+        return float(2 * num_experts * d_model * width + rows * 2 * (d_model + width)) * element_size
 
 
 def divisible(name: str, value: int, world_size: int, why: str) -> None:

@@ -19,11 +19,35 @@ def paper_capacity_factor(num_experts: int) -> float:
     return float(min(num_experts, 50))
 
 
+def lossless_capacity_factor(num_tokens: int, num_experts: int, max_expert_tokens: int) -> float:
+    """A factor whose capacity ceil(T/E * factor) is exactly `max_expert_tokens`, in DeepSpeed's float32 too.
+
+    It aims half a slot below the wanted capacity, so that rounding can push it over neither of the two whole numbers.
+    """
+    return (max(max_expert_tokens, 1) - 0.5) * num_experts / num_tokens
+
+
+def resolve_capacity_factor(capacity_factor: float | str, shape: LayerShape) -> float:
+    """The number that an option stands for. Raises ValueError where "lossless" cannot be told."""
+    if capacity_factor == "paper":
+        return paper_capacity_factor(shape.num_experts)
+    if capacity_factor != "lossless":
+        return float(capacity_factor)
+    if shape.max_expert_tokens is None:
+        raise ValueError(
+            "system.capacity_factor is 'lossless'; it must be a number or 'paper' where the router's draws are not "
+            "known before it runs"
+        )
+    return lossless_capacity_factor(shape.max_tokens, shape.num_experts, shape.max_expert_tokens)
+
+
 class DeepSpeedMoE(System):
     """Expert parallelism over all ranks with a capacity: each rank computes E * C rows whatever the routing.
 
-    capacity_factor: a number, or "paper" for min(E, 50). drop_tokens=False ignores it and takes the largest count
-    of any rank and expert as the capacity (one all-reduce). Which tokens are dropped is DeepSpeed's choice.
+    capacity_factor: a number, "paper" for min(E, 50), or "lossless" for the smallest that drops no token of this
+    workload, which only a router whose draws are known beforehand can tell. drop_tokens=False ignores it and takes
+    the largest count of any rank and expert as the capacity (one all-reduce). Which tokens are dropped is
+    DeepSpeed's choice.
     """
 
     own_engine = "deepspeed"
@@ -33,9 +57,7 @@ class DeepSpeedMoE(System):
         super().__init__(**layer)
         self.check(self.shape, self.world_size, capacity_factor=capacity_factor)
         self._drop_tokens = drop_tokens
-        self._capacity_factor = (
-            paper_capacity_factor(self.shape.num_experts) if capacity_factor == "paper" else float(capacity_factor)
-        )
+        self._capacity_factor = resolve_capacity_factor(capacity_factor, self.shape)
         self._sections = _Sections(self.span)
         self._moe = self._build(layer["weights"])
 
@@ -45,8 +67,10 @@ class DeepSpeedMoE(System):
             "model.num_experts", shape.num_experts, world_size, "expert parallelism puts E/G experts on each rank"
         )
         factor = options.get("capacity_factor", "paper")
-        if factor != "paper" and not (isinstance(factor, int | float) and factor > 0):
-            raise ValueError(f"system.capacity_factor is {factor!r}; it must be a positive number or 'paper'")
+        if factor not in ("paper", "lossless") and not (isinstance(factor, int | float) and factor > 0):
+            raise ValueError(
+                f"system.capacity_factor is {factor!r}; it must be a positive number, 'paper' or 'lossless'"
+            )
         if not isinstance(options.get("drop_tokens", True), bool):
             raise ValueError(f"system.drop_tokens is {options['drop_tokens']!r}; it must be true or false")
         if shape.max_tokens < cls.MIN_CAPACITY:
@@ -57,11 +81,16 @@ class DeepSpeedMoE(System):
             raise ValueError(f"system deepspeed is driven with top-1 routing only, got top_k = {shape.top_k}")
 
     @classmethod
+    def needs_draws(cls, **options: object) -> bool:
+        return options.get("capacity_factor") == "lossless" and options.get("drop_tokens", True) is True
+
+    @classmethod
     def padding(cls, shape: LayerShape, world_size: int, **options: object) -> float:
         factor: Any = options.get("capacity_factor", "paper")
-        if not options.get("drop_tokens", True):
+        unknown = cls.needs_draws(**options) and shape.max_expert_tokens is None
+        if unknown or not options.get("drop_tokens", True):
             return 1.0  # as many as the busiest expert gets: at least this
-        return paper_capacity_factor(shape.num_experts) if factor == "paper" else float(factor)
+        return resolve_capacity_factor(factor, shape)
 
     def _build(self, weights: LayerWeights) -> Any:
         os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
@@ -114,12 +143,15 @@ class DeepSpeedMoE(System):
         capacity = self.capacity(tokens_GE)
         home = slice(self.rank * (n := self.shape.num_experts // self.world_size), (self.rank + 1) * n)
         rows = float(self.shape.num_experts * capacity)
-        sent = rows * (self.world_size - 1) / self.world_size * self.shape.d_model * element_size
+        away = (self.world_size - 1) / self.world_size
+        sent = 2 * away * rows * self.shape.d_model * element_size
+        agreed = 0 if self._drop_tokens else 2 * away * 8  # an all-reduce of the capacity, one int64
         return Account(
             rows_computed=rows,
             rows_useful=float(tokens_GE[:, home].clamp(max=capacity).sum()),
             dropped=int((tokens_GE[self.rank] - capacity).clamp(min=0).sum()),
-            bytes_sent=2 * sent,
+            bytes_sent=sent + agreed,
+            memory_bytes=self.ffn_bytes(rows, n, element_size),  # an expert's slots are computed, filled or not
         )
 
     def capacity(self, tokens_GE: torch.Tensor) -> int:

@@ -40,4 +40,5 @@ class Dense(System):
 
     def account(self, tokens_GE: torch.Tensor, element_size: int) -> Account:
         rows = float(tokens_GE[self.rank].sum())
-        return Account(rows_computed=rows, rows_useful=rows, dropped=0, bytes_sent=0.0)
+        memory_bytes = self.ffn_bytes(rows, int(tokens_GE[self.rank].count_nonzero()), element_size)
+        return Account(rows_computed=rows, rows_useful=rows, dropped=0, bytes_sent=0.0, memory_bytes=memory_bytes)

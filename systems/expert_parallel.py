@@ -56,9 +56,11 @@ class ExpertParallel(System):
 
     def account(self, tokens_GE: torch.Tensor, element_size: int) -> Account:
         here_E = self._home_E == self.rank
-        rows = float(tokens_GE[:, here_E].sum())
+        rows_e = tokens_GE[:, here_E].sum(0)
+        rows = float(rows_e.sum())
         received_here = tokens_GE[self.rank, here_E].sum()
         leaving, arriving = tokens_GE[self.rank].sum() - received_here, rows - received_here
         counts = 8 * self.shape.num_experts * (self.world_size - 1) / self.world_size
-        row_bytes = self.shape.d_model * element_size
-        return Account(rows, rows, dropped=0, bytes_sent=float(leaving + arriving) * row_bytes + counts)
+        bytes_sent = float(leaving + arriving) * self.shape.d_model * element_size + counts
+        memory_bytes = self.ffn_bytes(rows, int(rows_e.count_nonzero()), element_size)
+        return Account(rows, rows, dropped=0, bytes_sent=bytes_sent, memory_bytes=memory_bytes)

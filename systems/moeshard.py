@@ -50,11 +50,22 @@ class MoEShard(System):
             return (y_TKD * routing.weight_TK[:num_tokens].unsqueeze(2)).sum(1)
 
     def account(self, tokens_GE: torch.Tensor, element_size: int) -> Account:
-        rows = float(tokens_GE.sum()) / self.world_size
         peers, copies = self.world_size - 1, self.shape.max_tokens * self.shape.top_k
         gathered = self.shape.max_tokens * self.shape.d_model * element_size + 4 * copies
         scattered = copies * self.shape.d_model * element_size
-        return Account(rows_computed=rows, rows_useful=rows, dropped=0, bytes_sent=peers * (gathered + scattered))
+        return self.account_of_shards(tokens_GE, element_size, bytes_sent=peers * (gathered + scattered))
+
+    def account_of_shards(self, tokens_GE: torch.Tensor, element_size: int, bytes_sent: float) -> Account:
+        """Every rank takes every row through its shard."""
+        rows_E = tokens_GE.sum(0)
+        rows = float(rows_E.sum())
+        return Account(
+            rows_computed=rows / self.world_size,
+            rows_useful=rows / self.world_size,
+            dropped=0,
+            bytes_sent=bytes_sent,
+            memory_bytes=self.ffn_bytes(rows, int(rows_E.count_nonzero()), element_size),
+        )
 
 
 class MoEShardNoMegaBlocks(MoEShard):

@@ -18,7 +18,7 @@ METRICS = {
     **dict.fromkeys(["layer_moe_ms", "section_ms", "entry_skew_ms"], ("ms", OBSERVED)),
     **dict.fromkeys(["rows_computed", "rows_useful"], ("rows", COUNTED)),
     "dropped": ("tokens", COUNTED),
-    "bytes_sent": ("bytes", COUNTED),
+    **dict.fromkeys(["bytes_sent", "memory_bytes"], ("bytes", COUNTED)),
     "flops": ("flop", COUNTED),
     "peak_memory_bytes": ("bytes", COUNTED | OBSERVED),
 }

@@ -56,6 +56,7 @@ def end_to_end(values: dict, offset_I: np.ndarray) -> list[dict]:
         "dropped": "tokens",
         "bytes_sent": "bytes",
         "flops": "flop",
+        "memory_bytes": "bytes",
     }
     for metric in [name for name in units if name in values]:
         by_rank = RANK_G if metric in ("flops", "bytes_sent") else np.arange(1, WORLD_SIZE + 1)

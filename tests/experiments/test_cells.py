@@ -8,8 +8,19 @@ from typing import Any
 import pytest
 import torch
 
-from experiments.cells import Cell, build_router, check, find_class, instantiate, layer_shape, options, set_precision
+from experiments.cells import (
+    Cell,
+    Unsupported,
+    build_router,
+    check,
+    find_class,
+    instantiate,
+    layer_shape,
+    options,
+    set_precision,
+)
 from routers.synthetic import SyntheticRouter
+from systems.base import LayerShape
 from systems.moeshard import MoEShard
 from tests.experiments.tiny import CONF, configuration
 from tests.workloads.test_checkpoint import random_tensors, save
@@ -91,7 +102,7 @@ def test_engine_asked_for_wins_unless_the_system_brings_its_own():
 def test_point_and_layer_shape():
     cell = Cell(TINY, 0)
     assert cell.point == {"num_experts": 4, "batch_size": 2, "seq_len": 12, "world_size": 2}
-    assert vars(layer_shape(TINY)) == {"num_experts": 4, "d_model": 16, "d_ff": 32, "max_tokens": 24, "top_k": 1}
+    assert layer_shape(TINY) == LayerShape(num_experts=4, d_model=16, d_ff=32, max_tokens=24, top_k=1)
     assert cell.system == "moeshard" and cell.cluster.world_size == 2
 
 
@@ -217,3 +228,9 @@ def test_checkpoint_of_another_size_is_refused(tmp_path):
     config["model"]["vocab_size"] = 21
     with pytest.raises(ValueError, match=r"shared\.weight is \[20, 8\]; the model's sizes want \[21, 8\]$"):
         check(Cell(config, 0))
+
+
+def test_lossless_capacity_wants_a_router_that_draws():
+    check(Cell(configuration("system=deepspeed_lossless", "router=trace", "model.num_experts=8"), 0))
+    with pytest.raises(Unsupported, match="deepspeed_lossless must know every draw beforehand; router=learned cannot"):
+        check(Cell(configuration("system=deepspeed_lossless", "router=learned"), 0))

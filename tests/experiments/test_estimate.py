@@ -27,3 +27,12 @@ def test_announcement(tmp_path, systems, cells):
     plan = make_plan([point(*systems, out=tmp_path)])
     text = announce(plan, Store(tmp_path))
     assert re.match(rf"plan: 1 launch, {cells} cells, {cells * 6} forward passes; about \d+ s \(rough", text), text
+
+
+def test_lossless_capacity_is_estimated_from_the_intended_load():
+    # 24 tokens a rank and 4 experts, of which one is hot: (1/4 + 0.6) / 1.6 of them is 12.75, so C = 13
+    attention, ffn = 8 * 16 * 16 + 4 * 12 * 16, 4 * 16 * 32
+    flops = forward_flops(Cell(configuration("system=deepspeed_lossless"), 0))
+    assert flops == pytest.approx((2 * attention + (1 + 4 * 12.5 / 24) * ffn) * 48)
+    learned = forward_flops(Cell(configuration("system=deepspeed_lossless", "router=learned"), 0))
+    assert learned == (2 * attention + 2 * ffn) * 48

@@ -17,11 +17,11 @@ from routers.drawn import CountedRouter, DrawnRouter, MultinomialRouter
 from routers.learned import LearnedRouter
 
 ROOT = Path(__file__).parents[2]
-CONFIGS: dict[str, Any] = {
-    path.stem: OmegaConf.to_container(OmegaConf.load(path)) for path in (ROOT / "conf/router").glob("*.yaml")
-}
+FILES = {path.stem: OmegaConf.load(path) for path in (ROOT / "conf/router").glob("*.yaml")}
+CONFIGS: Any = OmegaConf.to_container(OmegaConf.create({**FILES, "cluster": {"world_size": 4}}), resolve=True)
+del CONFIGS["cluster"]
 DRAWN = sorted(CONFIGS.keys() - {"learned"})
-COUNTED = ["balanced", "trace"]
+COUNTED = ["balanced", "matched", "trace"]
 NUM_TOKENS = 1000
 BALANCED = [14, 8, 0, 13, 2, 3, 10, 12, 15, 9, 1, 11]
 TRACE = [14, 6, 1, 13, 4, 5, 8, 11, 15, 7, 3, 10]
@@ -38,7 +38,7 @@ def build(name: str, *, rank: int = 0, seed: int = 0, **changed: Any) -> DrawnRo
 
 
 def test_there_is_a_configuration_of_every_router():
-    assert set(CONFIGS) == {"balanced", "drift", "learned", "lognormal", "synthetic", "trace", "zipf"}
+    assert set(CONFIGS) == {"balanced", "drift", "learned", "lognormal", "matched", "synthetic", "trace", "zipf"}
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -50,7 +50,8 @@ def test_the_configuration_shows_every_option_with_its_default(name):
         defaults |= {p.name: p.default for p in named if p.default is not p.empty}
     for given in ("moe_blocks", "classifier"):
         defaults.pop(given, None)
-    assert CONFIGS[name]["name"] == name and options(name) == defaults
+    of_the_cluster = {"ranks": 4} if name == "matched" else {}
+    assert CONFIGS[name]["name"] == name and options(name) == defaults | of_the_cluster
 
 
 def test_learned_takes_what_every_router_is_given():

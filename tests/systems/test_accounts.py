@@ -1,21 +1,23 @@
 """Closed forms of what a call costs a rank: by hand, as invariants, and against DeepSpeed's own gate."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from deepspeed.moe.sharded_moe import top1gating
+from deepspeed.moe.sharded_moe import _capacity, top1gating
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from routers.synthetic import skewed_probabilities
 from systems.base import Account, LayerShape, System
-from systems.deepspeed_moe import LOGIT, DeepSpeedMoE
+from systems.deepspeed_moe import LOGIT, DeepSpeedMoE, lossless_capacity_factor
 from systems.dense import Dense
 from systems.engines import find_engine
 from systems.expert_parallel import ExpertParallel
 from systems.moeshard import MoEShard
+from systems.moeshard_published import MoEShardPublished
 
 BYTES = 4  # of an element
 # Two ranks of at most 5 tokens, four experts, rows of 2 elements.
@@ -43,10 +45,12 @@ class NoWeights:
 SYSTEMS: dict[str, tuple[type[System], dict[str, Any]]] = {
     "dense": (Dense, {}),
     "moeshard": (MoEShard, {}),
+    "moeshard_published": (MoEShardPublished, {}),
     "contiguous": (ExpertParallel, {"placement": "contiguous"}),
     "round_robin": (ExpertParallel, {"placement": "round_robin"}),
     "deepspeed_tight": (UnbuiltDeepSpeedMoE, {"capacity_factor": 1.0}),
     "deepspeed_paper": (UnbuiltDeepSpeedMoE, {"capacity_factor": "paper"}),
+    "deepspeed_lossless": (UnbuiltDeepSpeedMoE, {"capacity_factor": "lossless"}),
     "deepspeed_dropless": (UnbuiltDeepSpeedMoE, {"drop_tokens": False}),
 }
 
@@ -59,38 +63,49 @@ def build(name: str, shape: LayerShape, world_size: int, rank: int) -> Any:
 
 def accounts(name: str, shape: LayerShape, tokens_GE: torch.Tensor) -> list[Account]:
     """The account of every rank."""
-    world_size = len(tokens_GE)
+    world_size, shape = len(tokens_GE), replace(shape, max_expert_tokens=int(tokens_GE.max()))
     return [build(name, shape, world_size, rank).account(tokens_GE, BYTES) for rank in range(world_size)]
 
 
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
-        ("dense", [Account(5, 5, 0, 0), Account(5, 5, 0, 0)]),
+        # Memory: 3 and 1 experts of 16 weights, 5 rows of 2 + 4 + 4 + 2 elements, of 4 bytes.
+        ("dense", [Account(5, 5, 0, 0, 432), Account(5, 5, 0, 0, 304)]),
         # To the other rank: 5 rows of 8 bytes, 5 ids of 4 bytes, 5 rows of partial outputs.
-        ("moeshard", [Account(5, 5, 0, 100), Account(5, 5, 0, 100)]),
+        # Memory: 3 shards of 8 weights, 10 rows of 2 + 2 + 2 + 2 elements.
+        ("moeshard", [Account(5, 5, 0, 100, 416)] * 2),
+        # 4 counts of 8 bytes, 5 rows of 8 bytes there and back
+        ("moeshard_published", [Account(5, 5, 0, 112, 416)] * 2),
         # 2 rows leave rank 0 and come back; 2 counts of 8 bytes.
-        ("contiguous", [Account(3, 3, 0, 32), Account(7, 7, 0, 32)]),
+        ("contiguous", [Account(3, 3, 0, 32, 208), Account(7, 7, 0, 32, 464)]),
         # 1 row leaves rank 0, 5 leave rank 1.
-        ("round_robin", [Account(9, 9, 0, 64), Account(1, 1, 0, 64)]),
+        ("round_robin", [Account(9, 9, 0, 64, 560), Account(1, 1, 0, 64, 112)]),
         # C = max(ceil(5 / 4), 4) = 4; half of 16 rows go there and back.
-        ("deepspeed_tight", [Account(16, 3, 0, 128), Account(16, 6, 1, 128)]),
+        ("deepspeed_tight", [Account(16, 3, 0, 128, 896), Account(16, 6, 1, 128, 896)]),
         # C = ceil(5 / 4 * 4) = 5
-        ("deepspeed_paper", [Account(20, 3, 0, 160), Account(20, 7, 0, 160)]),
+        ("deepspeed_paper", [Account(20, 3, 0, 160, 1088), Account(20, 7, 0, 160, 1088)]),
         # C = 5, the largest count
-        ("deepspeed_dropless", [Account(20, 3, 0, 160), Account(20, 7, 0, 160)]),
+        ("deepspeed_lossless", [Account(20, 3, 0, 160, 1088), Account(20, 7, 0, 160, 1088)]),
+        # The same, which both ranks learn from an all-reduce of 8 bytes.
+        ("deepspeed_dropless", [Account(20, 3, 0, 168, 1088), Account(20, 7, 0, 168, 1088)]),
     ],
 )
 def test_by_hand(name, expected):
     assert accounts(name, SMALL, TOKENS_GE) == expected
 
 
+def test_published_moeshard_fills_up_to_the_rank_with_most_tokens():
+    tokens_GE = torch.tensor([[3, 0, 1, 0], [0, 0, 2, 0]])
+    assert accounts("moeshard_published", SMALL, tokens_GE) == [Account(3, 3, 0, 32 + 2 * 4 * 8, 4 * (16 + 48))] * 2
+
+
 def test_top_2_by_hand():
     shape = LayerShape(num_experts=4, d_model=2, d_ff=4, max_tokens=5, top_k=2)
     tokens_GE = torch.tensor([[5, 3, 1, 1], [0, 0, 5, 5]])
     # 5 rows of 8 bytes, 10 ids of 4 bytes, 10 rows of partial outputs
-    assert accounts("moeshard", shape, tokens_GE) == [Account(10, 10, 0, 160)] * 2
-    assert accounts("contiguous", shape, tokens_GE) == [Account(8, 8, 0, 32), Account(12, 12, 0, 32)]
+    assert accounts("moeshard", shape, tokens_GE) == [Account(10, 10, 0, 160, 768)] * 2
+    assert accounts("contiguous", shape, tokens_GE) == [Account(8, 8, 0, 32, 512), Account(12, 12, 0, 32, 704)]
 
 
 def test_one_rank_sends_nothing():
@@ -109,6 +124,8 @@ def test_paper_point():
     assert deepspeed.bytes_sent / 2 == pytest.approx(3.46e9, rel=2e-3)
     assert moeshard.rows_computed == int(tokens_GE.sum()) / 4 == pytest.approx(30_000, rel=2e-3)
     assert moeshard.bytes_sent / 2 == pytest.approx(276e6, rel=3e-3)
+    # 128 shards of 2 x 768 x 768 weights; 120 000 rows of 768 read, 768 hidden written and read, 768 written.
+    assert moeshard.memory_bytes == pytest.approx(604e6 + 1475e6, rel=2e-3)
 
 
 @pytest.mark.parametrize(
@@ -151,6 +168,9 @@ def test_every_copy_is_computed_once_or_dropped(name, drawn):
     assert all(rank.rows_computed >= rank.rows_useful for rank in ranks)
     if not name.startswith("deepspeed"):
         assert all(rank.rows_computed == rank.rows_useful and rank.dropped == 0 for rank in ranks)
+    if name == "deepspeed_lossless":
+        slots = 8 * max(int(tokens_GE.max()), DeepSpeedMoE.MIN_CAPACITY)
+        assert all(rank.dropped == 0 and rank.rows_computed == slots for rank in ranks)
     if name == "deepspeed_dropless":
         assert all(rank.dropped == 0 and rank.rows_computed == 8 * int(tokens_GE.max()) for rank in ranks)
 
@@ -190,3 +210,40 @@ def test_capacity_and_drops_are_those_of_deepspeeds_gate(num_experts, experts, c
     assert account.rows_computed == num_experts * int(capacity)
     assert account.dropped == int((expert_KT < 0).sum())
     assert set(weight_KT[expert_KT >= 0].tolist()) <= {1.0}
+
+
+@settings(deadline=None)
+@given(num_experts=st.integers(1, 1024), num_tokens=st.integers(4, 1_000_000), share=st.floats(0, 1))
+def test_lossless_capacity_is_exactly_the_largest_count_in_deepspeeds_arithmetic(num_experts, num_tokens, share):
+    wanted = round(share * num_tokens)
+    factor = lossless_capacity_factor(num_tokens, num_experts, wanted)
+    gates: Any = SimpleNamespace(shape=(num_tokens, num_experts))
+    assert int(_capacity(gates, torch.tensor(factor), torch.tensor(4))) == max(wanted, 4)
+
+
+def test_lossless_capacity_needs_known_draws():
+    assert DeepSpeedMoE.needs_draws(capacity_factor="lossless")
+    assert not DeepSpeedMoE.needs_draws(capacity_factor="lossless", drop_tokens=False)
+    assert not DeepSpeedMoE.needs_draws(capacity_factor=2.0) and not MoEShard.needs_draws()
+    with pytest.raises(ValueError, match="'lossless'; it must be a number or 'paper' where the router's draws are not"):
+        build("deepspeed_lossless", SMALL, world_size=2, rank=0)
+
+
+def test_padding_that_estimates_rest_on():
+    def padding(max_expert_tokens: int | None, **options: object) -> float:
+        return DeepSpeedMoE.padding(replace(PAPER, max_expert_tokens=max_expert_tokens), 4, **options)
+
+    assert padding(None) == 50 and padding(None, capacity_factor=2) == 2
+    assert padding(None, capacity_factor="lossless") == padding(None, drop_tokens=False) == 1
+    assert padding(2100, capacity_factor="lossless") == pytest.approx(2100 * 128 / 30_000, rel=1e-3)
+
+
+@pytest.mark.parametrize("factor", ["papers", 0, -1.0, None])
+def test_unknown_capacity_factor_is_named(factor):
+    with pytest.raises(ValueError, match=r"system\.capacity_factor is .*; it must be a positive number, 'paper' or"):
+        DeepSpeedMoE.check(SMALL, 2, capacity_factor=factor)
+
+
+def test_published_moeshard_is_top_1():
+    with pytest.raises(ValueError, match="moeshard_published has top-1 routing as in the paper, got top_k = 2"):
+        MoEShardPublished.check(replace(SMALL, top_k=2), 2)

@@ -14,7 +14,7 @@ from experiments.conformance import ROUTINGS, TOLERANCE, cases, judge
 CONF = Path(__file__).parents[2] / "conf/system"
 SYSTEMS = {path.stem: OmegaConf.to_container(OmegaConf.load(path)) for path in sorted(CONF.glob("*.yaml"))}
 SYSTEMS["deepspeed_tight"] = {**SYSTEMS["deepspeed"], "capacity_factor": 1.0}
-MAX_TOP_K = {name: 1 if name.startswith("deepspeed") else 2 for name in SYSTEMS}
+MAX_TOP_K = {name: 1 if name.startswith(("deepspeed", "moeshard_published")) else 2 for name in SYSTEMS}
 CLUSTERS = [(kind, world_size) for world_size in (1, 2, 4) for kind in ("gloo", "emulated")]
 
 
@@ -43,6 +43,17 @@ def test_system_equals_dense(verdicts, kind, world_size, name):
             assert verdict["error"] <= TOLERANCE, (rank, case)
             assert verdict["dropped"] == verdict["accounted"], (rank, case)
             assert verdict["dropped"] == 0 or name == "deepspeed_tight", (rank, case)
+
+
+@pytest.mark.parametrize("name", SYSTEMS)
+@pytest.mark.parametrize("world_size", [1, 2, 4])
+def test_accounted_bytes_are_those_on_the_wire(verdicts, world_size, name):
+    ranks, _ = verdicts("emulated", world_size)
+    for rank, found in enumerate(ranks):
+        for case in cases(MAX_TOP_K[name]):
+            verdict = found[f"{name}/{case.name}"]
+            assert verdict["bytes_sent"] == pytest.approx(verdict["bytes_accounted"]), (rank, case)
+            assert (verdict["bytes_sent"] > 0) == (world_size > 1 and name != "dense"), (rank, case)
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 4])

@@ -1,0 +1,57 @@
+"""What a campaign stores of counted work, and a capacity that rests on what will be drawn."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from experiments.cells import build_router
+from experiments.main import run_points
+from experiments.schedule import iterations_of
+from tests.experiments.tiny import configuration, point
+
+SYSTEMS = ("deepspeed_lossless", "deepspeed_dropless", "moeshard_published")
+DRAWS = ("batch_size=3", "router.alpha=1.0", "seed=4")  # 36 tokens a rank; the warm-up draws the busiest expert
+
+
+@pytest.fixture(scope="module")
+def counted(tmp_path_factory):
+    """System -> metric -> values of every rank and iteration, of a campaign in which every system was right."""
+    out = tmp_path_factory.mktemp("counted")
+    assert run_points([point(*SYSTEMS, out=out, overrides=DRAWS)]) == 0
+    found = {}
+    for path in out.glob("cells/*/run.json"):
+        run, samples = json.loads(path.read_text()), pd.read_parquet(path.parent / "samples.parquet")
+        assert run["state"] == "ok" and run["correctness"]["passed"], run
+        found[run["system"]] = {
+            str(metric): rows["value"].to_numpy()
+            for metric, rows in samples.query("phase == 'measure'").groupby("metric")
+        }
+    assert set(found) == set(SYSTEMS)
+    return found
+
+
+def busiest(phases: list[str]) -> int:
+    """The most tokens of any rank for one expert in the iterations of these phases."""
+    config = configuration(*DRAWS)
+    planned = iterations_of(config["tier"])
+    routers = [build_router(config, rank=rank, classifier=None) for rank in range(2)]
+    return max(
+        int(np.bincount(router.draw(36, layer=1, iteration=i)).max())
+        for router in routers
+        for phase in phases
+        for i in planned[phase]
+    )
+
+
+def test_lossless_capacity_is_the_largest_count_of_the_whole_workload(counted):
+    lossless, dropless = counted["deepspeed_lossless"], counted["deepspeed_dropless"]
+    assert set(lossless["rows_computed"]) == {4 * busiest(["measure", "instrumented", "warmup"])}
+    assert dropless["rows_computed"].max() == 4 * busiest(["measure"]) < lossless["rows_computed"].max()
+    assert lossless["dropped"].sum() == dropless["dropped"].sum() == 0
+
+
+def test_memory_traffic_is_stored_in_bytes(counted):
+    rows = 2 * 36  # of both ranks; every expert has one, and a shard's hidden layer is 16 wide
+    assert set(counted["moeshard_published"]["memory_bytes"]) == {4.0 * (4 * 2 * 16 * 16 + rows * 2 * (16 + 16))}
