@@ -75,13 +75,23 @@ def reduce_counts(measured: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def bound(measured: dict, observed: dict, ceilings: dict | None) -> dict[str, np.ndarray]:
-    """Percent of the matmul ceiling that experts reach: the busiest rank's flops in the slowest rank's time."""
-    flops_ILG, experts_ILG = measured.get("flops"), observed.get(f"{SECTION}experts")
-    if not ceilings or flops_ILG is None or experts_ILG is None:
+    """Percent of the machine's ceilings that experts reach: the busiest rank's bound in the slowest rank's time."""
+    fastest_ms_L, experts_ILG = compute_bound_ms(measured, ceilings), observed.get(f"{SECTION}experts")
+    if fastest_ms_L is None or experts_ILG is None:
         return {}
-    # The two passes may differ in their number of iterations, so the counts' mean stands for each.
-    fastest_ms_L = flops_ILG.mean(axis=0).max(axis=-1) / ceilings["matmul_flops_per_s"] * 1e3
     return {"percent_of_bound/experts": 100 * fastest_ms_L / experts_ILG.max(axis=-1)}
+
+
+def compute_bound_ms(measured: dict, ceilings: dict | None) -> np.ndarray | None:
+    """Milliseconds [L] that the experts of the rank with most to do take at least: its flops at the matmul ceiling, or
+    its bytes (where they were counted) at the copy ceiling, whichever is longer. None without ceilings or counts.
+    """
+    if not ceilings or "flops" not in measured:
+        return None
+    rates = {"flops": ceilings["matmul_flops_per_s"], "memory_bytes": ceilings["copy_bytes_per_s"]}
+    # The two passes may differ in their number of iterations, so the counts' mean stands for each.
+    bounds_LG = [measured[name].mean(axis=0) / rate for name, rate in rates.items() if name in measured]
+    return 1e3 * np.max(bounds_LG, axis=0).max(axis=-1)
 
 
 def expert_load(tokens_ILE: np.ndarray) -> dict[str, np.ndarray]:

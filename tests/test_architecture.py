@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PURE = {"routers", "systems.engines", "systems.planners", "workloads"}
-PACKAGES = {"analysis", "clusters", "experiments", "routers", "systems", "workloads"}
+PACKAGES = {"analysis", "clusters", "experiments", "routers", "simulation", "systems", "workloads"}
 # Folder -> the parts of this project that its files may import; the innermost folder decides.
 MAY_IMPORT = {
     "routers": PURE,
@@ -19,6 +19,7 @@ MAY_IMPORT = {
     "systems": PURE | {"systems"},
     "clusters": {"clusters"},
     "analysis": {"analysis"},
+    "simulation": {"simulation", "analysis", "clusters.network", "routers", "systems"},
     "experiments": PACKAGES,
     "scripts": PACKAGES,
 }

@@ -1,0 +1,85 @@
+"""Price the recorded collectives of an emulated run on another network; computation stays what was measured.
+
+What a rank computes between two collectives does not depend on the network, so a layer's time on any other follows
+from the recorded times by the emulator's own rules (docs/emulation.md): a collective begins when its last rank has
+issued it and the link is free, and a rank that waits for one goes on when it has finished.
+Letters: K collectives of a layer, G ranks.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from clusters.network import NetworkModel
+from simulation.recorded import LayerRun
+
+
+@dataclass
+class RankClock:
+    """One rank's way through a layer: the recorded time and what it becomes."""
+
+    finished_K: np.ndarray  # recorded
+    waits: list[tuple[float, int]]  # (recorded time, collective), the next one last
+    recorded_ms: float = 0.0
+    replayed_ms: float = 0.0
+
+    def compute_until(self, recorded_ms: float) -> float:
+        """Compute up to a recorded moment; returns that moment in replayed time."""
+        self.replayed_ms += recorded_ms - self.recorded_ms
+        self.recorded_ms = recorded_ms
+        return self.replayed_ms
+
+    def wait_before(self, recorded_ms: float, replayed_K: np.ndarray) -> None:
+        """Go through all waits before a recorded moment, each until its collective has finished.
+
+        A wait at the very moment of an issue came with it: a synchronous collective waits for those before it.
+        """
+        while self.waits and self.waits[-1][0] < recorded_ms:
+            waited_ms, k = self.waits.pop()
+            self.replayed_ms = max(self.compute_until(waited_ms), replayed_K[k])
+            self.recorded_ms = max(waited_ms, self.finished_K[k])
+
+
+def replay(run: LayerRun, network: NetworkModel) -> np.ndarray:
+    """Milliseconds [G] that each rank spends in the layer on `network`; on the recorded one, those recorded.
+
+    Raises ValueError where the network does not know so many ranks.
+    """
+    transfer_K = transfers_ms(run, network)
+    replayed_K, link_free_ms = np.full(len(transfer_K), np.nan), 0.0
+    clocks = [RankClock(run.finished_KG[:, rank], waits_of(run, rank)) for rank in range(run.ranks)]
+    for k, transfer in enumerate(transfer_K):
+        for clock, issued_ms in zip(clocks, run.issued_KG[k], strict=True):
+            clock.wait_before(issued_ms, replayed_K)
+        issued = [clock.compute_until(ms) for clock, ms in zip(clocks, run.issued_KG[k], strict=True)]
+        link_free_ms = replayed_K[k] = max(*issued, link_free_ms) + transfer
+    for clock in clocks:
+        clock.wait_before(np.inf, replayed_K)
+    left = [clock.compute_until(ms) for clock, ms in zip(clocks, run.left_G, strict=True)]
+    return np.array(left) - run.entered_G
+
+
+def waits_of(run: LayerRun, rank: int) -> list[tuple[float, int]]:
+    """The waits of one rank, the last first."""
+    waited_K = run.waited_KG[:, rank]
+    return sorted(((float(ms), k) for k, ms in enumerate(waited_K) if not np.isnan(ms)), reverse=True)
+
+
+def transfers_ms(run: LayerRun, network: NetworkModel) -> np.ndarray:
+    """Milliseconds [K] that each collective of a layer takes on the network once it has begun."""
+    moved = zip(run.collectives, run.sent_KGG, strict=True)
+    return np.array([transfer_ms(network, collective, sent_GG) for collective, sent_GG in moved])
+
+
+def transfer_ms(network: NetworkModel, collective: str, sent_GG: np.ndarray) -> float:
+    """Milliseconds of a collective of all ranks that moves sent_GG[g, h] bytes from rank g to rank h."""
+    ranks = len(sent_GG)
+    return 1e3 * network.seconds(collective, network.volumes(collective, sent_GG, range(ranks)), ranks)
+
+
+if __name__ == "__main__":
+    import sys
+
+    from simulation.network_map import main
+
+    sys.exit(main())
