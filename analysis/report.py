@@ -9,6 +9,7 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from analysis.accounting import launch_seconds, useful_share
+from analysis.attribution_text import sentences
 from analysis.figures.canvas import Picture
 from analysis.figures.panels import draw_panel
 from analysis.findings import Findings, describe, find, floor_sentence
@@ -16,6 +17,7 @@ from analysis.frames import select
 from analysis.html import verdict_counts, write_html
 from analysis.judges import NOT_MEASURED, NOT_TESTABLE
 from analysis.labels import UNSURE, tone
+from analysis.limits import limits_table
 from analysis.load import coverage
 from analysis.panel_tables import panel_table
 from analysis.summary import write_summary
@@ -67,6 +69,7 @@ def campaign_tables(findings: Findings) -> dict[str, Table]:
         checks_table(findings.checks),
         coverage_table(cells),
         problems_table(cells),
+        *(limits_table(findings.campaign, panel) for panel in findings.campaign.plan["panels"]),
     ]
     return {table.name: table for table in tables}
 
@@ -78,6 +81,8 @@ def print_report(findings: Findings, tables: dict[str, Table], panels: list[Tabl
     for table in panels:
         if len(table.shown):
             console.print(in_terminal(table.title, fitted(table.shown, console.width)), "")
+    for sentence in sentences(findings.campaign):
+        console.print(Text(sentence), "")
     claims = tables["claims"]
     tested = claims.shown.loc[~claims.shown["verdict"].isin([NOT_MEASURED, NOT_TESTABLE])]
     if len(tested):

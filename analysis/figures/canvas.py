@@ -106,7 +106,7 @@ def save(figure: Figure, title: str, note: str, path: Path) -> Picture:
     """Write `path`.png and `path`.svg, the same bytes for the same data."""
     height = figure.get_figheight()
     figure.text(0.015, 1 - 0.1 / height, title, fontsize=min(10.5, 735 / len(title)), fontweight="bold", va="top")
-    lines = textwrap.fill(note, 125, max_lines=4, placeholder=" …")
+    lines = textwrap.fill(note, 125, max_lines=6, placeholder=" …")
     figure.text(0.015, 0.08 / height, lines, fontsize=6.8, color=GREY, va="bottom")
     png, svg = (path.with_name(f"{path.name}{suffix}") for suffix in (".png", ".svg"))
     figure.savefig(png)
