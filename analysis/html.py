@@ -13,8 +13,9 @@ from analysis.accounting import environment_table, launch_seconds, time_table, u
 from analysis.checks.evidence import PASS, SEVERITY, SKIP
 from analysis.figures.canvas import Picture
 from analysis.findings import Findings, describe, floor_sentence
-from analysis.labels import short_axis_name, system_name, tone, x_text
+from analysis.labels import system_name, tone
 from analysis.load import coverage
+from analysis.maps import place_text
 from analysis.tables import Table
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -128,7 +129,7 @@ def cell_names(findings: Findings) -> dict[str, str]:
 
 
 def cell_name(row: dict) -> str:
-    point = f"{short_axis_name(row['x_name'])} {x_text(row['x_name'], row['x'])}"
+    point = place_text(row)
     if row["state"] == "missing":
         return f"{row['cell']}, {point}"
     twin = " (A/A twin)" if row["twin"] else ""

@@ -34,6 +34,8 @@ AXES = {
     "seq_len": "sequence length",
     "alpha": "extra weight of a hot expert (alpha_r)",
     "skewed_share": "share of experts that are hot (k_r)",
+    "imbalance": "max ÷ mean load of the ranks",
+    "world_size": "number of ranks",
 }
 PERCENT = {"skewed_share"}
 UNSURE = "not for claims"
@@ -74,7 +76,7 @@ def telling(key: tuple[str, str, str], keys: list[tuple[str, str, str]]) -> list
 
 
 def short_axis_name(x_name: str) -> str:
-    return x_name.removeprefix("num_").removesuffix("_size").replace("_", " ")
+    return "ranks" if x_name == "world_size" else x_name.removeprefix("num_").removesuffix("_size").replace("_", " ")
 
 
 def axis_name(x_name: str) -> str:

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import pandas as pd
 
+from analysis.attribution_text import attribution_table
 from analysis.figures.expert_load import expert_tokens, load_statistics
 from analysis.figures.sections import present
 from analysis.findings import Findings
@@ -18,6 +19,8 @@ from analysis.labels import (
     within_floor,
     x_text,
 )
+from analysis.ladder import attribute
+from analysis.maps import METRICS, map_frames, map_rows, winners
 from analysis.summary import FLOOR_OF
 from analysis.tables import Table, not_for_claims, slug
 
@@ -37,11 +40,31 @@ def panel_table(findings: Findings, panel: dict) -> Table:
     """What a panel's figure shows, as a table: systems by point, their layers or sections, or the loads of experts."""
     rows = select(findings.summary, experiment=panel["name"])
     kind = panel.get("kind", "speedup")
+    if kind == "map":
+        return map_table(findings, panel)
+    if kind == "attribution":
+        return attribution_table(attribute(findings.campaign, panel["name"]), panel)
     shown = load_rows(findings, panel) if kind == "load" else series_table(findings, panel, rows, COLUMNS[kind](rows))
     if kind == "speedup":
         shown = with_verdicts(shown, panel, findings.verdicts)
     sources = ", ".join(sorted(set(rows["source"])))
     return Table(slug(panel["name"]), f"{panel['title']} ({sources})" if sources else panel["title"], rows, shown)
+
+
+def map_table(findings: Findings, panel: dict) -> Table:
+    """A map as text: a row a y and metric, a column an x, the border last. The numbers: winner and margin by point."""
+    y_heading, border = short_axis_name(panel["y_name"]), f"border, {short_axis_name(panel['x_name'])}"
+    raw, shown = [], []
+    for metric, frame in map_frames(findings.campaign, panel).items():
+        floor = findings.floor.get(metric)
+        raw.append(winners(frame, floor).assign(metric=metric))
+        rows = map_rows(frame, floor).rename(columns={"border": border, "y": y_heading})
+        rows[y_heading] = [x_text(panel["y_name"], y) for y in rows[y_heading]]
+        rows.columns = [x_text(panel["x_name"], name) for name in rows.columns]
+        rows.insert(0, "time of", METRICS[metric])
+        shown.append(rows)
+    title = f"{panel['title']}: the fastest system and the second's time ÷ its own"
+    return Table(slug(panel["name"]), title, pd.concat(raw, ignore_index=True), pd.concat(shown, ignore_index=True))
 
 
 def layer_columns(rows: pd.DataFrame) -> Columns:
@@ -58,6 +81,7 @@ def section_columns(rows: pd.DataFrame) -> Columns:
 
 COLUMNS: dict[str, Callable[[pd.DataFrame], Columns]] = {
     "speedup": lambda rows: SYSTEMS,
+    "counterfactual": lambda rows: SYSTEMS,
     "layers": layer_columns,
     "sections": section_columns,
 }

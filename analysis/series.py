@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from analysis.load import Campaign, correctness
+from analysis.load import Campaign, correctness, place_of
 from analysis.reduce import expert_load, load_cube, reduce_cell
 
 
@@ -37,7 +37,7 @@ def series_of_points(campaign: Campaign) -> list[tuple[dict, list[Series], bool]
     reduced = {cell: reduce_run(campaign, cell, loads) for cell in campaign.frames}
     return [
         (
-            {"experiment": panel["name"], "x_name": panel["x_name"], "x": point["x"]},
+            place_of(panel, point),
             collect_series(campaign, reduced, point["cells"]),
             all(cell in reduced for cell in point["cells"]),
         )

@@ -21,7 +21,7 @@ from analysis.stats import (
 )
 
 COLUMNS = [
-    *["experiment", "system", "engine", "precision", "x_name", "x", "metric", "section", "layer"],
+    *["experiment", "system", "engine", "precision", "x_name", "x", "y_name", "y", "metric", "section", "layer"],
     *["value", "ci_low", "ci_high", "n", "launches", "tier", "unit", "source", "claimable"],
 ]
 MEDIANS = {
@@ -145,12 +145,15 @@ def shared_launches(above: dict[int, np.ndarray], below: dict[int, np.ndarray]) 
 def floor_of_rows(rows: list[dict], plan: dict) -> dict[str, Floor]:
     """The floor of each metric over all points' A/A ratios; a point that stands in two panels counts once."""
     cells = {
-        (panel["name"], point["x"]): tuple(point["cells"]) for panel in plan["panels"] for point in panel["points"]
+        (panel["name"], point["x"], point.get("y")): tuple(point["cells"])
+        for panel in plan["panels"]
+        for point in panel["points"]
     }
     ratios: dict[str, dict] = {}
     for row in rows:
         if row["metric"] in AA_RATIOS:
-            pair = (cells[row["experiment"], row["x"]], row["system"], row["engine"], row["precision"])
+            y = None if pd.isna(row["y"]) else row["y"]
+            pair = (cells[row["experiment"], row["x"], y], row["system"], row["engine"], row["precision"])
             ratios.setdefault(AA_RATIOS[row["metric"]][0], {})[pair] = row["value"]
     return {metric: noise_floor_of(list(values.values())) for metric, values in ratios.items()}
 

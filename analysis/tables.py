@@ -12,6 +12,7 @@ import pandas as pd
 from analysis.frames import select
 from analysis.judges import DIRECTION, FAILED, REPRODUCED
 from analysis.labels import UNSURE, short_axis_name, system_name, times, with_interval, x_text
+from analysis.maps import place_text
 from analysis.validity import verdicts_by_check
 
 JUDGED = {REPRODUCED, DIRECTION, FAILED}
@@ -67,16 +68,22 @@ def checks_table(checks: pd.DataFrame) -> Table:
 
 def coverage_table(cells: pd.DataFrame) -> Table:
     """A row a point, a column a series, the states of its launches as text; twins (A/A) beside what they repeat."""
-    cells = cells.assign(place=list(zip(cells["experiment"], cells["x"].map(str), strict=True)))
+    words = map(place_text, cells.to_dict("records"))
+    cells = cells.assign(place=list(zip(cells["experiment"], words, strict=True)))
     twins = [" (A/A twin)" if twin is True else "" for twin in cells["twin"].to_list()]
     cells["column"] = cells["system"].fillna("not run").map(system_name) + twins
     columns = list(dict.fromkeys(cells["column"]))
     shown = [
-        {"panel": panel, "point": x_text(rows["x_name"].iloc[0], rows["x"].iloc[0])}
+        {"panel": panel, "point": x_text(rows["x_name"].iloc[0], rows["x"].iloc[0]) if flat(rows) else words}
         | {column: states(select(rows, column=column)) for column in columns}
-        for (panel, _), rows in ((place, select(cells, place=place)) for place in dict.fromkeys(cells["place"]))
+        for (panel, words), rows in ((place, select(cells, place=place)) for place in dict.fromkeys(cells["place"]))
     ]
     return Table("coverage", "Cells by point and system", cells.drop(columns=["place", "column"]), pd.DataFrame(shown))
+
+
+def flat(cells: pd.DataFrame) -> bool:
+    """Whether the panel of these cells has one axis."""
+    return not isinstance(cells["y_name"].iloc[0], str)
 
 
 def problems_table(cells: pd.DataFrame) -> Table:
@@ -95,7 +102,7 @@ def problems_table(cells: pd.DataFrame) -> Table:
 def where(cells: pd.DataFrame) -> str:
     """`experts 64, experts 256, batch 10`."""
     rows = cells.to_dict("records")
-    return ", ".join(dict.fromkeys(f"{short_axis_name(r['x_name'])} {x_text(r['x_name'], r['x'])}" for r in rows))
+    return ", ".join(dict.fromkeys(map(place_text, rows)))
 
 
 def states(cells: pd.DataFrame) -> str:

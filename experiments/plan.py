@@ -14,7 +14,8 @@ class Point:
     """One workload point of a panel: its place on the x axis and a resolved configuration per system.
 
     published_x is the value on the paper's axis that it stands for, published the figures of the paper it stands
-    beside. kind: speedup, load, layers or sections, as which the panel is drawn.
+    beside. kind: speedup, load, layers, sections or map, as which the panel is drawn. y: its place on the second axis
+    of a panel that has one.
     """
 
     panel: str
@@ -25,6 +26,8 @@ class Point:
     x: Any
     published_x: Any
     configs: list[dict[str, Any]] = field(repr=False)
+    y_name: str | None = None
+    y: Any = None
 
 
 @dataclass(frozen=True)
@@ -90,6 +93,9 @@ def _panels(points: list[Point], ids_of_point: list[list[str]]) -> list[dict[str
     panels: dict[str, dict[str, Any]] = {}
     for point, ids in zip(points, ids_of_point, strict=True):
         names = {"name": point.panel, "title": point.title, "kind": point.kind, "x_name": point.x_name}
+        place = {"x": point.x, "published_x": point.published_x}
+        if point.y_name is not None:
+            names, place = names | {"y_name": point.y_name}, place | {"y": point.y}
         panel = panels.setdefault(point.panel, {**names, "published": list(point.published), "points": []})
-        panel["points"].append({"x": point.x, "published_x": point.published_x, "cells": ids})
+        panel["points"].append({**place, "cells": ids})
     return list(panels.values())

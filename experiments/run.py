@@ -7,8 +7,10 @@ of a multirun are one interleaved campaign.
 import contextlib
 import io
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
+from itertools import product
 from typing import Any
 
 import hydra
@@ -58,22 +60,41 @@ def experiment_points(config: DictConfig, typed: list[str]) -> list[Point]:
 
 def _panel_points(name: str, panel: DictConfig, config: DictConfig, typed: list[str]) -> list[Point]:
     cells = [_compose(tuple(_panel_overrides(panel, typed)), system) for system in _systems(config, panel, typed)]
-    keys = {override.lstrip("+").partition("=")[0] for override in typed}
-    values = None if panel.x in keys else panel["values"]  # what was typed is the one point
+    y_key = panel.get("y")
+    y_axis = _axis(y_key, panel.get("y_values"), panel.get("y_divide_by"), config, typed) if y_key else [(None, None)]
+    x_axis = _axis(panel.x, panel["values"], panel.get("divide_by"), config, typed)
     points = []
-    for value in values or [OmegaConf.select(config, panel.x)]:
-        x = max(1, round(value / panel.divide_by)) if values and panel.get("divide_by") else value
-        configs = []
-        for cell in (cell.copy() for cell in cells):
-            if len(cells) > 1 and cell.system.engine is None:
-                cell.engine = None  # engine= is for the systems that take one
-            OmegaConf.update(cell, panel.x, x)
-            cell.experiment.name, cell.out = config.experiment.name, config.out
-            configs.append(_resolved(cell))
-        published = tuple(panel.published) if values else ()
-        place = (panel.x.rpartition(".")[2], x, value if published else None)
-        points.append(Point(name, panel.title, panel.kind, published, *place, configs))
+    for (_, y), (value, x) in product(y_axis, x_axis):
+        at = {panel.x: x} | ({y_key: y} if y_key else {})
+        configs = [_placed(cell, at, config, several=len(cells) > 1) for cell in cells]
+        published = tuple(panel.published) if value is not None else ()
+        place = (_last(panel.x), x, value if published else None)
+        points.append(Point(name, panel.title, panel.kind, published, *place, configs, y_key and _last(y_key), y))
     return points
+
+
+def _axis(
+    key: str, values: Sequence[Any] | None, divide_by: float | None, config: DictConfig, typed: list[str]
+) -> list[tuple[Any, Any]]:
+    """The values of a panel's axis, each with what this scale makes of it; what was typed is the one value."""
+    if key in _keys(typed) or not values:
+        return [(None, OmegaConf.select(config, key))]
+    return [(value, max(1, round(value / divide_by)) if divide_by else value) for value in values]
+
+
+def _last(key: str) -> str:
+    return key.rpartition(".")[2]
+
+
+def _placed(cell: DictConfig, at: dict[str, Any], config: DictConfig, *, several: bool) -> dict[str, Any]:
+    """One system's resolved configuration at the point where the keys have these values."""
+    cell = cell.copy()
+    if several and cell.system.engine is None:
+        cell.engine = None  # engine= is for the systems that take one
+    for key, value in at.items():
+        OmegaConf.update(cell, key, value)
+    cell.experiment.name, cell.out = config.experiment.name, config.out
+    return _resolved(cell)
 
 
 def _systems(config: DictConfig, panel: DictConfig, typed: list[str]) -> list[str | None]:
@@ -85,8 +106,11 @@ def _systems(config: DictConfig, panel: DictConfig, typed: list[str]) -> list[st
 
 def _panel_overrides(panel: DictConfig, typed: list[str]) -> list[str]:
     """What was typed, after those of the panel's own overrides whose key was not typed."""
-    keys = {override.lstrip("+~").partition("=")[0] for override in typed}
-    return [own for own in panel.overrides if own.partition("=")[0] not in keys] + typed
+    return [own for own in panel.overrides if own.partition("=")[0] not in _keys(typed)] + typed
+
+
+def _keys(typed: list[str]) -> set[str]:
+    return {override.lstrip("+~").partition("=")[0] for override in typed}
 
 
 @cache
@@ -105,15 +129,17 @@ def sweep_points(jobs: list[Job]) -> list[Point]:
     values = {key: {job.overrides.get(key, "") for job in jobs} for job in jobs for key in job.overrides}
     varied = {key: found for key, found in values.items() if len(found) > 1 and key != "system"}
     x_key = _x_key(varied) if jobs[0].config.experiment.name == "sweep" else None
-    points: dict[tuple[str, Any], Point] = {}
+    points: dict[tuple[Any, ...], Point] = {}
     for job in jobs:
         others = [f"{key}={job.overrides[key]}" for key in sorted(varied) if key != x_key]
         for point in job.points:
             panel = "_".join(["sweep" if x_key else point.panel, *others]).replace("/", "-")
             x = OmegaConf.select(job.config, x_key) if x_key else point.x
-            x_name = x_key.rpartition(".")[2] if x_key else point.x_name
+            x_name = _last(x_key) if x_key else point.x_name
             title = ", ".join(others) or panel
-            merged = points.setdefault((panel, x), Point(panel, title, point.kind, (), x_name, x, None, []))
+            y = (None, None) if x_key else (point.y_name, point.y)
+            new = Point(panel, title, point.kind, (), x_name, x, None, [], *y)
+            merged = points.setdefault((panel, x, *y), new)
             merged.configs.extend(point.configs)
     return list(points.values())
 

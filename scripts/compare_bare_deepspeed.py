@@ -11,6 +11,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -45,13 +46,14 @@ def bare_layer(
     class ReadyGate(TopKGate):
         def forward(self, input, used_token=None, sparse_routes=False, use_tutel=False):
             factor, least = self.eval_capacity_factor, self.min_capacity
+            all_used: Any = None
             return top1gating(
-                logits_TE, factor, least, None, None, True, False, self.ep_group, sparse_routes, use_tutel
+                logits_TE, factor, least, all_used, None, True, False, self.ep_group, sparse_routes, use_tutel
             )
 
     factor = paper_capacity_factor(shape.num_experts)
     expert = ExpertMLP(shape.d_model, shape.d_ff)
-    moe = MoE(shape.d_model, expert, shape.num_experts, ep_size=group.size(), k=1, eval_capacity_factor=factor)
+    moe: Any = MoE(shape.d_model, expert, shape.num_experts, ep_size=group.size(), k=1, eval_capacity_factor=factor)
     ready = ReadyGate(shape.d_model, shape.num_experts, 1, 1.0, factor, 4, use_rts=False)
     moe.deepspeed_moe.gate = ready
     num_local = shape.num_experts // group.size()
@@ -72,7 +74,7 @@ def time_rank(folder: str) -> None:
         shape = LayerShape(num_experts, model.d_model, model.d_ff, num_tokens)
         weights = SeededLayer(model, 1, 0, torch.float32, session.device)
         router = SyntheticRouter(num_experts=num_experts, rank=session.rank, seed=0)
-        recorder = Recorder(session.clock)
+        recorder = Recorder(session.clock, lambda: None)  # nothing is observed
         layer = MoELayer(1, router, recorder)
         common = {"weights": weights, "group": session.group, "engine": LoopEngine(), "span": recorder.span}
         layer.system = DeepSpeedMoE(shape=shape, **common)

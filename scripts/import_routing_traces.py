@@ -54,7 +54,7 @@ def encoder_layers(run: Path) -> dict[int, Path]:
 def read_run(num_experts: int, run: Path, iterations: int | None) -> Iterator[tuple[int, int, int, str]]:
     """Rows of the trace: the first `iterations` recorded of every layer, or all."""
     for block, path in encoder_layers(run).items():
-        recorded = pd.read_csv(path).sort_values("iteration").head(iterations)
+        recorded = pd.read_csv(path).sort_values("iteration")[:iterations]
         for iteration, tokens in zip(recorded["iteration"], recorded[TOKENS], strict=True):
             yield num_experts, block, int(iteration), " ".join(map(str, json.loads(tokens)))
 

@@ -2,6 +2,8 @@
 
 from collections.abc import Iterator
 
+import pandas as pd
+
 from analysis.checks.evidence import FAIL, PASS, WARN, Cell, Evidence, Finding, expect, percent
 from analysis.frames import select
 from analysis.labels import system_name
@@ -58,15 +60,19 @@ def floor(evidence: Evidence) -> Iterator[Finding]:
     yield Finding(None, WARN if max(one.value for one in floors.values()) > FLOOR_LIMIT else PASS, text)
 
 
+def places(rows: pd.DataFrame) -> set[tuple]:
+    """The points of these rows; `nan` where a panel has no second axis, so that equal ones are equal."""
+    return {(row["experiment"], row["x"], str(row["y"])) for row in rows.to_dict("records")}
+
+
 def drawn_points(evidence: Evidence) -> Iterator[Finding]:
     """V22: what is drawn has an interval, and a speed-up its baseline's absolute time."""
     drawn = evidence.summary.loc[evidence.summary["metric"].isin(PLOTTED)]
     bare = int(drawn[["ci_low", "ci_high"]].isna().any(axis=1).sum())
     wrong = [f"{bare} of {len(drawn)} drawn points have no interval"] if bare else []
     baseline = evidence.campaign.plan.get("baseline")
-    timed = {*zip(*(select(drawn, system=baseline, metric="ttft_ms")[key] for key in ("experiment", "x")), strict=True)}
-    ratios = drawn.loc[drawn["metric"].str.startswith("speedup")]
-    alone = {*zip(ratios["experiment"], ratios["x"], strict=True)} - timed
+    timed = places(select(drawn, system=baseline, metric="ttft_ms"))
+    alone = places(drawn.loc[drawn["metric"].str.startswith("speedup")]) - timed
     name = system_name(baseline or "the baseline")
     wrong += [f"{len(alone)} points show a speed-up without the time of {name}"] if alone else []
     yield expect(None, wrong, f"All {len(drawn)} drawn points have an interval, and speed-ups the baseline's time.")

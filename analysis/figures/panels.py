@@ -3,15 +3,19 @@
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from analysis.figures.attribution import draw_attribution
 from analysis.figures.canvas import Picture
 from analysis.figures.expert_load import expert_tokens, plot_load, recorded_loads
 from analysis.figures.layers import plot_layers
+from analysis.figures.maps import plot_map
 from analysis.figures.sections import plot_sections, section_times
 from analysis.figures.speedup import plot_speedup
 from analysis.findings import Findings, describe, floor_sentence
 from analysis.frames import select
 from analysis.labels import short_axis_name, system_name, x_text
 from analysis.load import Campaign, coverage
+from analysis.maps import METRICS, border_sentence, borders, map_frames, place_text
+from analysis.practice import known_loads, loads_sentence
 from analysis.summary import FLOOR_OF
 from analysis.tables import slug
 
@@ -23,6 +27,7 @@ SLOWEST = "Medians of the slowest rank, 95 % intervals (cut: no cap); ranks meet
 INSIDE = "Medians; black: the whole layer, 95 % interval (cut: no cap). Collectives include waiting for other ranks."
 PAPER_LAYERS = "Published (4×A100, E = 128, batch 250, learned router): DeepSpeed 177–180 ms, MoEShard 41.5–43.5 ms."
 TOKENS = "Bars: mean over iterations, all ranks together; blue lines: range over iterations; dotted: the mean load."
+MAP = "Second system's time ÷ the fastest one's, 95 % interval over launches; medians of the slowest rank."
 RECORDED = "Dashed: loads of the paper's learned router (batch 250 × 120 tokens, one GPU), first and last MoE layer."
 
 
@@ -90,11 +95,35 @@ def draw_sections(findings: Findings, panel: dict) -> Iterator[Picture]:
         yield plot_sections(section_ms, path, title=title, note=" ".join(filter(None, sentences)))
 
 
+def draw_map(findings: Findings, panel: dict) -> Iterator[Picture]:
+    """One figure for each metric: MoE layers, and the full forward pass."""
+    loads, axes = known_loads(findings.campaign, panel), {"x_name": panel["x_name"], "y_name": panel["y_name"]}
+    for metric, frame in map_frames(findings.campaign, panel).items():
+        if frame.empty:
+            continue
+        floor = findings.floor.get(metric)
+        sentences = [
+            border_sentence(borders(frame, floor=floor), **axes),
+            loads_sentence(loads),
+            MAP,
+            describe(findings.campaign),
+            floor_sentence(findings.floor),
+            absent(findings.campaign, panel),
+        ]
+        name = panel["name"] + ("" if metric == "layer_moe_ms" else "_ttft")
+        look = {"title": f"{panel['title']}: the fastest system, {METRICS[metric]}", "points": loads, "floor": floor}
+        note = " ".join(filter(None, sentences))
+        yield plot_map(frame, findings.campaign.folder / slug(name), note=note, **look, **axes)
+
+
 KINDS: dict[str, Callable[[Findings, dict], Iterator[Picture]]] = {
     "speedup": draw_speedup,
     "load": draw_load,
     "layers": draw_layers,
     "sections": draw_sections,
+    "map": draw_map,
+    "attribution": draw_attribution,
+    "counterfactual": lambda findings, panel: iter(()),  # a rung of another panel's ladder
 }
 
 
@@ -112,6 +141,10 @@ def absent(campaign: Campaign, panel: dict) -> str:
     cells = cells.assign(system=cells["system"].fillna("cell " + cells["cell"]))
     failed = cells.loc[cells["state"] != "ok"].to_dict("records")
     unchecked = cells.loc[(cells["state"] == "ok") & (cells["correctness"] != "passed")].to_dict("records")
-    where = [f"{system_name(row['system'])} at {row['x']} ({row['state']})" for row in failed]
-    where += [f"speed-up of {system_name(row['system'])} at {row['x']} (output not verified)" for row in unchecked]
+    where = [f"{system_name(row['system'])} at {at(row)} ({row['state']})" for row in failed]
+    where += [f"speed-up of {system_name(row['system'])} at {at(row)} (output not verified)" for row in unchecked]
     return f"Without data: {', '.join(dict.fromkeys(where))}." if where else ""
+
+
+def at(row: dict) -> str:
+    return place_text(row) if row["y_name"] else str(row["x"])

@@ -7,7 +7,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 
 from experiments.plan import Plan, Point, make_plan
-from experiments.run import experiment_points
+from experiments.run import Job, experiment_points, sweep_points
 from tests.experiments.tiny import CONF, configuration
 
 BASE = configuration("experiment=fig3", "experiment.twin=null")
@@ -196,3 +196,58 @@ def test_points_that_panels_share_are_measured_once():
         found = experiment_points(compose("config", overrides), overrides)
     plan = make_plan(found)
     assert len(found) == 1 + 1 + 10 + 10 + 5 + 6 + 1 and len(plan.launches) == 20
+
+
+def crossover(*overrides: str) -> list[Point]:
+    overrides = ("experiment=crossover", *overrides)
+    with initialize_config_dir(CONF, version_base="1.3"):
+        return experiment_points(compose("config", list(overrides)), list(overrides))
+
+
+def test_a_panel_of_two_axes_has_every_pair_once():
+    found = crossover("scale=laptop")
+    maps = {name: [p for p in found if p.panel == name] for name in ("map_imbalance_batch", "map_experts_ranks")}
+    assert len(found) == sum(map(len, maps.values())) and {p.kind for p in found} == {"map"}
+    places = {name: {(p.x, p.y) for p in points} for name, points in maps.items()}
+    for name, points in maps.items():
+        xs, ys = ({at[axis] for at in places[name]} for axis in (0, 1))
+        assert places[name] == {(x, y) for x in xs for y in ys} and len(points) == len(xs) * len(ys)
+    for p in maps["map_imbalance_batch"]:
+        assert (p.x_name, p.y_name) == ("imbalance", "batch_size")
+        assert {(c["router"]["name"], c["router"]["imbalance"], c["batch_size"]) for c in p.configs} == {
+            ("matched", p.x, p.y)
+        }
+        assert {c["router"]["ranks"] for c in p.configs} == {4} and 1 <= p.x <= 4
+    for p in maps["map_experts_ranks"]:
+        assert {(c["model"]["num_experts"], c["cluster"]["world_size"]) for c in p.configs} == {(p.x, p.y)}
+
+
+def test_the_second_axis_is_scaled_and_what_is_typed_is_its_one_value():
+    laptop, paper = ({p.y for p in crossover(f"scale={s}") if p.y_name == "batch_size"} for s in ("laptop", "paper"))
+    assert {10 * y for y in laptop} == paper and 250 in paper
+    typed = crossover("cluster.world_size=8", "batch_size=7")
+    assert {p.y for p in typed if p.y_name == "world_size"} == {8}
+    assert {p.y for p in typed if p.y_name == "batch_size"} == {7}
+    assert len({p.x for p in typed if p.y_name == "world_size"}) > 1
+
+
+def test_only_panels_of_two_axes_say_so_in_the_document():
+    flat = make_plan(points()).document["panels"][0]
+    assert "y_name" not in flat and all(set(point) == {"x", "published_x", "cells"} for point in flat["points"])
+    two = [Point("m", "m", "map", (), "num_experts", 4, None, configs(batch_size=b), "batch_size", b) for b in (2, 3)]
+    (panel,) = make_plan(two).document["panels"]
+    assert panel["y_name"] == "batch_size" and [(point["x"], point["y"]) for point in panel["points"]] == [
+        (4, 2),
+        (4, 3),
+    ]
+    assert not set(panel["points"][0]["cells"]) & set(panel["points"][1]["cells"])
+
+
+def test_a_multirun_keeps_the_points_of_a_map_apart():
+    overrides = ["experiment=crossover", "tier=smoke"]
+    with initialize_config_dir(CONF, version_base="1.3"):
+        config = compose("config", overrides)
+        made = experiment_points(config, overrides)
+    jobs = [Job({"experiment": "crossover", "seed": seed}, config, made) for seed in ("0", "1")]
+    swept = sweep_points(jobs)
+    assert {(p.panel, p.x, p.y) for p in swept} == {(f"{p.panel}_seed={s}", p.x, p.y) for p in made for s in (0, 1)}
