@@ -82,6 +82,7 @@ def section_columns(rows: pd.DataFrame) -> Columns:
 COLUMNS: dict[str, Callable[[pd.DataFrame], Columns]] = {
     "speedup": lambda rows: SYSTEMS,
     "counterfactual": lambda rows: SYSTEMS,
+    "fidelity": lambda rows: SYSTEMS,
     "layers": layer_columns,
     "sections": section_columns,
 }

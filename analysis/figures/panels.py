@@ -3,9 +3,11 @@
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from analysis.fidelity import EMULATED, compare, launch_medians, paired
 from analysis.figures.attribution import draw_attribution
 from analysis.figures.canvas import Picture
 from analysis.figures.expert_load import expert_tokens, plot_load, recorded_loads
+from analysis.figures.fidelity import plot_fidelity
 from analysis.figures.layers import plot_layers
 from analysis.figures.maps import plot_map
 from analysis.figures.sections import plot_sections, section_times
@@ -116,6 +118,15 @@ def draw_map(findings: Findings, panel: dict) -> Iterator[Picture]:
         yield plot_map(frame, findings.campaign.folder / slug(name), note=note, **look, **axes)
 
 
+def draw_fidelity(findings: Findings, panel: dict) -> Iterator[Picture]:
+    """A panel of real times beside its emulated partner, if the campaign has it."""
+    campaign, pair = findings.campaign, (panel["name"], panel["name"] + EMULATED)
+    times = launch_medians(campaign)
+    if set(pair) <= set(times["panel"]):
+        errors = compare(*paired(times.loc[times["panel"].isin(pair)]))
+        yield plot_fidelity(errors, campaign.folder / slug(panel["name"]), describe(campaign))
+
+
 KINDS: dict[str, Callable[[Findings, dict], Iterator[Picture]]] = {
     "speedup": draw_speedup,
     "load": draw_load,
@@ -123,7 +134,8 @@ KINDS: dict[str, Callable[[Findings, dict], Iterator[Picture]]] = {
     "sections": draw_sections,
     "map": draw_map,
     "attribution": draw_attribution,
-    "counterfactual": lambda findings, panel: iter(()),  # a rung of another panel's ladder
+    "fidelity": draw_fidelity,
+    "counterfactual": lambda findings, panel: iter(()),  # measured for another panel
 }
 
 
