@@ -47,7 +47,7 @@ def compose(config: DictConfig) -> None:
     if multirun and not stays_here:
         config.out = f"{config.out}/{settings.job.num}"
         sys.exit(run_points(experiment_points(config, overrides), overrides))
-    typed = dict(override.lstrip("+").split("=", 1) for override in overrides)
+    typed = dict(override.lstrip("+~").partition("=")[::2] for override in overrides)
     JOBS.append(Job(typed, config, experiment_points(config, overrides)))
 
 
