@@ -5,6 +5,7 @@ CLUSTER  ?= emulated
 DEVICE   ?= $(if $(filter nccl,$(CLUSTER)),cuda,cpu)
 TIER     ?= quick
 CAMPAIGN ?= results/all
+CROSSOVER ?= results/crossover
 CHECKOUT ?=
 ARGS        ?=
 PYTEST_ARGS ?=
@@ -13,12 +14,17 @@ PYTHON      ?= $(shell for python in python3.11 python3.12 python3; do \
 	$$python -c '$(IN_RANGE)' 2>/dev/null && { echo $$python; break; }; done)
 IN_RANGE    := import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))
 
+# Real ranks that are held against emulated ones; twelve iterations a launch, because launches of both are compared.
+REAL_RANKS ?= 2
+FIDELITY    = cluster.world_size=$(REAL_RANKS) tier.launches=4 tier.iterations=8 tier.max_iterations=8 tier.instrumented=8
+
 BIN    := .venv/bin
 STAMP  := .venv/.setup
 INSTALL = $(BIN)/python -m pip install -qq --disable-pip-version-check $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 
 .DEFAULT_GOAL := help
 .PHONY: help setup test lint conformance status resume figures report verify-paper clean
+.PHONY: calibrate fidelity fidelity-hosts attribution crossover scaling
 .PHONY: reproduce-fig1 reproduce-layers reproduce-fig3 reproduce-fig4 reproduce-skew reproduce-sections reproduce-all
 
 help:  ## list the targets and the variables
@@ -43,8 +49,8 @@ $(STAMP): requirements.lock pyproject.toml
 		print("setup: Python " + sys.version.split()[0], *(f"{n} {v(n)}" for n in ("torch", "deepspeed", "transformers")), sep=", ")'
 	@touch $@
 
-test: $(STAMP)  ## run the tests
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+test: $(STAMP)  ## run the tests, two files at a time (PYTEST_ARGS='-n 0': one after the other)
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 lint: $(STAMP)  ## check style, formatting and types
 	$(BIN)/ruff check .
@@ -76,6 +82,30 @@ reproduce-sections: $(STAMP)  ## time per section of the MoE layer and rank
 
 reproduce-all: $(STAMP)  ## all of these as one campaign in results/all
 	$(BIN)/python -m experiments.run experiment=all $(SETTINGS) $(ARGS)
+
+attribution: $(STAMP)  ## why MoEShard is faster than DeepSpeed: measured counterfactuals, step by step
+	$(BIN)/python -m experiments.run experiment=attribution $(SETTINGS) $(ARGS)
+
+crossover: $(STAMP)  ## maps: which system wins, over imbalance, batch, experts, ranks and network
+	$(BIN)/python -m experiments.run experiment=crossover $(SETTINGS) $(ARGS)
+	$(BIN)/python -m simulation.replay $(CROSSOVER)
+
+scaling: $(STAMP)  ## predicted layer time and memory on 8 to 512 ranks, from the campaign CROSSOVER (simulated)
+	@test -f $(CROSSOVER)/plan.json || { echo "make scaling is fed by a campaign of make crossover; there is none in $(CROSSOVER)"; exit 1; }
+	$(BIN)/python -m simulation.scaling $(CROSSOVER) $(ARGS)
+
+calibrate: $(STAMP)  ## measure the collectives of this machine's cores: conf/network/gloo_here.yaml
+	$(BIN)/python -m scripts.calibrate_network --ranks $(REAL_RANKS) --max-bytes 32M $(ARGS)
+
+conf/network/gloo_here.yaml:
+	$(MAKE) calibrate ARGS=
+
+fidelity: $(STAMP) conf/network/gloo_here.yaml  ## the emulator's error: the same cells on real processes and emulated
+	$(BIN)/python -m experiments.run experiment=fidelity tier=$(TIER) $(FIDELITY) $(ARGS)
+	$(BIN)/python -m analysis.fidelity results/fidelity --document README.md
+
+fidelity-hosts: $(STAMP)  ## the same on two hosts that this machine plays, joined by wires of 1 Gbit/s and 100 Mbit/s (root, Linux)
+	scripts/fidelity_hosts.sh $(BIN)/python $(TIER) $(FIDELITY)
 
 status: $(STAMP)  ## where the campaign CAMPAIGN stands
 	$(BIN)/python -m experiments.status $(CAMPAIGN)

@@ -122,12 +122,14 @@ def paper_points(claim: dict, metric: str, reference: Reference) -> Points:
     if metric not in RECOMPUTED:
         return {}
     rows = select(reference.figures, figure=claim["figure"].replace("4", "3")).to_dict("records")
-    of_engine = {
-        engine: {row["x"]: RECOMPUTED[metric](reference.runs, row | {"engine": engine}) for row in rows}
-        for engine in ("megablocks", "loop")
-    }
-    ours, loop = of_engine["loop" if claim["series"] == "loop" else "megablocks"], of_engine["loop"]
-    values = {x: value / loop[x] for x, value in ours.items()} if claim["series"] == "fused/loop" else ours
+
+    def of_engine(engine: str) -> dict:
+        return {row["x"]: RECOMPUTED[metric](reference.runs, row | {"engine": engine}) for row in rows}
+
+    values = of_engine("loop" if claim["series"] == "loop" else "megablocks")
+    if claim["series"] == "fused/loop":
+        loop = of_engine("loop")
+        values = {x: value / loop[x] for x, value in values.items()}
     return {x: Ratio(value, value, value) for x, value in values.items()}
 
 

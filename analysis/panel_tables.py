@@ -4,7 +4,8 @@ from collections.abc import Callable
 
 import pandas as pd
 
-from analysis.attribution_text import attribution_table
+from analysis.attribution.ladder import attribute
+from analysis.attribution.words import attribution_table
 from analysis.figures.expert_load import expert_tokens, load_statistics
 from analysis.figures.sections import present
 from analysis.findings import Findings
@@ -19,7 +20,6 @@ from analysis.labels import (
     within_floor,
     x_text,
 )
-from analysis.ladder import attribute
 from analysis.maps import METRICS, map_frames, map_rows, winners
 from analysis.summary import FLOOR_OF
 from analysis.tables import Table, not_for_claims, slug

@@ -9,7 +9,7 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from analysis.accounting import launch_seconds, useful_share
-from analysis.attribution_text import sentences
+from analysis.attribution.words import sentences
 from analysis.figures.canvas import Picture
 from analysis.figures.panels import draw_panel
 from analysis.findings import Findings, describe, find, floor_sentence

@@ -9,8 +9,9 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.patches import Patch
 
-from analysis.attribution import RESIDUAL, TOTAL
-from analysis.attribution_text import (
+from analysis.attribution.account import RESIDUAL, TOTAL
+from analysis.attribution.ladder import absent_rungs, attribute
+from analysis.attribution.words import (
     PART_NAMES,
     by_part,
     cause_shares,
@@ -35,7 +36,6 @@ from analysis.figures.canvas import (
 from analysis.findings import Findings, describe
 from analysis.frames import select
 from analysis.labels import BLACK, BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILLION, axis_name, short_axis_name, x_text
-from analysis.ladder import absent_rungs, attribute
 from analysis.load import Campaign
 from analysis.tables import slug
 

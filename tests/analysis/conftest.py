@@ -27,6 +27,12 @@ def fig3(tmp_path):
 
 
 @pytest.fixture
+def one_point(fig3):
+    """`fig3` with its point of 8 experts alone: for what is seen on one cell."""
+    return lambda **options: fig3(**({"experts": (8,), "batches": ()} | options))
+
+
+@pytest.fixture
 def store():
     """The writers themselves, for campaigns of another shape."""
     return write_cell, write_plan, point

@@ -12,12 +12,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from analysis.attribution import PARTS, RESIDUAL, TOTAL, exposures, intervals, parts, split, useful_share
-from analysis.attribution_text import UNSEPARATED, attribution_table, in_words, sentences
+from analysis.attribution.account import PARTS, RESIDUAL, TOTAL, exposures, intervals, parts, split, useful_share
+from analysis.attribution.ladder import LADDER, Rung, absent_rungs, attribute, merged
+from analysis.attribution.words import UNSEPARATED, attribution_table, in_words, sentences
 from analysis.figures.attribution import draw_attribution
 from analysis.findings import find
 from analysis.frames import select
-from analysis.ladder import LADDER, Rung, absent_rungs, attribute, merged
 from analysis.load import load_campaign
 from tests.analysis.synthetic import LAYERS, RANK_G, WORLD_SIZE, checksum, point, write_cell, write_plan
 

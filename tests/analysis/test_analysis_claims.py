@@ -28,6 +28,12 @@ def table_of(folder):
     return claims_table(campaign, summarise(campaign)).set_index(["id", "metric"])
 
 
+@pytest.fixture(scope="module")
+def table(full):
+    """The claims on the campaign of tier full."""
+    return table_of(full)
+
+
 def points(width=0.1, **values):
     """x=value, intervals of +- width."""
     return {int(x[1:]): Ratio(v, (1 - width) * v, (1 + width) * v) for x, v in values.items()}
@@ -117,9 +123,8 @@ def test_every_claim_has_a_row_for_each_metric_and_series(fig3):
     assert set(table["verdict"]) <= VERDICTS and not table["claimable"].any()
 
 
-def test_claims_on_known_medians(full):
+def test_claims_on_known_medians(table):
     """Layer 2, 6, 3 at E = 8, 64, 256 and 0.5, 2 at batch 10, 100; TTFT 1, 3, 1.5 and 0.5, 1."""
-    table = table_of(full)
     layer, ttft = (table["verdict"].xs(f"speedup_{name}", level="metric") for name in ("layer_paper", "ttft"))
     assert layer["fig3a-peak"] == layer["fig3a-peak-value"] == layer["fig3a-decline"] == REPRODUCED
     assert layer["fig3b-slower"] == ttft["fig3b-slower"] == layer["fig3b-faster"] == REPRODUCED
@@ -130,16 +135,16 @@ def test_claims_on_known_medians(full):
     assert set(table.loc["fig3a-peak", "series"]) == {"MoEShard"}
 
 
-def test_only_what_is_no_noise_may_be_claimed(full):
+def test_only_what_is_no_noise_may_be_claimed(table):
     """At 8 experts and at batch 100 the TTFT of both is the same; the order of points does not care."""
-    claimable = table_of(full)["claimable"]
+    claimable = table["claimable"]
     assert claimable["fig3a-peak", "speedup_ttft"] and claimable["fig3b-faster", "speedup_layer_paper"]
     assert not claimable["fig3a-always", "speedup_ttft"] and not claimable["fig3b-faster", "speedup_ttft"]
     assert not claimable["fig3b-grows", "speedup_ttft"]
 
 
-def test_recomputed_is_what_the_authors_own_data_says(full):
-    recomputed = table_of(full)["recomputed"]
+def test_recomputed_is_what_the_authors_own_data_says(table):
+    recomputed = table["recomputed"]
     assert recomputed["abstract-ttft", "speedup_ttft"] == "4.96×"
     assert recomputed["fig3a-peak", "speedup_layer_paper"] == "peak at 64, 6.78×"
     assert recomputed["fig4a-crossover", "speedup_layer_paper"] == "0.81× to 1.23×"
@@ -152,8 +157,8 @@ def test_the_authors_data_reproduces_their_crossover():
     assert apply(claim, paper_points(claim, "speedup_layer_paper", load_reference()))[1] == REPRODUCED
 
 
-def test_a_fused_engine_cannot_be_judged_on_a_cpu(full):
-    row = table_of(full).loc["fig4a-crossover", "speedup_layer_paper"]
+def test_a_fused_engine_cannot_be_judged_on_a_cpu(table):
+    row = table.loc["fig4a-crossover", "speedup_layer_paper"]
     assert (row["verdict"], row["ours"]) == (NOT_TESTABLE, "needs cuda, here cpu")
     assert "loop over experts" in row["cause"]
 

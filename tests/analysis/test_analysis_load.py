@@ -39,8 +39,8 @@ def test_routing_is_read_when_asked_for(fig3):
 
 
 @pytest.mark.parametrize("name", ["run.json", "samples.parquet", "routing.parquet"])
-def test_truncated_file_is_named_and_never_read(fig3, name):
-    folder = fig3()
+def test_truncated_file_is_named_and_never_read(one_point, name):
+    folder = one_point()
     path = folder / "cells" / "moeshard_num_experts_8_0" / name
     path.write_bytes(path.read_bytes()[:-40])
     with pytest.warns(UserWarning, match=f"moeshard_num_experts_8_0/{name} (cannot be read|is not what was written)"):
@@ -54,21 +54,21 @@ def edit_run(folder, cell, **changes):
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
-def test_samples_that_were_edited_are_not_read(fig3):
-    folder = fig3(moeshard_num_experts_8_0={"checksums": {"samples.parquet": "0" * 64}})
+def test_samples_that_were_edited_are_not_read(one_point):
+    folder = one_point(moeshard_num_experts_8_0={"checksums": {"samples.parquet": "0" * 64}})
     with pytest.warns(UserWarning, match=r"samples.parquet is not what was written"):
         assert "moeshard_num_experts_8_0" not in load_campaign(folder).frames
 
 
-def test_samples_without_a_checksum_are_not_read(fig3):
-    folder = fig3()
+def test_samples_without_a_checksum_are_not_read(one_point):
+    folder = one_point()
     edit_run(folder, "moeshard_num_experts_8_0", checksums={})
     with pytest.warns(UserWarning, match=r"samples.parquet has no checksum"):
         assert "moeshard_num_experts_8_0" not in load_campaign(folder).frames
 
 
-def test_ok_cell_without_samples_is_corrupt(fig3):
-    folder = fig3()
+def test_ok_cell_without_samples_is_corrupt(one_point):
+    folder = one_point()
     (folder / "cells" / "moeshard_num_experts_8_0" / "samples.parquet").unlink()
     with pytest.warns(UserWarning, match=r"samples.parquet cannot be read"):
         assert load_campaign(folder).runs["moeshard_num_experts_8_0"]["state"] == "corrupt"
@@ -86,8 +86,8 @@ def test_samples_of_another_schema_are_not_read(fig3):
         load_campaign(folder)
 
 
-def test_campaign_of_the_first_schema_is_refused_in_a_sentence(fig3):
-    folder = fig3()
+def test_campaign_of_the_first_schema_is_refused_in_a_sentence(one_point):
+    folder = one_point()
     (folder / "plan.json").write_text(json.dumps({"schema": 1}))
     with pytest.raises(ValueError, match=r"plan.json is not a document of schema 2 \(1 is from another version"):
         load_campaign(folder)
@@ -96,9 +96,9 @@ def test_campaign_of_the_first_schema_is_refused_in_a_sentence(fig3):
         load_campaign(folder)
 
 
-def test_outputs_that_disagree_with_other_systems_are_said(fig3):
+def test_outputs_that_disagree_with_other_systems_are_said(one_point):
     agreement = {"with": ["deepspeed"], "iterations": 9, "relative_error": 0.2, "tolerance": 2e-5, "passed": False}
     check = {"relative_error": 1e-6, "tolerance": 1e-4, "passed": True, "agreement": agreement}
-    campaign = load_campaign(fig3(moeshard_num_experts_8_0={"correctness": check}))
+    campaign = load_campaign(one_point(moeshard_num_experts_8_0={"correctness": check}))
     shown = coverage(campaign).set_index("cell").loc["moeshard_num_experts_8_0", "correctness"]
     assert shown == "failed (relative error 0.2, 2e-05 allowed)"

@@ -9,6 +9,7 @@ from rich.console import Console
 
 from analysis.__main__ import main
 from analysis.report import checks_line, render
+from tests.analysis.synthetic import write_fig3
 
 ROOT = Path(__file__).parents[2]
 
@@ -32,22 +33,25 @@ def test_render_writes_everything_and_prints_the_short_of_it(fig3):
     assert "Validity: " in text and "V07 warn" in text and "Noise floor of" in text
 
 
-def test_rendering_again_gives_the_same_files(fig3):
-    folder = fig3(experts=(8, 64), batches=())
+@pytest.fixture(scope="module")
+def twice(tmp_path_factory):
+    """One campaign on two terminals: {width: (text, {file: bytes} that it leaves)}."""
+    folder = write_fig3(tmp_path_factory.mktemp("twice") / "fig3", experts=(8, 64), batches=())
 
     def derived():
         return {path: path.read_bytes() for path in folder.rglob("*.*") if "cells" not in path.parts}
 
-    rendered(folder)
-    before = derived()
-    rendered(folder)
-    assert derived() == before
+    return {width: (rendered(folder, width), derived()) for width in (80, 100)}
 
 
-def test_no_line_is_longer_than_the_terminal_and_no_word_is_broken(fig3):
-    folder = fig3(experts=(8, 64), batches=())
-    for width in (80, 100):
-        lines = rendered(folder, width).splitlines()
+def test_rendering_again_gives_the_same_files(twice):
+    (_, first), (_, second) = twice.values()
+    assert "report.html" in {path.name for path in first} and first == second
+
+
+def test_no_line_is_longer_than_the_terminal_and_no_word_is_broken(twice):
+    for width, (text, _) in twice.items():
+        lines = text.splitlines()
         assert max(len(line) for line in lines if not line.startswith("wrote")) <= width
         row = next(line for line in lines if "MoEShard" in line)
         assert row.rstrip().endswith("reproduced*") and ("[" in row) == (width == 100)
@@ -127,8 +131,8 @@ def test_checks_are_named_up_to_a_number():
     assert line.endswith("V04 warn: t4; 3 more in report.html")
 
 
-def test_command_line(fig3):
-    folder = fig3(experts=(8, 64), batches=())
+def test_command_line(one_point):
+    folder = one_point()
     done = subprocess.run(
         [sys.executable, "-m", "analysis", folder], cwd=ROOT, capture_output=True, text=True, check=True
     )

@@ -69,25 +69,26 @@ def test_baseline_has_no_speedup_over_itself(summary):
 
 def test_failed_cell_has_no_value_and_no_ratio(fig3):
     oom = {"state": "oom", "reason": "Out of memory.", "correctness": None}
-    folder = fig3(deepspeed_num_experts_8_0=oom, deepspeed_num_experts_8_1=oom)
+    changes = {"deepspeed_num_experts_8_0": oom, "deepspeed_num_experts_8_1": oom}
+    folder = fig3(experts=(8, 64), batches=(), **changes)
     summary = summarise(load_campaign(folder))
     here = summary[(summary["experiment"] == "fig3a") & (summary["x"] == 8)]
     assert set(here["system"]) == {"moeshard"} and not here["metric"].str.startswith("speedup").any()
     assert value(summary, "fig3a", 64, "moeshard", "speedup_ttft") == pytest.approx(3)
 
 
-def test_ratio_uses_only_launches_that_both_have(fig3):
+def test_ratio_uses_only_launches_that_both_have(one_point):
     """The first launch of the baseline is missing, the system's is ten times slower: the pair that remains gives 2."""
     slow = {"values": {"ttft_ms": 4000.0, "layer_moe_ms": 300.0, "rows_computed": 1.0, "rows_useful": 1.0}}
-    summary = summarise(load_campaign(fig3(deepspeed_num_experts_8_0=None, moeshard_num_experts_8_0=slow)))
+    summary = summarise(load_campaign(one_point(deepspeed_num_experts_8_0=None, moeshard_num_experts_8_0=slow)))
     # Launches differ by 1 % for DeepSpeed and by 1.5 % for MoEShard.
     assert value(summary, "fig3a", 8, "moeshard", "speedup_layer") == pytest.approx(2 * np.exp(0.005 - 0.0075))
 
 
 @pytest.mark.parametrize("check", [None, {"relative_error": 0.3, "tolerance": 1e-4, "passed": False}])
 @pytest.mark.parametrize("system", ["deepspeed", "moeshard"])
-def test_speedup_is_withheld_unless_outputs_were_right(fig3, system, check):
-    campaign = load_campaign(fig3(**{f"{system}_num_experts_8_1": {"correctness": check}}))
+def test_speedup_is_withheld_unless_outputs_were_right(one_point, system, check):
+    campaign = load_campaign(one_point(**{f"{system}_num_experts_8_1": {"correctness": check}}))
     summary = summarise(campaign)
     here = summary[(summary["experiment"] == "fig3a") & (summary["x"] == 8)]
     assert not here["metric"].str.startswith("speedup").any() and "ttft_ms" in set(here["metric"])
@@ -96,8 +97,8 @@ def test_speedup_is_withheld_unless_outputs_were_right(fig3, system, check):
 
 
 @pytest.mark.parametrize("change", [{"source": "measured"}, {"precision": "bf16"}])
-def test_mixed_comparison_is_refused(fig3, change):
-    folder = fig3(launches=1, deepspeed_num_experts_8_0=change)
+def test_mixed_comparison_is_refused(one_point, change):
+    folder = one_point(launches=1, deepspeed_num_experts_8_0=change)
     with pytest.raises(ValueError, match="precision and source must agree"):
         summarise(load_campaign(folder))
 
@@ -130,9 +131,9 @@ def test_sections_layers_and_bound(summary):
     assert here[here["metric"] == "ttft_ms"][["section", "layer"]].isna().all(axis=None)
 
 
-def test_twins_never_enter_a_series(fig3):
+def test_twins_never_enter_a_series(one_point):
     slow = {"values": {"ttft_ms": 9e5, "layer_moe_ms": 9e4}}
-    summary = summarise(load_campaign(fig3(moeshard_num_experts_8_0_twin=slow)))
+    summary = summarise(load_campaign(one_point(moeshard_num_experts_8_0_twin=slow)))
     assert value(summary, "fig3a", 8, "moeshard", "ttft_ms") == pytest.approx(400)
     assert value(summary, "fig3a", 8, "moeshard", "aa_ratio_ttft") > 10
 
@@ -150,9 +151,9 @@ def test_paper_statistic_pools_ranks_by_their_mean(fig3):
     assert (ratio, paper) == pytest.approx((2, 1.4), rel=0.01)
 
 
-def test_the_second_cell_of_a_system_in_a_launch_is_refused(fig3):
+def test_the_second_cell_of_a_system_in_a_launch_is_refused(one_point):
     with pytest.raises(ValueError, match="is the second of moeshard in launch 0 of one point"):
-        summarise(load_campaign(fig3(moeshard_num_experts_8_1={"launch": 0})))
+        summarise(load_campaign(one_point(moeshard_num_experts_8_1={"launch": 0})))
 
 
 def test_noise_floor_of_the_campaign(fig3):
@@ -161,8 +162,8 @@ def test_noise_floor_of_the_campaign(fig3):
     assert floors == {metric: Floor(pytest.approx(0.01), 5) for metric in ("ttft_ms", "layer_moe_ms")}
 
 
-def test_no_floor_without_twins(fig3):
-    campaign = load_campaign(fig3(twins=False))
+def test_no_floor_without_twins(one_point):
+    campaign = load_campaign(one_point(twins=False))
     assert noise_floor(campaign) == {} and not summarise(campaign)["claimable"].any()
 
 
@@ -180,8 +181,8 @@ def test_a_smaller_campaign_claims_nothing(fig3, change):
     assert not summarise(load_campaign(fig3(**(options | change))))["claimable"].any()
 
 
-def test_write_summary_is_atomic(fig3, monkeypatch):
-    campaign = load_campaign(fig3())
+def test_write_summary_is_atomic(one_point, monkeypatch):
+    campaign = load_campaign(one_point())
     path = write_summary(campaign)
     before = path.read_bytes()
     assert list(pd.read_csv(path).columns) == COLUMNS

@@ -12,12 +12,22 @@ from tests.analysis.synthetic import document, point, write_fig3
 CELL = "moeshard_num_experts_64_1"
 
 
+def flawless(folder, experts):
+    """A campaign of tier full in which nothing is wrong, and its summary."""
+    campaign = load_campaign(write_fig3(folder, experts=experts, batches=(), launches=3, iterations=30, tier="full"))
+    return campaign, summarise(campaign)
+
+
 @pytest.fixture(scope="module")
 def sound(tmp_path_factory):
-    """A campaign of tier full in which nothing is wrong, and its summary; never changed in place."""
-    folder = tmp_path_factory.mktemp("sound") / "fig3"
-    campaign = load_campaign(write_fig3(folder, experts=(8, 64), batches=(), launches=3, iterations=30, tier="full"))
-    return campaign, summarise(campaign)
+    """One point, three launches of three cells; never changed in place."""
+    return flawless(tmp_path_factory.mktemp("sound") / "fig3", (64,))
+
+
+@pytest.fixture(scope="module")
+def two_points(tmp_path_factory):
+    """For what is judged over points; never changed in place."""
+    return flawless(tmp_path_factory.mktemp("two_points") / "fig3", (8, 64))
 
 
 def verdict(findings, check, cell=CELL):
@@ -39,8 +49,8 @@ def rows_of(frame, metric, phase):
     return (frame["metric"] == metric) & (frame["phase"] == phase)
 
 
-def test_every_check_has_a_verdict_on_a_sound_campaign(sound):
-    findings = judge(*sound)
+def test_every_check_has_a_verdict_on_a_sound_campaign(two_points):
+    findings = judge(*two_points)
     assert list(findings.columns) == COLUMNS
     by_check = verdicts_by_check(findings).set_index("check")["verdict"]
     assert list(by_check.index) == [f"V{number:02d}" for number in range(1, 25)] == [c for c, _, _ in CHECKS]
@@ -188,9 +198,9 @@ def test_what_rows_say(sound, check, change, expected):
     assert verdict(judge(with_rows(campaign, change(campaign.frames[CELL])), summary), check) == expected
 
 
-def test_rounds_must_be_reversed(sound):
+def test_rounds_must_be_reversed(two_points):
     """A B C A B C instead of A B C C B A: every cell keeps its blocks, in the same order in each round."""
-    campaign, summary = sound
+    campaign, summary = two_points
     cells = ["deepspeed_num_experts_64_1", "moeshard_num_experts_64_1", "moeshard_num_experts_64_1_twin"]
     frames = {
         cell: (frame := campaign.frames[cell]).assign(
@@ -215,14 +225,14 @@ def test_speedup_without_the_time_of_its_baseline(sound):
     assert verdict(findings, "V22", None) == "fail"
 
 
-def test_sources_mixed_in_a_panel(sound):
-    campaign, summary = sound
+def test_sources_mixed_in_a_panel(two_points):
+    campaign, summary = two_points
     mixed = summary.assign(source=summary["source"].where(summary["x"] == 8, "measured"))
     assert verdict(judge(campaign, mixed), "V23", None) == "fail"
 
 
-def test_ceilings_that_disagree_or_are_broken(sound):
-    campaign, summary = sound
+def test_ceilings_that_disagree_or_are_broken(two_points):
+    campaign, summary = two_points
     faster = campaign.runs[CELL]["ceilings"] | {"matmul_flops_per_s": 1.3e11}
     assert verdict(judge(with_run(campaign, ceilings=faster, launch_id="another"), summary), "V20", None) == "warn"
     bound = summary["metric"] == "percent_of_bound"

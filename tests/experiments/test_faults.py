@@ -86,11 +86,19 @@ def test_a_system_that_cannot_run_the_workload_is_a_row(tmp_path):
     assert runs["ep"]["reason"].startswith("model.num_experts (5) must be divisible by cluster.world_size (2)")
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A campaign of one cell, measured once and never changed."""
+    out = tmp_path_factory.mktemp("whole")
+    assert run_points([point("moeshard", out=out)]) == 0
+    return out
+
+
 @pytest.mark.parametrize("damage", ["truncated", "changed", "half a run.json", "another number in run.json"])
-def test_damaged_files_are_named_and_measured_again(tmp_path, capsys, damage):
-    points = [point("moeshard", out=tmp_path)]
-    assert run_points(points) == 0
-    (cell,) = (tmp_path / "cells").iterdir()
+def test_damaged_files_are_named_and_measured_again(whole, tmp_path, capsys, damage):
+    out = shutil.copytree(whole, tmp_path / "damaged")
+    (cell,) = (out / "cells").iterdir()
+    assert Store(out).damage(cell.name) is None
     samples, run = cell / "samples.parquet", cell / "run.json"
     if damage == "truncated":
         samples.write_bytes(samples.read_bytes()[:-100])
@@ -103,9 +111,9 @@ def test_damaged_files_are_named_and_measured_again(tmp_path, capsys, damage):
     else:
         run.write_text(run.read_text().replace('"seed": 0', '"seed": 1', 1))
     capsys.readouterr()
-    assert run_points(points) == 0
+    assert run_points([point("moeshard", out=out)]) == 0
     assert f"cell {cell.name} is damaged" in capsys.readouterr().out
-    assert Store(tmp_path).damage(cell.name) is None
+    assert Store(out).damage(cell.name) is None
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ import pytest
 from rich.console import Console
 
 from experiments import status
+from experiments.main import run_points
 from experiments.plan import make_plan
 from experiments.store import Store
 from tests.experiments.tiny import TINY, point
@@ -60,17 +61,18 @@ def test_a_folder_without_a_plan_is_one_sentence(tmp_path, capsys):
 
 
 def test_resume_runs_what_is_missing_and_nothing_twice(tmp_path):
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    typed = [*TINY, "system=moeshard"]
-    run = [sys.executable, "-m", "experiments.run", *typed, f"out={tmp_path}"]
-    resume = [sys.executable, "-m", "experiments.status", str(tmp_path), "--resume"]
-    assert subprocess.run(run, cwd=ROOT, env=environment, capture_output=True).returncode == 0
-    (cell,) = (tmp_path / "cells").iterdir()
-    before = (cell / "run.json").read_text()
-    again = subprocess.run(resume, cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert again.returncode == 0 and "1 cells stored already" in again.stdout
-    assert (cell / "run.json").read_text() == before
-    (cell / "samples.parquet").unlink()
-    again = subprocess.run(resume, cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert again.returncode == 0 and "damaged (samples.parquet is missing)" in again.stdout
-    assert (cell / "run.json").read_text() != before and (cell / "samples.parquet").exists()
+    """Two launches of one cell each; the second cell loses its samples."""
+    typed = ["system=moeshard", "tier.launches=2"]
+    assert run_points([point("moeshard", out=tmp_path, overrides=tuple(typed))], [*TINY, *typed]) == 0
+    kept, damaged = sorted((tmp_path / "cells").iterdir())
+    before = {cell: (cell / "run.json").read_text() for cell in (kept, damaged)}
+    (damaged / "samples.parquet").unlink()
+    command = [sys.executable, "-m", "experiments.status", str(tmp_path), "--resume"]
+    again = subprocess.run(
+        command, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True
+    )
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert f"cell {damaged.name} is damaged (samples.parquet is missing)" in again.stdout
+    assert "1 cells stored already" in again.stdout
+    assert (kept / "run.json").read_text() == before[kept]
+    assert (damaged / "run.json").read_text() != before[damaged] and (damaged / "samples.parquet").exists()

@@ -4,10 +4,10 @@ from collections.abc import Callable
 
 import pandas as pd
 
-from analysis.attribution import PARTS, RESIDUAL, TOTAL, panel_named, split
+from analysis.attribution.account import PARTS, RESIDUAL, TOTAL, panel_named, split
+from analysis.attribution.ladder import BALANCED, CAUSES, attribute
 from analysis.frames import select
 from analysis.labels import number, short_axis_name, system_name, times, with_interval, x_text
-from analysis.ladder import BALANCED, CAUSES, attribute
 from analysis.load import Campaign
 from analysis.tables import Table, slug
 

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from analysis.attribution import TOTAL, accounts_of, cells_of, intervals, panel_named, tells_transfers
+from analysis.attribution.account import TOTAL, accounts_of, cells_of, intervals, panel_named, tells_transfers
 from analysis.load import Campaign
 
 COLUMNS = [

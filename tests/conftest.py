@@ -1,0 +1,15 @@
+"""What `make test` needs to run two test files at a time on two cores."""
+
+import os
+
+# Before torch is imported: two workers with a thread for each core would wait for one another in every product.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# Where ranks and command lines are started: minutes, so no worker may be left alone with them at the end.
+LONG = ("tests/experiments/", "tests/clusters/", "tests/systems/", "tests/test_secrets.py")
+
+
+def pytest_collection_modifyitems(items):
+    """Long files first; the order within a file stays."""
+    items.sort(key=lambda item: not item.nodeid.startswith(LONG))
