@@ -14,9 +14,9 @@ PYTHON      ?= $(shell for python in python3.11 python3.12 python3; do \
 	$$python -c '$(IN_RANGE)' 2>/dev/null && { echo $$python; break; }; done)
 IN_RANGE    := import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))
 
-# Real ranks that are held against emulated ones; twelve iterations a launch, because launches of both are compared.
+# Real ranks that are held against emulated ones; many short launches, because launches of both are compared.
 REAL_RANKS ?= 2
-FIDELITY    = cluster.world_size=$(REAL_RANKS) tier.launches=4 tier.iterations=8 tier.max_iterations=8 tier.instrumented=8
+FIDELITY    = cluster.world_size=$(REAL_RANKS) tier.launches=4 tier.iterations=4 tier.max_iterations=4 tier.instrumented=4
 
 BIN    := .venv/bin
 STAMP  := .venv/.setup

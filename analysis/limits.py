@@ -1,5 +1,9 @@
 """What the machine allows at best: lower bounds of an MoE layer's time, and how near each system comes to them.
 
+    useful     = flops of rows that carry a token / G / matmul ceiling       no padding, no imbalance, free transfers
+
+is the same for all systems. The others bound the work that a system chose, its padding and its transfers included:
+
     compute    = max(flops / matmul ceiling, memory bytes / copy ceiling) of the rank that has most to do
     serial     = compute + transfers          nothing overlaps
     overlapped = max(compute, transfers)      everything does
@@ -24,7 +28,7 @@ from analysis.tables import Table
 UNKNOWN_LINK = "the time of a transfer alone is known on emulated clusters only"
 NO_CEILINGS = "the ceilings of the machine were not measured"
 NOT_OBSERVED = "no layer was observed"
-TIMES = ["layer_ms", "compute_ms", "transfer_ms", "serial_ms", "overlapped_ms"]
+TIMES = ["layer_ms", "useful_ms", "compute_ms", "transfer_ms", "serial_ms", "overlapped_ms"]
 RATES = ("matmul_flops_per_s", "copy_bytes_per_s")
 COUNTS = ["flops", "memory_bytes", "bytes_sent"]
 PERCENT = "percent/"  # prefix of a column: the bound of a section (or of the layer: serial, overlapped) / its time
@@ -77,7 +81,9 @@ def cell_limits(campaign: Campaign, cell: str, ceilings: dict[str, float] | None
     known = run["source"] == "emulated" and (bool(transfers) or ranks == 1)
     no_time_IL = np.zeros(observed["layer_moe_ms"].shape[:2])
     transfer_IL = sum(transfers.values(), no_time_IL) if known else np.full_like(no_time_IL, np.nan)
-    bounds = {"serial": compute_L + transfer_IL, "overlapped": np.maximum(compute_L, transfer_IL)}
+    useful_L = useful_bound_ms(counted, ceilings)
+    bounds = {"useful": np.broadcast_to(useful_L, transfer_IL.shape)}
+    bounds |= {"serial": compute_L + transfer_IL, "overlapped": np.maximum(compute_L, transfer_IL)}
     layer_IL = observed["layer_moe_ms"].max(axis=-1)
     times = {"layer": layer_IL, "compute": np.broadcast_to(compute_L, layer_IL.shape), "transfer": transfer_IL} | bounds
     percents = {name: bound_IL / layer_IL for name, bound_IL in bounds.items()}
@@ -85,6 +91,15 @@ def cell_limits(campaign: Campaign, cell: str, ceilings: dict[str, float] | None
     found |= {f"{name}_ms": median_of(values_IL) for name, values_IL in times.items()}
     found |= {PERCENT + name: 100 * median_of(share_IL) for name, share_IL in percents.items()}
     return found | {"reason": "" if known else UNKNOWN_LINK}
+
+
+def useful_bound_ms(counted: dict[str, np.ndarray], ceilings: dict[str, float] | None) -> np.ndarray:
+    """[L] ms that the rows with a token would take, spread evenly over the ranks, at the matmul ceiling."""
+    if not ceilings or not {"flops", "rows_useful", "rows_computed"} <= counted.keys():
+        return np.full(1, np.nan)
+    flops_per_row = counted["flops"].sum(axis=-1) / counted["rows_computed"].sum(axis=-1)
+    useful_flops_IL = flops_per_row * counted["rows_useful"].mean(axis=-1)
+    return useful_flops_IL.mean(axis=0) / ceilings["matmul_flops_per_s"] * 1e3
 
 
 def section_percents(
@@ -113,7 +128,8 @@ def section_transfers(collectives: pd.DataFrame, shape_IL: tuple[int, int]) -> d
 def limits_table(campaign: Campaign, panel: dict) -> Table:
     """A row a point and system: layer, bounds, and percent of them, medians over launches; empty where nothing ran."""
     raw = limits(campaign, panel)
-    name, title = f"limits_{panel['name']}", f"{panel['title']}: how near each system is to what the machine allows"
+    name = f"limits_{panel['name']}"
+    title = f"{panel['title']}: % of what the machine allows (useful: same work for all; else a system's own work)"
     if raw.empty or "layer_ms" not in raw:
         return Table(name, title, raw, pd.DataFrame())
     columns = [*TIMES, *(column for column in raw if column.startswith(PERCENT))]

@@ -64,7 +64,9 @@ def by_place(frame: pd.DataFrame) -> Iterator[tuple[tuple, pd.DataFrame]]:
 
 def winner(here: pd.DataFrame, floor: Floor | None) -> dict:
     """The row of one point."""
-    centre = {str(system): np.log(rows["value"]).mean() for system, rows in here.groupby("system", sort=False)}
+    times = here.pivot(index="launch", columns="system", values="value")[list(dict.fromkeys(here["system"]))]
+    shared = times.dropna() if len(times.dropna()) else times  # launches that all systems have
+    centre = np.log(shared).mean().to_dict()
     first, second = [*sorted(centre, key=lambda system: centre[system]), None][:2]
     margin, low, high = time_ratio(here, second, first) if second else (np.nan, np.nan, np.nan)
     verdict = (WINS if told_apart(low, high, floor) else TIE) if second else ALONE
@@ -105,7 +107,7 @@ def borders(frame: pd.DataFrame, pair: tuple[str, str] | None = None, floor: Flo
     The zero of log(time ratio), geometric mean over launches, interpolated between neighbouring x; the interval is
     Student's t over the zeros of each launch, nan where a launch has none or several. Columns: y, first, second, state,
     below and above (who is faster on either side), crossing, low, high, crossings (all, as a list), launches,
-    crossing_launches, told_below and told_above (points on either side at which the two are told apart).
+    crossing_launches, points, told_below and told_above (points on either side at which the two are told apart).
     state: crosses; always (no zero); unclear (no point told apart); several; not measured (fewer than two x).
     Empty when x is not a number or there is no pair.
     """
@@ -130,6 +132,7 @@ def border(here: pd.DataFrame, pair: tuple[str, str], floor: Floor | None, in_lo
     split = found[0] if len(found) == 1 else np.inf
     row |= {"below": pair[int(mean_X[0] > 0)], "above": pair[int(mean_X[-1] > 0)], "crossings": found}
     row |= {"told_below": int(told_X[xs < split].sum()), "told_above": int(told_X[xs >= split].sum())}
+    row["points"] = len(xs)
     each = [zeros(xs, launch_X, in_log) for launch_X in logs.dropna().to_numpy()]
     row |= {"launches": len(each), "crossing_launches": sum(len(one) == 1 for one in each)}
     row["state"] = UNCLEAR if not told_X.any() else {0: ALWAYS, 1: CROSSES}.get(len(found), SEVERAL)
@@ -143,7 +146,7 @@ def border(here: pd.DataFrame, pair: tuple[str, str], floor: Floor | None, in_lo
 def nothing(y: object, pair: tuple[str, str]) -> dict:
     row = {"y": y, "first": pair[0], "second": pair[1], "state": NOT_MEASURED, "below": None, "above": None}
     row |= {"crossing": np.nan, "low": np.nan, "high": np.nan, "crossings": []}
-    return row | {"launches": 0, "crossing_launches": 0, "told_below": 0, "told_above": 0}
+    return row | {"launches": 0, "crossing_launches": 0, "told_below": 0, "told_above": 0, "points": 0}
 
 
 def geometric(values: Collection[float]) -> bool:
@@ -169,7 +172,9 @@ def border_text(row: Mapping) -> str:
     if row["state"] == UNCLEAR:
         return "not told apart"
     if row["state"] == ALWAYS:
-        return f"{faster['below']} everywhere"
+        told, points = row["told_below"] + row["told_above"], row["points"]
+        where = f" (told apart at {told} of {points} points)" if told < points else ""
+        return f"{faster['below']} everywhere{where}"
     if row["state"] == SEVERAL:
         return f"no single border (ratio of 1 at {', '.join(map(number, row['crossings']))})"
     text = f"{faster['above']} from {with_interval(row['crossing'], row['low'], row['high'])}"

@@ -7,6 +7,7 @@ after the timed region only.
 import fcntl
 import os
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
@@ -148,6 +149,7 @@ class VirtualClock:
         self.link_free_s = 0.0
         self.resumed_s = 0.0
         self.baton = baton
+        self.pending: deque[Any] = deque()  # collectives that were issued and are not carried out yet, over all groups
         self.on_exchange: Callable[[Exchange], None] | None = None
         self._stopwatch = stopwatch
         self._segment: Any = None

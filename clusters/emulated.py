@@ -2,15 +2,15 @@
 
 Every rank is a real process and the data really moves (over gloo), so results are real and third-party layers run
 unmodified. Time is not: a rank computes only while it holds the baton, each segment between two collectives is
-timed alone on the whole device, and at a collective all clocks become
+timed alone on the whole device (or beside those it shares a host with), and at a collective all clocks become
 
     max over ranks of the time it was issued, or when the link is free  +  the network model's time for its bytes.
 
-Asynchronous collectives are carried out when somebody waits, in the order of issue; their completion time comes
-from the time of issue, so computation in between overlaps with them as it would on a real link.
+Asynchronous collectives are carried out when somebody waits, in the order of issue over all groups (the same on all
+ranks); their completion time comes from the time of issue, so computation in between overlaps with them as it would on
+a real link.
 """
 
-from collections import deque
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import Any, NamedTuple
@@ -70,7 +70,6 @@ class EmulatedGroup(dist.ProcessGroup):
         self.clock = clock
         self._network = network
         self._gloo: Any = dist.ProcessGroupGloo(dist.PrefixStore("gloo", store), rank, size, timeout)
-        self._pending: deque[EmulatedWork] = deque()
 
     def getBackendName(self) -> str:
         return BACKEND
@@ -79,10 +78,11 @@ class EmulatedGroup(dist.ProcessGroup):
         """Carry out everything issued up to `work`; this rank's clock then shows at least its completion."""
         with self.clock.paused() as arrivals:
             while work.finished_s is None:
-                arrivals |= self._exchange(self._pending.popleft())
+                first = self.clock.pending.popleft()
+                arrivals |= first.group.exchange(first)
             self.clock.time_s = max(self.clock.time_s, work.finished_s)
 
-    def _exchange(self, work: EmulatedWork) -> dict[int, int]:
+    def exchange(self, work: EmulatedWork) -> dict[int, int]:
         """Carry out one collective and give it its completion time; returns who took part: rank -> next arrival."""
         issue, clock, baton = work.issue, self.clock, self.clock.baton
         issue.move()
@@ -127,7 +127,7 @@ class EmulatedGroup(dist.ProcessGroup):
 
         others = [0.0 if rank == self.rank() else float(sent) for rank, sent in enumerate(sent_to_G)]
         work = EmulatedWork(self, Issue(name, issued_s, others, bool(opts.asyncOp), move))
-        self._pending.append(work)
+        self.clock.pending.append(work)
         return work
 
     def _equally(self, num_bytes: float) -> list[float]:

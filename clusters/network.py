@@ -130,7 +130,8 @@ class HierarchicalNetwork:
     nodes once per node, over all its adapters; an all-to-all sends each pair's bytes directly. Both kinds of link
     work at the same time, so the slower one decides, after the latency of both.
 
-    Raises ValueError unless ranks_per_node is a whole number of at least 1; `seconds` for ranks that do not fill nodes.
+    Raises ValueError unless ranks_per_node is a whole number of at least 1; `volumes` does for ranks of several nodes
+    that do not fill them.
     """
 
     name: str
@@ -145,19 +146,25 @@ class HierarchicalNetwork:
 
     def volumes(self, collective: str, sent_GG: np.ndarray, members: Sequence[int]) -> tuple[float, ...]:
         node_G = np.asarray(members) // self.ranks_per_node
+        nodes, counts = np.unique(node_G, return_counts=True)
+        if len(nodes) > 1 and (counts != self.ranks_per_node).any():
+            raise ValueError(
+                f"network {self.name}: ranks {list(members)} are neither in one node nor all of several nodes of "
+                f"{self.ranks_per_node}; such groups are not modelled"
+            )
         near_GG = node_G[:, None] == node_G
         if collective == "all_to_all":
             return (_largest(collective, sent_GG * near_GG), _largest(collective, sent_GG * ~near_GG))
+        total = _largest(collective, sent_GG)
+        if collective == "broadcast":  # each adapter of a node brings its part
+            return (total, total / self.ranks_per_node if len(nodes) > 1 else 0.0)
         # Of the G-1 parts of a rank one per other node comes over its own adapter and is passed on inside the node.
-        total, others = _largest(collective, sent_GG), max(1, len(members) - 1)
-        far = total * (len(set(node_G.tolist())) - 1) / others
+        far = total * (len(nodes) - 1) / max(1, len(members) - 1)
         return (total - far, far)
 
     def seconds(self, collective: str, volumes: Sequence[float], ranks: int) -> float:
         if ranks <= self.ranks_per_node:
             return self.intra.seconds(collective, volumes[:1], ranks)
-        if ranks % self.ranks_per_node:
-            raise ValueError(f"network {self.name}: {ranks} ranks do not fill nodes of {self.ranks_per_node}")
         near, far = (
             (self.intra, volumes[0], self.ranks_per_node),
             (self.inter, volumes[1], ranks // self.ranks_per_node),

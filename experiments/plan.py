@@ -1,7 +1,8 @@
 """What will be measured, decided and written down before anything runs."""
 
+import json
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -62,9 +63,7 @@ def make_plan(points: list[Point], command: Sequence[str] = ()) -> Plan:
                 if cell.id not in cells:
                     together.setdefault(cell.launch_id, []).append(cell.id)
                 cells[cell.id] = cell
-        repetition = list(together.values())
-        random.Random(f"{seed}/{launch}").shuffle(repetition)
-        launches += repetition
+        launches += _shuffled(together.values(), cells, random.Random(f"{seed}/{launch}"))
     document = {
         "schema": SCHEMA,
         "experiment": experiment["name"],
@@ -79,6 +78,20 @@ def make_plan(points: list[Point], command: Sequence[str] = ()) -> Plan:
         "launches": [{"id": cells[ids[0]].launch_id, "launch": cells[ids[0]].launch, "cells": ids} for ids in launches],
     }
     return Plan(cells, launches, document)
+
+
+def _shuffled(launches: Iterable[list[str]], cells: Mapping[str, Cell], rng: random.Random) -> Iterator[list[str]]:
+    """Launches in a random order in which those that differ in cluster, network or router only are neighbours.
+
+    They are held against one another, so that the machine should be the same for them.
+    """
+    families: dict[str, list[list[str]]] = {}
+    for ids in launches:
+        workload = cells[ids[0]].workload.items()
+        family = {key: value for key, value in workload if key not in ("cluster", "network", "router")}
+        families.setdefault(json.dumps(family, sort_keys=True), []).append(ids)
+    for family in rng.sample(list(families.values()), len(families)):
+        yield from rng.sample(family, len(family))
 
 
 def point_cells(point: Point, launch: int, twin: str | None) -> Iterator[Cell]:

@@ -4,10 +4,13 @@
     torchrun ... -m scripts.calibrate_network --backend nccl --name ours    # inside a launch, on one or many nodes
 
 Then: `python -m experiments.run network=gloo_here`. What is timed is what systems call (systems/collectives.py, which
-allocates outputs), in float32 and with one thread a rank. All sizes take shuffled turns; ranks meet before each call.
+allocates outputs), in float32 and with one thread a rank. All sizes take shuffled turns. On CPUs a call is made as a
+layer makes it: ranks meet, each computes on its own for about a millisecond, which fills its caches with other things,
+and then calls; back to back on warm buffers gloo needs half the time.
 
 A call lasts from the last rank's start to the last rank's end. Where ranks share no clock (GPUs, several hosts) it is
 the shortest duration that any rank saw, since the rank that comes last does not wait; of a broadcast, any receiver.
+That is too short for a rank whose bytes are still on their way when its own call returns.
 
 Sizes between those of the table, and uneven exchanges whose busiest rank moves V, are measured too but kept out: the
 error of the table on them is printed and stands in the file.
@@ -45,6 +48,7 @@ ITEMSIZE = 4
 COLLECTIVES = ("all_gather", "reduce_scatter", "all_to_all", "all_reduce", "broadcast")
 WARM_UP, FEWEST, MOST = 3, 7, 2000  # calls of one size
 HOT = 4  # an uneven exchange sends rank 0 so many times what it sends to each other rank
+COMPUTED_SIDE, EVICTED_BYTES = 384, 8 << 20  # what a CPU rank computes before a call: a product, and a pass over memory
 BUSY_CYCLES = 200_000  # a tenth of a millisecond in which the host can queue a GPU's calls
 QUIET_SHARE = 0.1  # of the cores busy with something else, above which a table is not worth much
 TIMEOUT_S = 3600.0  # ranks outside a small group wait this long for it
@@ -138,12 +142,17 @@ class Timer:
     def __init__(self, session: Session, group: dist.ProcessGroup, common_clock: bool) -> None:
         self.clock, self.group, self.common_clock = session.clock, group, common_clock
         self._one = torch.zeros(1, device=session.device)
+        self._matrix = torch.ones(COMPUTED_SIDE, COMPUTED_SIDE, device=session.device)
+        self._elsewhere = torch.zeros(EVICTED_BYTES // ITEMSIZE if session.device.type == "cpu" else 1)
 
     def time(self, call: Callable[[], Any]) -> tuple[Any, Any]:
-        """Marks around one call, right after all ranks have met."""
+        """Marks around one call after all ranks have met, and on a CPU have computed."""
         if self._one.is_cuda:  # else the clock would run while the host still launches
             torch.cuda._sleep(BUSY_CYCLES)
         dist.all_reduce(self._one, group=self.group)
+        if not self._one.is_cuda:
+            torch.mm(self._matrix, self._matrix)
+            self._elsewhere.add_(1.0)
         start = self.clock.mark()
         call()
         return start, self.clock.mark()

@@ -153,7 +153,8 @@ def run(given: argparse.Namespace, console: Console) -> None:
     text = map_rows(frame, None).astype(str).rename(columns=lambda name: "ranks" if name == "y" else str(name))
     console.print(in_terminal(f"{title}, by FLOP per byte", text), "")
     named = recorded.over_networks([*map(load_network, NAMED), *ETHERNET])
-    console.print(in_terminal(f"{title}, by network", networks_table(named)), "")
+    cores = f"{title}: if ranks as slow as this machine's had this network"
+    console.print(in_terminal(cores, networks_table(named)), "")
     latency = f"Latency {given.base_us:g} µs and {given.hop_us:g} µs a step."
     rate = f"A rank's matmul reaches {number(recorded.matmul_flops_per_s / 1e9)} GFLOP/s here."
     sentence = border_sentence(borders(frame), "flops_per_byte", "ranks")

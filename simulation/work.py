@@ -15,7 +15,7 @@ from systems.expert_parallel import ExpertParallel
 from systems.moeshard import MoEShard, MoEShardNoMegaBlocks
 from systems.planners.placement import PLACEMENTS
 
-FEATURES = ("constant", "ranks", "experts", "busy experts", "tokens", "rows", "flops", "weights", "masks")
+FEATURES = ("constant", "ranks", "experts", "busy experts", "tokens", "rows", "flops", "weights")
 COUNT_BYTES, EXPERT_ID_BYTES = 8, 4
 
 
@@ -60,7 +60,7 @@ class Work:
     memory_G: np.ndarray
 
 
-def features(load: Load, *, rows_G: Any, busy_G: Any, width: int, masks: float = 0.0) -> np.ndarray:
+def features(load: Load, *, rows_G: Any, busy_G: Any, width: int) -> np.ndarray:
     """[G, N]: `rows` through experts of `width` hidden units, of which `busy` local experts have any."""
     shape = load.shape
     columns = {
@@ -72,7 +72,6 @@ def features(load: Load, *, rows_G: Any, busy_G: Any, width: int, masks: float =
         "rows": rows_G * shape.d_model,
         "flops": rows_G * 4 * shape.d_model * width,
         "weights": busy_G * 2 * shape.d_model * width * load.element_size,
-        "masks": masks,
     }
     return np.stack([np.broadcast_to(np.asarray(columns[name], float), load.ranks) for name in FEATURES], axis=1)
 
@@ -124,7 +123,7 @@ def expert_sharding(load: Load) -> Work:
 
 
 def padded_expert_parallel(load: Load, **options: Any) -> Work:
-    """DeepSpeed: E x C slots there and back whatever the routing, filled and emptied by masks of T x E x C numbers."""
+    """DeepSpeed: E x C slots there and back whatever the routing, filled and emptied by index (DeepSpeed 0.19.8)."""
     shape, ranks, d_model = load.shape, load.ranks, load.shape.d_model
     dropless = not options.get("drop_tokens", True)
     if dropless or options.get("capacity_factor") == "lossless":
@@ -137,11 +136,10 @@ def padded_expert_parallel(load: Load, **options: Any) -> Work:
     slots = shape.num_experts * capacity
     agree = [Transfer("all_reduce", equal_parts(ranks, 2 * COUNT_BYTES / ranks))] if dropless else []
     slots_GG = equal_parts(ranks, slots / ranks * load.row_bytes)
-    # The input; two masks; slots sent, received and computed; the hidden layer of one expert at a time.
-    numbers = shape.max_tokens * (d_model + 2 * slots) + 3 * slots * d_model + ranks * capacity * shape.d_ff
-    masks = shape.max_tokens * slots * d_model
+    # The input; slots sent, received and computed; the hidden layer of one expert at a time.
+    numbers = shape.max_tokens * d_model + 3 * slots * d_model + ranks * capacity * shape.d_ff
     return Work(
-        features(load, rows_G=slots, busy_G=shape.num_experts / ranks, width=shape.d_ff, masks=masks),
+        features(load, rows_G=slots, busy_G=shape.num_experts / ranks, width=shape.d_ff),
         [*agree, Transfer("all_to_all", slots_GG), Transfer("all_to_all", slots_GG)],
         memory(load, experts=shape.num_experts / ranks, width=shape.d_ff, numbers_G=numbers),
     )

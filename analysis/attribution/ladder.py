@@ -34,14 +34,14 @@ LADDER = [
     Rung("deepspeed", "", ""),
     Rung("deepspeed_lossless", "padding", "smallest lossless capacity"),
     Rung("deepspeed_dropless", "padding", "the busiest expert's capacity"),
-    Rung("ep", "padding", "real rows only"),
+    Rung("ep", "padded layout", "real rows only"),
     Rung("ep_round_robin", "imbalance", "hot experts spread"),
     Rung("ep_round_robin", "imbalance", "even load", balanced=True),
     Rung("moeshard_published", "sharding", "sharded, Algorithm 1"),
     Rung("moeshard_no_megablocks", "implementation", "static shapes, no metadata"),
     Rung("moeshard", "implementation", "one fused expert call"),
 ]
-CAUSES = ["padding", "imbalance", "sharding", "implementation"]
+CAUSES = ["padding", "padded layout", "imbalance", "sharding", "implementation"]
 
 
 class Climb(NamedTuple):

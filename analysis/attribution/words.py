@@ -1,4 +1,4 @@
-"""An attribution as a table and in words; `analysis.ladder.attribute` has the numbers."""
+"""An attribution as a table and in words; `analysis.attribution.ladder.attribute` has the numbers."""
 
 from collections.abc import Callable
 
@@ -14,9 +14,9 @@ from analysis.tables import Table, slug
 PART_NAMES = {
     "padding": "padding",
     "experts": "useful rows",
-    "imbalance": "imbalance",
+    "imbalance": "stragglers",
     "communication": "communication",
-    "waiting": "collectives and waiting",
+    "waiting": "sections with collectives",
     "weights": "moving weights",
     "host": "host",
     "non_moe": "outside MoE",
@@ -25,7 +25,10 @@ PART_NAMES = {
 VALUE, PERCENT = ["value", "ci_low", "ci_high"], ["percent", "percent_low", "percent_high"]
 RESIDUAL_SHARE = "unexplained, %"
 REFERENCE = {"num_experts": 128}  # the paper's point, of which every step is shown
-UNSEPARATED = "This cluster does not tell when transfers began: communication and waiting cannot be told apart."
+UNSEPARATED = (
+    "This cluster does not tell when transfers began: communication, waiting and the computation in the sections that "
+    "exchange data cannot be told apart."
+)
 PLAIN, SHARDED = "ep", "moeshard"  # the pair of the second sentence
 
 
@@ -148,7 +151,8 @@ def whole_sentence(here: pd.DataFrame, at: str) -> str:
     left = with_interval(*(of[RESIDUAL][key] for key in PERCENT), form=percent)
     return (
         f"At {at}, {last}'s forward pass is {times(max(ratio, 1 / ratio))} {faster} than {first}'s; of the "
-        f"{number(abs(difference))} ms {spent}: {shares}; the account leaves {left} unexplained."
+        f"{number(abs(difference))} ms {spent}: {shares}. The instrumented pass, on which the split by place rests, "
+        f"leaves {left} of it unexplained."
     )
 
 
@@ -168,6 +172,6 @@ def pair_sentence(pair: pd.DataFrame) -> str:
     value, low, high = (sign * of[TOTAL][key] for key in VALUE)
     total = with_interval(value, *((low, high) if sign > 0 else (high, low)), saved)
     sizes = sorted(((abs(of[part]["value"]), part) for part in [*PARTS, RESIDUAL]), reverse=True)
-    told = ", ".join(f"{PART_NAMES[part]} {of[part]['value']:+.1f}" for size, part in sizes if size >= 0.05)
+    told = ", ".join(f"{PART_NAMES[part]} {sign * of[part]['value']:+.1f}" for size, part in sizes if size >= 0.05)
     verb = "saves" if sign > 0 else "loses"
     return f"Against plain expert parallelism ({system_name(PLAIN)}) {system_name(SHARDED)} {verb} {total} ms: {told}."

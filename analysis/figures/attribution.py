@@ -50,7 +50,13 @@ COLOURS = {
     "non_moe": GREEN,
     RESIDUAL: "#bbbbbb",
 }
-CAUSE_COLOURS = {"padding": VERMILLION, "imbalance": PURPLE, "sharding": BLUE, "implementation": SKY}
+CAUSE_COLOURS = {
+    "padding": VERMILLION,
+    "padded layout": ORANGE,
+    "imbalance": PURPLE,
+    "sharding": BLUE,
+    "implementation": SKY,
+}
 LOST: dict[str, Any] = {"hatch": "/////", "edgecolor": "#ffffff", "linewidth": 0.0}
 ROW = 0.27  # inches
 LIMIT = 10  # percent that may stay unexplained
@@ -174,9 +180,9 @@ def plot_shares(rows: pd.DataFrame, path: Path, *, title: str, note: str = "") -
     margins(figure, left=0.6, right=0.2, top=1.05, bottom=1.35, hspace=0.26, wspace=0.14)
     axes = figure.subplots(2, 2, sharex="col", height_ratios=[3, 1.1])
     by_cause = [list(cause_shares(point).items()) for point in points]
-    draw_stacks(axes[0, 0], by_cause, CAUSE_COLOURS, "by what was changed (ladder)")
+    draw_stacks(axes[0, 0], by_cause, CAUSE_COLOURS, {}, "by what was changed (ladder)")
     by_account = [[(part, of[part]["percent"]) for part in parts] for of in accounts]
-    draw_stacks(axes[0, 1], by_account, COLOURS, "by where it was spent (account)")
+    draw_stacks(axes[0, 1], by_account, COLOURS, PART_NAMES, "by where it was spent (account)")
     low, high = (pick(axis.get_ylim()[i] for axis in axes[0]) for i, pick in enumerate((min, max)))
     for axis in axes[0]:
         axis.set_ylim(low, high)
@@ -189,7 +195,7 @@ def plot_shares(rows: pd.DataFrame, path: Path, *, title: str, note: str = "") -
     return save(figure, title, note, path)
 
 
-def draw_stacks(axis: Axes, stacks: list[Slices], colours: dict[str, str], name: str) -> None:
+def draw_stacks(axis: Axes, stacks: list[Slices], colours: dict[str, str], names: dict[str, str], title: str) -> None:
     tidy(axis)
     for place, stack in enumerate(stacks):
         tops = {True: 0.0, False: 0.0}
@@ -199,11 +205,11 @@ def draw_stacks(axis: Axes, stacks: list[Slices], colours: dict[str, str], name:
             tops[value < 0] += value
     axis.axhline(0, color=BLACK, linewidth=0.8)
     present = dict.fromkeys(part for stack in stacks for part, _ in stack)
-    handles = [Patch(color=colours.get(part, GREEN), label=PART_NAMES.get(part, part)) for part in present]
+    handles = [Patch(color=colours.get(part, GREEN), label=names.get(part, part)) for part in present]
     look = {"loc": "lower left", "bbox_to_anchor": (-0.02, 1.0), "columnspacing": 0.9, "handletextpad": 0.4}
     axis.legend(handles=handles, ncols=3, frameon=False, fontsize=SMALL, handlelength=1.0, borderpad=0.1, **look)
     lines = -(-len(handles) // 3)
-    column_title(axis, name, pad=6 + 11.5 * lines)
+    column_title(axis, title, pad=6 + 11.5 * lines)
 
 
 def draw_residuals(axis: Axes, residuals: list[dict]) -> None:

@@ -1,11 +1,14 @@
 """Errors of emulation: pairing, statistics, order of systems, the README's block."""
 
+import dataclasses
+
 import numpy as np
 import pandas as pd
 import pytest
 
 from analysis import fidelity
 from analysis.figures.fidelity import plot_fidelity
+from analysis.load import load_campaign
 
 
 def times(source: str, **systems: list[float]) -> pd.DataFrame:
@@ -94,3 +97,13 @@ def test_the_figure_is_written(tmp_path):
     picture = plot_fidelity(errors, tmp_path / "f", note="")
     assert picture.png.stat().st_size > 10_000 and "median 8.0 %" in picture.svg.read_text()
     assert np.isfinite(errors["error"]).all()
+
+
+def test_campaigns_of_other_workloads_are_not_held_against_each_other(fig3):
+    one = load_campaign(fig3(experts=(8,), batches=(), launches=1))
+    other = dataclasses.replace(
+        one, runs={cell: run | {"config": run["config"] | {"seed": 7}} for cell, run in one.runs.items()}
+    )
+    assert fidelity.differences(one, one) == set() and fidelity.differences(one, other) == {"seed"}
+    with pytest.raises(ValueError, match="differ in seed: not the same cells"):
+        fidelity.held_against(one, other)

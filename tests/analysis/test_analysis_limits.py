@@ -49,6 +49,8 @@ def test_bounds_by_hand(folder):
     assert row[["layer_ms", "compute_ms", "transfer_ms"]].tolist() == pytest.approx([30, 7.5, 5.5], rel=0.02)
     assert row[["serial_ms", "overlapped_ms"]].tolist() == pytest.approx([13, 7.5], rel=0.02)
     percents = {name.removeprefix("percent/"): row[name] for name in row.index if name.startswith("percent/")}
+    useful = percents.pop("useful")
+    assert useful == pytest.approx(100 * row["useful_ms"] / 30, rel=0.02) and 0 < row["useful_ms"] <= 7.5
     expected = {"serial": 43.3, "overlapped": 25, "experts": 50, "dispatch": 66.7, "combine": 16.7}
     assert percents == pytest.approx(expected, rel=0.03) and row["reason"] == ""
     assert row["flops"] == pytest.approx(7.5e-3 * 1e11, rel=0.02) and row["bytes_sent"] == pytest.approx(1e6)

@@ -123,10 +123,32 @@ def shared_link(watch: ScriptedWatch, rank: int) -> None:
         second.wait()
 
 
+def opposite_waits(watch: ScriptedWatch, rank: int) -> None:
+    """Two groups, issued in one order on both ranks and waited for in opposite ones: issue decides who has the link."""
+    if rank < 2:
+        works = [
+            dist.all_reduce(torch.ones(1), group=SUBGROUPS["pair"], async_op=True),
+            dist.all_reduce(torch.ones(3), group=SUBGROUPS["same"], async_op=True),
+        ]
+        for work in works if rank else reversed(works):
+            work.wait()
+
+
 SUBGROUPS: dict = {}
 SCRIPTS = {
     f.__name__: f
-    for f in (barrier, overlap, hidden, busy_link, subgroups, waits_in_another_order, volumes, logged, shared_link)
+    for f in (
+        barrier,
+        overlap,
+        hidden,
+        busy_link,
+        subgroups,
+        waits_in_another_order,
+        volumes,
+        logged,
+        shared_link,
+        opposite_waits,
+    )
 }
 
 

@@ -59,6 +59,11 @@ def test_two_groups_of_the_same_ranks_share_their_link(tmp_path):
     assert times == pytest.approx([20, 20, 0])
 
 
+def test_collectives_of_two_groups_run_in_the_order_of_issue_whoever_waits_first(tmp_path):
+    times = run_script("opposite_waits", tmp_path, program=rank_programs.scripted_with_pair)
+    assert times == pytest.approx([20, 20, 0])
+
+
 def test_what_was_moved_when_is_told(tmp_path):
     """Links are free from 3 s, when rank 2 has issued: 10 s, then 10 s more; the broadcast a second later."""
     run_script("logged", tmp_path)

@@ -139,7 +139,9 @@ def test_an_all_to_all_splits_into_pairs_inside_nodes_and_across():
         14,
         25,
     )  # rank 3 sends 14 to its fellow, 12 + 13 to the other node
-    assert NODES.volumes("all_to_all", sent_GG, [0, 2, 4, 6]) == (0, TABLE.volumes("all_to_all", sent_GG, [])[0])
+    assert NODES.volumes("all_to_all", sent_GG[:2, :2], [2, 3]) == (4, 0)  # one node
+    with pytest.raises(ValueError, match=r"ranks \[0, 2, 4, 6\] are neither in one node nor all of several nodes of 2"):
+        NODES.volumes("all_to_all", sent_GG, [0, 2, 4, 6])
 
 
 def test_an_all_gather_crosses_between_nodes_once():
@@ -147,11 +149,15 @@ def test_an_all_gather_crosses_between_nodes_once():
     assert NODES.volumes("all_gather", sent_GG, [0, 1, 2, 3]) == pytest.approx((200, 100))
 
 
+def test_a_broadcast_enters_a_node_in_parts():
+    sent_GG = np.zeros((4, 4))
+    sent_GG[0, 1:] = 100
+    assert NODES.volumes("broadcast", sent_GG, [0, 1, 2, 3]) == (100, 50)
+
+
 def test_both_kinds_of_link_work_at_once_and_the_slower_one_decides():
     assert NODES.seconds("all_gather", [200, 100], 4) == pytest.approx((1 + 10 + 1000) * 1e-6)  # 200 us near, 1000 far
     assert NODES.seconds("all_gather", [200, 0], 2) == pytest.approx((1 + 200) * 1e-6)  # one node
-    with pytest.raises(ValueError, match="network nodes: 3 ranks do not fill nodes of 2"):
-        NODES.seconds("all_gather", [0, 0], 3)
 
 
 def test_ranks_per_node_is_checked():

@@ -251,3 +251,21 @@ def test_a_multirun_keeps_the_points_of_a_map_apart():
     jobs = [Job({"experiment": "crossover", "seed": seed}, config, made) for seed in ("0", "1")]
     swept = sweep_points(jobs)
     assert {(p.panel, p.x, p.y) for p in swept} == {(f"{p.panel}_seed={s}", p.x, p.y) for p in made for s in (0, 1)}
+
+
+def test_launches_that_differ_in_cluster_network_or_router_only_are_neighbours():
+    """They are held against one another; otherwise the order is random, and another one in each repetition."""
+    made = []
+    for num_experts in (4, 8, 16, 32):
+        for kind in ("emulated", "gloo"):
+            changed = configs(launches=3, num_experts=num_experts)
+            for config in changed:
+                config["cluster"] = config["cluster"] | {"kind": kind}
+            made.append(Point(kind, kind, "speedup", (), "num_experts", num_experts, None, changed))
+    plan = make_plan(made)
+    order = [(plan.cells[ids[0]].point["num_experts"], plan.cells[ids[0]].cluster.kind) for ids in plan.launches]
+    assert len(order) == 3 * 8 == 3 * len(set(order))
+    pairs = [order[i : i + 2] for i in range(0, len(order), 2)]
+    assert all(one[0] == other[0] and one[1] != other[1] for one, other in pairs)
+    repetitions = [tuple(order[i : i + 8]) for i in (0, 8, 16)]
+    assert len(set(repetitions)) == 3 and len({pair[0][1] for pair in pairs}) == 2
