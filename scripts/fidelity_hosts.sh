@@ -8,7 +8,7 @@ shift 2
 
 for rate in 1gbit 100mbit; do
     network=wire_${rate}_here out=results/fidelity-$rate
-    largest=$([ "$rate" = 1gbit ] && echo 16M || echo 4M)
+    largest=$([ "$rate" = 1gbit ] && echo 8M || echo 4M)
     [ -f "conf/network/$network.yaml" ] ||
         "$python" -m scripts.two_hosts --rate "$rate" -m scripts.calibrate_network --name "$network" --max-bytes "$largest"
     cells="experiment=hosts tier=$tier $*"
