@@ -116,7 +116,7 @@ def plot_waterfall(here: pd.DataFrame, path: Path, *, title: str, note: str = ""
     handles = [Patch(color=COLOURS[part], label=PART_NAMES[part]) for part in parts]
     place = {"loc": "upper left", "bbox_to_anchor": (0.005, 1 - 0.3 / figure.get_figheight()), "columnspacing": 1.0}
     figure.legend(handles=handles, ncols=8, frameon=False, fontsize=SMALL, handlelength=1.0, **place)
-    return save(figure, title, note, path)
+    return save(figure, title, note, path, lines=6)
 
 
 def draw_ladder(axis: Axes, here: pd.DataFrame, parts: list[str], start: int) -> None:
@@ -192,7 +192,7 @@ def plot_shares(rows: pd.DataFrame, path: Path, *, title: str, note: str = "") -
     for axis in axes[1]:
         axis.set_xticks(range(len(xs)), [x_text(rows["x_name"].iloc[0], x) for x in xs])
         axis.set_xlabel(axis_name(rows["x_name"].iloc[0]), fontsize=FONT)
-    return save(figure, title, note, path)
+    return save(figure, title, note, path, lines=6)
 
 
 def draw_stacks(axis: Axes, stacks: list[Slices], colours: dict[str, str], names: dict[str, str], title: str) -> None:

@@ -102,12 +102,12 @@ def label_lines(axis: Axes) -> None:
         axis.text(1.03, fraction, name, **look)
 
 
-def save(figure: Figure, title: str, note: str, path: Path) -> Picture:
-    """Write `path`.png and `path`.svg, the same bytes for the same data."""
+def save(figure: Figure, title: str, note: str, path: Path, lines: int = 4) -> Picture:
+    """Write `path`.png and `path`.svg, the same bytes for the same data; of the note at most so many lines."""
     height = figure.get_figheight()
     figure.text(0.015, 1 - 0.1 / height, title, fontsize=min(10.5, 735 / len(title)), fontweight="bold", va="top")
-    lines = textwrap.fill(note, 125, max_lines=6, placeholder=" …")
-    figure.text(0.015, 0.08 / height, lines, fontsize=6.8, color=GREY, va="bottom")
+    told = textwrap.fill(note, 125, max_lines=lines, placeholder=" …")
+    figure.text(0.015, 0.08 / height, told, fontsize=6.8, color=GREY, va="bottom")
     png, svg = (path.with_name(f"{path.name}{suffix}") for suffix in (".png", ".svg"))
     figure.savefig(png)
     salted: dict[Any, Any] = STYLE | {"svg.hashsalt": f"figure {path.name}"}  # names inside the file repeat

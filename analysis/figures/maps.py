@@ -25,7 +25,7 @@ from analysis.stats import Floor
 FULL = 2.0  # the margin from which a colour is at its strongest
 PALE, STRONG = 0.18, 0.72  # share of the colour at a margin of 1x and of FULL or more
 TIED: dict[str, Any] = {"facecolor": "#ececec", "edgecolor": "#bdbdbd", "hatch": "////"}
-LEFT, RIGHT, TOP, BOTTOM, ROW = 0.72, 0.12, 0.88, 1.05, 0.74  # inches
+LEFT, RIGHT, TOP, BOTTOM, ROW = 0.72, 0.12, 0.88, 1.4, 0.74  # inches
 ABOVE = 0.28  # inches more where points are marked above the map
 MARKERS = ["o", "D", "*", "s", "P"]  # of groups of points; every second one is hollow and stands lower
 
@@ -67,7 +67,7 @@ def plot_map(
     axis.set_xlabel(x_label or axis_name(x_name), fontsize=FONT)
     axis.set_ylabel(y_label or axis_name(y_name), fontsize=FONT)
     draw_legend(axis, won, found, groups, above / (ROW * len(ys)))
-    return save(figure, title, note, path)
+    return save(figure, title, note, path, lines=6)
 
 
 def draw_cells(axis: Axes, won: pd.DataFrame, xs: list, ys: list) -> None:
