@@ -9,7 +9,8 @@ else a model of the link does, with h = G - 1 steps of a ring (twice as many for
     t = base + h * hop + points(V)
 
 V is the number of bytes that a rank sends or receives off itself, the larger of the two, and the largest over ranks;
-of a broadcast those that it receives. sent_GG[i, j] are the bytes that the collective moves from its rank i to rank j.
+of a broadcast those that it receives. Where sending and receiving share what moves the data (`duplex` below 1), an
+uneven exchange counts their mean by so much. sent_GG[i, j]: the bytes that a collective moves from its rank i to j.
 Tables are read by linear interpolation: on a doubling grid log-log interpolation is biased by more than 10 %.
 """
 
@@ -45,6 +46,8 @@ class Network:
     base_us, hop_us: latency of one collective and of each step of its ring.
     points: ((bytes, microseconds), ...) beyond that latency, ascending, starting where bytes are 0.
     bandwidth_gbs: GB/s (1e9) beyond the last point.
+    duplex: how little sending and receiving hinder one another: 1, V of an exchange is the larger of the two; 0, their
+    mean (the same where both are equal).
     tables: {collective: {ranks: ((bytes, microseconds), ...)}}, latency included; beyond the last point its last slope.
     source: where the constants come from.
 
@@ -56,6 +59,7 @@ class Network:
     hop_us: float = 0.0
     points: Table = ((0, 0),)
     bandwidth_gbs: float = float("inf")
+    duplex: float = 1.0
     tables: Mapping[str, Mapping[int, Table]] = field(default_factory=dict)
     source: str = ""
 
@@ -65,6 +69,8 @@ class Network:
             raise ValueError(f"network {self.name}: points must start at 0 bytes, got {self.points[0][0]}")
         if self.bandwidth_gbs <= 0:
             raise ValueError(f"network {self.name}: bandwidth_gbs must be positive, got {self.bandwidth_gbs}")
+        if not 0 <= self.duplex <= 1:
+            raise ValueError(f"network {self.name}: duplex must be between 0 and 1, got {self.duplex}")
         for collective, by_ranks in self.tables.items():
             if collective not in COLLECTIVES:
                 raise ValueError(
@@ -82,7 +88,11 @@ class Network:
             raise ValueError(f"network {self.name}: {what} must ascend from 0 bytes or more, got sizes {sizes}")
 
     def volumes(self, collective: str, sent_GG: np.ndarray, members: Sequence[int]) -> tuple[float, ...]:
-        return (_largest(collective, sent_GG),)
+        if collective != "all_to_all":
+            return (_largest(collective, sent_GG),)
+        sent_G, received_G = sent_GG.sum(axis=1), sent_GG.sum(axis=0)
+        larger_G, mean_G = np.maximum(sent_G, received_G), (sent_G + received_G) / 2
+        return (float((self.duplex * larger_G + (1 - self.duplex) * mean_G).max(initial=0.0)),)
 
     def seconds(self, collective: str, volumes: Sequence[float], ranks: int) -> float:
         """Seconds of a collective; ValueError where this network was measured, but not with so many ranks."""

@@ -12,8 +12,8 @@ A call lasts from the last rank's start to the last rank's end. Where ranks shar
 the shortest duration that any rank saw, since the rank that comes last does not wait; of a broadcast, any receiver.
 That is too short for a rank whose bytes are still on their way when its own call returns.
 
-Sizes between those of the table, and uneven exchanges whose busiest rank moves V, are measured too but kept out: the
-error of the table on them is printed and stands in the file.
+Sizes between those of the table are measured too but kept out: the error of the table on them is printed and stands in
+the file. Uneven exchanges decide the one number `duplex`; what is left of their error stands beside the others.
 """
 
 import argparse
@@ -231,12 +231,34 @@ def tables_of(rows: Iterable[dict[str, Any]]) -> dict[str, dict[int, list[list[f
     return found
 
 
+def volume_of(row: dict[str, Any], network: Network) -> float:
+    """V of a row; of an uneven exchange as the network's duplex has it."""
+    if row["use"] != "uneven":
+        return row["volume_bytes"]
+    splits = [uneven_splits(row["elements"], row["ranks"], rank)[1] for rank in range(row["ranks"])]
+    sent_GG = np.array(splits, dtype=float) * (1 - np.eye(row["ranks"])) * ITEMSIZE
+    return network.volumes(row["collective"], sent_GG, range(row["ranks"]))[0]
+
+
+def fitted(name: str, rows: Sequence[dict[str, Any]]) -> Network:
+    """The tables, and the duplex (in tenths) with which the uneven exchanges are met best in the median."""
+    tables = tables_of(rows)
+    uneven = [row for row in rows if row["use"] == "uneven"]
+
+    def error(network: Network) -> float:
+        predicted_us = [1e6 * network.seconds(r["collective"], (volume_of(r, network),), r["ranks"]) for r in uneven]
+        measured_us = np.array([row["median_us"] for row in uneven])
+        return float(np.median(np.abs(np.log(np.array(predicted_us) / measured_us)))) if uneven else 0.0
+
+    return min((Network(name, duplex=tenths / 10, tables=tables) for tenths in range(10, -1, -1)), key=error)
+
+
 def errors_of(rows: Iterable[dict[str, Any]], network: Network) -> list[str]:
-    """One line a collective, number of ranks and kind of check: how far the table is from what it has not seen."""
+    """One line a collective, number of ranks and kind of check: how far the network is from what its tables lack."""
     checks: dict[tuple[str, int, str], list[tuple[float, int]]] = {}
     for row in rows:
         if row["use"] != "table":
-            predicted_us = network.seconds(row["collective"], (row["volume_bytes"],), row["ranks"]) * 1e6
+            predicted_us = network.seconds(row["collective"], (volume_of(row, network),), row["ranks"]) * 1e6
             error = (predicted_us / row["median_us"] - 1, row["volume_bytes"])
             checks.setdefault((row["collective"], row["ranks"], row["use"]), []).append(error)
     lines = [f"{'collective':<15}{'ranks':>5}  {'sizes':<8}{'median error':>13}{'worst':>9}  at bytes"]
@@ -248,14 +270,15 @@ def errors_of(rows: Iterable[dict[str, Any]], network: Network) -> list[str]:
 
 def document(name: str, rows: Sequence[dict[str, Any]], source: str) -> str:
     """The YAML file: what was measured, how good the table is, the table."""
-    tables = tables_of(rows)
-    errors = errors_of(rows, Network(name, tables=tables))
+    network = fitted(name, rows)
+    errors = errors_of(rows, network)
     header = [
         "Measured by scripts/calibrate_network.py: medians, made to ascend by isotonic regression.",
-        "Error of linear interpolation, predicted / measured - 1, on calls that are not in the table:",
+        "Error, predicted / measured - 1, on calls that are not in the table (uneven ones chose the duplex):",
         *errors,
     ]
-    node = {"_target_": "clusters.network.Network", "name": name, "tables": tables, "source": source}
+    node = {"_target_": "clusters.network.Network", "name": name, "duplex": network.duplex, "tables": tables_of(rows)}
+    node["source"] = source
     body = yaml.safe_dump(node, sort_keys=False, default_flow_style=None, width=120)
     return "".join(f"# {line}\n" for line in header) + body
 

@@ -125,6 +125,16 @@ def test_an_uneven_exchange_is_as_slow_as_the_rank_that_moves_most():
     assert TABLE.volumes("broadcast", np.array([[0, 7, 7], [0, 0, 0], [0, 0, 0]]), [0, 1, 2]) == (7,)
 
 
+def test_sending_and_receiving_may_share_what_moves_the_data():
+    sent_GG = np.array([[0, 2], [6, 0]])  # each rank moves 8 in all, 6 one way
+    for duplex, volume in ((1.0, 6), (0.5, 5), (0.0, 4)):
+        assert Network("n", duplex=duplex).volumes("all_to_all", sent_GG, [0, 1]) == (volume,)
+        assert Network("n", duplex=duplex).volumes("all_to_all", sent_GG + sent_GG.T, [0, 1]) == (8,)
+        assert Network("n", duplex=duplex).volumes("all_gather", sent_GG, [0, 1]) == (6,)
+    with pytest.raises(ValueError, match="network n: duplex must be between 0 and 1, got 2"):
+        Network("n", duplex=2)
+
+
 NODES = HierarchicalNetwork(
     "nodes",
     2,

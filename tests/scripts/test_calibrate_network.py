@@ -93,6 +93,19 @@ def test_error_is_of_what_the_table_has_not_seen():
     assert line.split() == ["all_gather", "2", "between", "50.0%", "+100.0%", "800"]
 
 
+@pytest.mark.parametrize("duplex", [0.0, 0.3, 1.0])
+def test_uneven_exchanges_decide_the_duplex(duplex: float):
+    """Two ranks; what rank 0 receives and what it sends are 4 : 1, so V is 1 to 5/8 of the larger."""
+    table = [row(size, 10 + size / 100, collective="all_to_all") for size in (4, 1 << 12, 1 << 20)]
+    uneven = [
+        row(size, 10 + (duplex + (1 - duplex) * 5 / 8) * size / 100, "uneven", collective="all_to_all")
+        | {"elements": size // 4}
+        for size in (1 << 12, 1 << 16, 1 << 20)
+    ]
+    network = calibrate.fitted("n", [*table, *uneven])
+    assert network.duplex == pytest.approx(duplex) and "0.0%" in calibrate.errors_of([*table, *uneven], network)[1]
+
+
 def test_file_is_a_network_that_says_what_was_measured():
     rows = [row(size, us, collective=name) for name in calibrate.COLLECTIVES for size, us in ((4, 10.0), (1004, 20.0))]
     node = yaml.safe_load(calibrate.document("ours", rows, "measured here"))
