@@ -47,7 +47,8 @@ def compose(config: DictConfig) -> None:
     if multirun and not stays_here:
         config.out = f"{config.out}/{settings.job.num}"
         sys.exit(run_points(experiment_points(config, overrides), overrides))
-    typed = dict(override.lstrip("+~").partition("=")[::2] for override in overrides)
+    pairs = [override.lstrip("+~").partition("=") for override in overrides]
+    typed = {key: value for key, _, value in pairs}
     JOBS.append(Job(typed, config, experiment_points(config, overrides)))
 
 
