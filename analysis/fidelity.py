@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import ttest_ind
 
+from analysis.figures.fidelity import plot_fidelity
 from analysis.labels import system_name
 from analysis.load import Campaign, load_campaign
 from analysis.reduce import SECTION
@@ -85,11 +86,9 @@ def one_error(real_S: np.ndarray, emulated_S: np.ndarray) -> dict[str, float]:
     if min(len(real), len(emulated)) > 1 and max(np.ptp(real), np.ptp(emulated)) > 1e-12:
         interval = ttest_ind(emulated, real, equal_var=False).confidence_interval(0.95)
         low, high = np.expm1(interval.low), np.expm1(interval.high)
-    means = {"real": np.exp(real.mean()), "emulated": np.exp(emulated.mean())}
-    return {name: float(v) for name, v in (means | {"error": means["emulated"] / means["real"] - 1}).items()} | {
-        "low": float(low),
-        "high": float(high),
-    }
+    means = {"real": float(np.exp(real.mean())), "emulated": float(np.exp(emulated.mean()))}
+    error = means["emulated"] / means["real"] - 1
+    return means | {"error": error, "low": float(low), "high": float(high)}
 
 
 def real_floor(real: pd.DataFrame) -> dict[str, Floor]:
@@ -173,6 +172,7 @@ def markdown(errors: pd.DataFrame, order: pd.DataFrame, floors: dict[str, Floor]
 
 
 def order_sentence(order: pd.DataFrame) -> str:
+    """How many comparisons that real runs decide the emulator decides alike, and how far its ratios are off."""
     if order.empty or not any(order["beyond_floor"]):
         return "Order of systems: no two are known to differ in the real runs by more than their noise."
     known = order.loc[order["beyond_floor"]]
@@ -237,8 +237,6 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the table; write fidelity.csv, fidelity.md and the figure into the campaign's folder."""
-    from analysis.figures.fidelity import plot_fidelity
-
     given = arguments(argv)
     try:
         campaign = load_campaign(given.campaign)

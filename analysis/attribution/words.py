@@ -141,6 +141,7 @@ def where(campaign: Campaign, here: pd.DataFrame) -> str:
 
 
 def whole_sentence(here: pd.DataFrame, at: str) -> str:
+    """The ends of the ladder at one point: their ratio, the difference by cause, and what the account leaves."""
     of = by_part(select(here, kind="whole"))
     first, last = (rung_name(of[TOTAL][end]) for end in ("above", "below"))
     levels = [row["value"] for row in select(here, kind="level", part=TOTAL).to_dict("records")]
