@@ -106,6 +106,15 @@ def test_uneven_exchanges_decide_the_duplex(duplex: float):
     assert network.duplex == pytest.approx(duplex) and "0.0%" in calibrate.errors_of([*table, *uneven], network)[1]
 
 
+def test_large_uneven_exchanges_outvote_small_ones():
+    table = [row(size, 10 + size / 100, collective="all_to_all") for size in (4, 1 << 12, 1 << 20)]
+    uneven = [
+        row(size, 10 + share * size / 100, "uneven", collective="all_to_all") | {"elements": size // 4}
+        for size, share in ((1 << 8, 1), (1 << 9, 1), (1 << 10, 1), (1 << 20, 5 / 8))
+    ]
+    assert calibrate.fitted("n", [*table, *uneven]).duplex == 0
+
+
 def test_file_is_a_network_that_says_what_was_measured():
     rows = [row(size, us, collective=name) for name in calibrate.COLLECTIVES for size, us in ((4, 10.0), (1004, 20.0))]
     node = yaml.safe_load(calibrate.document("ours", rows, "measured here"))
