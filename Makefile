@@ -16,7 +16,7 @@ IN_RANGE    := import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))
 
 # Real ranks that are held against emulated ones; many short launches, because launches of both are compared.
 REAL_RANKS ?= 2
-FIDELITY    = cluster.world_size=$(REAL_RANKS) tier.launches=4 tier.iterations=4 tier.max_iterations=4 tier.instrumented=4
+FIDELITY    = cluster.world_size=$(REAL_RANKS) tier.iterations=4 tier.max_iterations=4 tier.instrumented=4
 
 BIN    := .venv/bin
 STAMP  := .venv/.setup
@@ -24,7 +24,7 @@ INSTALL = $(BIN)/python -m pip install -qq --disable-pip-version-check $(if $(TO
 
 .DEFAULT_GOAL := help
 .PHONY: help setup test lint conformance status resume figures report verify-paper clean
-.PHONY: calibrate fidelity fidelity-hosts attribution crossover scaling
+.PHONY: calibrate fidelity fidelity-hosts attribution crossover scaling bench-engines bench-layer gpu
 .PHONY: reproduce-fig1 reproduce-layers reproduce-fig3 reproduce-fig4 reproduce-skew reproduce-sections reproduce-all
 
 help:  ## list the targets and the variables
@@ -101,11 +101,20 @@ conf/network/gloo_here.yaml:
 	$(MAKE) calibrate ARGS=
 
 fidelity: $(STAMP) conf/network/gloo_here.yaml  ## the emulator's error: the same cells on real processes and emulated
-	$(BIN)/python -m experiments.run experiment=fidelity tier=$(TIER) $(FIDELITY) $(ARGS)
+	$(BIN)/python -m experiments.run experiment=fidelity tier=$(TIER) tier.launches=6 $(FIDELITY) $(ARGS)
 	$(BIN)/python -m analysis.fidelity results/fidelity --document README.md
 
 fidelity-hosts: $(STAMP)  ## the same on two hosts that this machine plays, joined by wires of 1 Gbit/s and 100 Mbit/s (root, Linux)
 	scripts/fidelity_hosts.sh $(BIN)/python $(TIER) $(FIDELITY)
+
+bench-engines: $(STAMP)  ## the engines in percent of a dense product (ARGS=--record: engine=auto then chooses by it)
+	$(BIN)/python -m scripts.bench_engines $(ARGS)
+
+bench-layer: $(STAMP)  ## the MoE layer at full width: every system in percent of its bound
+	$(BIN)/python -m experiments.run experiment=bench_layer $(SETTINGS) $(ARGS)
+
+gpu: $(STAMP)  ## all that needs a GPU, on one that plays four ranks: tests, engines, every figure, attribution
+	scripts/gpu_campaign.sh $(BIN)/python $(TIER)
 
 status: $(STAMP)  ## where the campaign CAMPAIGN stands
 	$(BIN)/python -m experiments.status $(CAMPAIGN)

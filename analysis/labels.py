@@ -19,6 +19,7 @@ KNOWN = {
     "deepspeed_dropless": ("DeepSpeed dropless", PURPLE, "s"),
     "moeshard": ("MoEShard", VERMILLION, "o"),
     "moeshard_published": ("MoEShard as published", VERMILLION, "p"),
+    "moeshard_chunked": ("MoEShard in chunks", VERMILLION, "d"),
     "moeshard_no_megablocks": ("MoEShard loop", ORANGE, "h"),
     "ep": ("EP", BLUE, "^"),
     "ep_round_robin": ("EP round-robin", SKY, "v"),

@@ -19,6 +19,7 @@ from experiments import environment
 from routers.drawn import DrawnRouter
 from systems.base import LayerShape, System
 from systems.engines import find_engine
+from systems.engines.auto import choose
 from workloads.checkpoint import open_checkpoint
 from workloads.model import ModelShape
 
@@ -71,9 +72,19 @@ class Cell:
 
     @property
     def engine(self) -> str:
-        """The engine that computes the experts: the one asked for, else the system's, unless it brings its own."""
-        own = system_class(self.config).own_engine
-        return own or self.config["engine"] or self.config["system"]["engine"]
+        """The engine that computes the experts: the one asked for, else the system's, unless it brings its own.
+
+        What `auto` chooses is an engine like any other: it is shown, stored, and part of the cell's id.
+        """
+        kind, config = system_class(self.config), self.config
+        name = kind.own_engine or config["engine"] or config["system"]["engine"]
+        return self._chosen(kind) if name == "auto" else name
+
+    def _chosen(self, kind: type[System]) -> str:
+        shape, cluster = layer_shape(self.config), self.cluster
+        widths = (shape.d_model, kind.hidden_width(shape, cluster.world_size))
+        rows = shape.max_tokens * shape.top_k * cluster.world_size
+        return choose(cluster.device, DTYPES[self.config["precision"]], shape.num_experts, max(1, rows), widths)
 
     @property
     def cluster(self) -> ClusterSpec:
@@ -138,7 +149,8 @@ def code_digest(system: dict[str, Any]) -> str:
 
 @cache
 def _sources_digest(own: Path) -> str:
-    sources = {*(path for package in RANK_PACKAGES for path in (ROOT / package).rglob("*.py")), own}
+    files = (path for package in RANK_PACKAGES for path in (ROOT / package).rglob("*.*"))
+    sources = {*(path for path in files if path.suffix in (".py", ".cpp")), own}
     return _digest([path.read_text() for path in sorted(sources)])
 
 

@@ -23,7 +23,8 @@ from routers.base import Routing
 from systems.base import LayerShape, System
 from systems.collectives import all_gather
 from systems.dense import Dense
-from systems.engines import find_engine
+from systems.engines import Engine, find_engine
+from systems.engines.auto import choose
 from workloads.model import ModelShape
 from workloads.weights import SeededLayer
 
@@ -87,7 +88,7 @@ def judge_case(case: Case, node: dict[str, Any], session: Session) -> tuple[dict
     tokens_GE = all_gather(routing.tokens_per_expert(case.num_experts).unsqueeze(0), session.group)
     shape = replace(case.shape, max_expert_tokens=int(tokens_GE.max()))
     layer = {"shape": shape, "weights": weights, "group": session.group}
-    system: System = find_class(node)(**options(node), **layer, engine=find_engine(node.get("engine") or "loop"))
+    system: System = find_class(node)(**options(node), **layer, engine=_engine(node, shape, session))
     with _bytes_on_the_wire(session) as sent:
         y_TD = system.forward(x_TD, routing)
     expected_TD = Dense(**layer, engine=find_engine("loop")).forward(x_TD, routing)
@@ -102,6 +103,15 @@ def judge_case(case: Case, node: dict[str, Any], session: Session) -> tuple[dict
         "bytes_sent": sum(sent),
         "bytes_accounted": account.bytes_sent,
     }, y_TD
+
+
+def _engine(node: dict[str, Any], shape: LayerShape, session: Session) -> Engine:
+    """The engine that a system's configuration names."""
+    name = node.get("engine") or "loop"
+    if name == "auto":
+        widths = (shape.d_model, find_class(node).hidden_width(shape, session.world_size))
+        name = choose(session.device.type, torch.float32, shape.num_experts, shape.max_tokens, widths)
+    return find_engine(name)
 
 
 @contextmanager

@@ -11,10 +11,13 @@ for rate in 1gbit 100mbit; do
     largest=$([ "$rate" = 1gbit ] && echo 8M || echo 4M)
     [ -f "conf/network/$network.yaml" ] ||
         "$python" -m scripts.two_hosts --rate "$rate" -m scripts.calibrate_network --name "$network" --max-bytes "$largest"
-    cells="experiment=hosts tier=$tier $*"
-    # shellcheck disable=SC2086
-    "$python" -m scripts.two_hosts --rate "$rate" -m experiments.run $cells cluster=torchrun cluster.device=cpu network=none out="$out"
-    # shellcheck disable=SC2086
-    "$python" -m experiments.run $cells cluster=emulated cluster.at_once=null network="$network" out="$out-emulated"
+    # Real and predicted launches take turns, because the machine is not equally fast all the time.
+    for launches in 2 4 6; do
+        cells="experiment=hosts tier=$tier tier.launches=$launches $*"
+        # shellcheck disable=SC2086
+        "$python" -m scripts.two_hosts --rate "$rate" -m experiments.run $cells cluster=torchrun cluster.device=cpu network=none out="$out"
+        # shellcheck disable=SC2086
+        "$python" -m experiments.run $cells cluster=emulated cluster.at_once=null network="$network" out="$out-emulated"
+    done
     "$python" -m analysis.fidelity "$out" --emulated "$out-emulated" --document README.md --block "$rate"
 done

@@ -1,6 +1,7 @@
 """The three collectives of MoE layers, allocating their outputs; plain `torch.distributed` on a given group."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
@@ -10,18 +11,39 @@ _all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_t
 _reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
 
 
+@dataclass(frozen=True)
+class InFlight:
+    """The output of a collective that has been started; it is there after `wait`."""
+
+    output: torch.Tensor
+    work: dist.Work
+    input: torch.Tensor  # must live as long as the collective may read it
+
+    def wait(self) -> torch.Tensor:
+        self.work.wait()
+        return self.output
+
+
+def start_all_gather(x: torch.Tensor, group: dist.ProcessGroup) -> InFlight:
+    """[n, ...] on each rank -> [G*n, ...], rank 0's rows first."""
+    x, gathered = x.contiguous(), x.new_empty(group.size() * x.shape[0], *x.shape[1:])
+    return InFlight(gathered, _all_gather(gathered, x, group=group, async_op=True), x)
+
+
+def start_reduce_scatter(x: torch.Tensor, group: dist.ProcessGroup) -> InFlight:
+    """[G*n, ...] on each rank -> the sum over ranks of this rank's [n, ...]."""
+    x, summed = x.contiguous(), x.new_empty(x.shape[0] // group.size(), *x.shape[1:])
+    return InFlight(summed, _reduce_scatter(summed, x, group=group, async_op=True), x)
+
+
 def all_gather(x: torch.Tensor, group: dist.ProcessGroup) -> torch.Tensor:
     """[n, ...] on each rank -> [G*n, ...], rank 0's rows first."""
-    gathered = x.new_empty(group.size() * x.shape[0], *x.shape[1:])
-    _all_gather(gathered, x.contiguous(), group=group)
-    return gathered
+    return start_all_gather(x, group).wait()
 
 
 def reduce_scatter(x: torch.Tensor, group: dist.ProcessGroup) -> torch.Tensor:
     """[G*n, ...] on each rank -> the sum over ranks of this rank's [n, ...]."""
-    summed = x.new_empty(x.shape[0] // group.size(), *x.shape[1:])
-    _reduce_scatter(summed, x.contiguous(), group=group)
-    return summed
+    return start_reduce_scatter(x, group).wait()
 
 
 def all_to_all(

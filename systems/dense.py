@@ -4,7 +4,7 @@ import torch
 
 from routers.base import Routing
 from systems.base import Account, System
-from systems.permute import group_by_expert
+from systems.permute import weighted_sum
 
 
 class Dense(System):
@@ -21,22 +21,21 @@ class Dense(System):
 
     def forward(self, x_TD: torch.Tensor, routing: Routing) -> torch.Tensor:
         with self.span("experts"):
-            order_N, rows_E = group_by_expert(routing.expert_TK.flatten(), self.shape.num_experts)
-            token_N = order_N // self.shape.top_k
-            y_ND = self._ffn(x_TD[token_N], rows_E)
+            order_N, rows_E = self.engine.group(routing.expert_TK.flatten(), self.shape.num_experts)
+            y_ND = self._ffn(x_TD, order_N, rows_E)
         with self.span("combine"):
-            weight_N1 = routing.weight_TK.flatten()[order_N].unsqueeze(1)
-            return torch.zeros_like(x_TD).index_add_(0, token_N, y_ND * weight_N1)
+            return weighted_sum(y_ND, routing.weight_TK)
 
-    def _ffn(self, x_ND: torch.Tensor, rows_E: torch.Tensor) -> torch.Tensor:
+    def _ffn(self, x_TD: torch.Tensor, order_N: torch.Tensor, rows_E: torch.Tensor) -> torch.Tensor:
         if self._all is not None:
-            return self.engine(x_ND, rows_E, *self._all)
-        parts = []
-        for expert, x_RD in enumerate(x_ND.split(rows_E.tolist())):
-            if len(x_RD):
+            return self.engine(x_TD, order_N, rows_E, *self._all, top_k=self.shape.top_k)
+        y_ND = x_TD.new_empty(len(order_N), x_TD.shape[1])
+        for expert, copies_R in enumerate(order_N.split(rows_E.tolist())):
+            if len(copies_R):
                 wi_1DF, wo_1FD = self._weights.experts([expert])
-                parts.append(torch.relu(x_RD @ wi_1DF[0].to(x_RD.dtype)) @ wo_1FD[0].to(x_RD.dtype))
-        return torch.cat(parts) if parts else x_ND
+                x_RD = x_TD[copies_R // self.shape.top_k]
+                y_ND[copies_R] = torch.relu(x_RD @ wi_1DF[0].to(x_RD.dtype)) @ wo_1FD[0].to(x_RD.dtype)
+        return y_ND
 
     def account(self, tokens_GE: torch.Tensor, element_size: int) -> Account:
         rows = float(tokens_GE[self.rank].sum())

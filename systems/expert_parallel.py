@@ -5,7 +5,7 @@ import torch
 from routers.base import Routing
 from systems.base import Account, LayerShape, System, divisible
 from systems.collectives import all_to_all
-from systems.permute import group_by_expert, inverse, regroup
+from systems.permute import experts_of_arrivals, inverse, weighted_sum
 from systems.planners.placement import PLACEMENTS
 
 
@@ -38,7 +38,7 @@ class ExpertParallel(System):
     def forward(self, x_TD: torch.Tensor, routing: Routing) -> torch.Tensor:
         with self.span("metadata"):
             slot_N = self._slot_of_expert_E[routing.expert_TK.flatten()]
-            order_N, sent_E = group_by_expert(slot_N, self.shape.num_experts)
+            order_N, sent_E = self.engine.group(slot_N, self.shape.num_experts)
             received_Ge = all_to_all(sent_E, self.group).view(self.world_size, -1)
             sent_G = sent_E.view(self.world_size, -1).sum(1).tolist()
             received_G = received_Ge.sum(1).tolist()
@@ -46,13 +46,12 @@ class ExpertParallel(System):
             token_N = order_N // self.shape.top_k
             x_RD = all_to_all(x_TD[token_N], self.group, received_G, sent_G)
         with self.span("experts"):
-            order_R = regroup(received_Ge)
-            y_RD = self.engine(x_RD[order_R], received_Ge.sum(0), self._wi_eDF, self._wo_eFD)
-            y_RD = torch.empty_like(y_RD).index_copy_(0, order_R, y_RD)
+            order_R, rows_e = self.engine.group(experts_of_arrivals(received_Ge, len(x_RD)), received_Ge.shape[1])
+            y_RD = self.engine(x_RD, order_R, rows_e, self._wi_eDF, self._wo_eFD)
         with self.span("combine"):
             y_ND = all_to_all(y_RD, self.group, sent_G, received_G)
-            y_TKD = torch.empty_like(y_ND).index_copy_(0, order_N, y_ND).unflatten(0, (-1, self.shape.top_k))
-            return (y_TKD * routing.weight_TK.unsqueeze(2)).sum(1)
+            y_ND = torch.empty_like(y_ND).index_copy_(0, order_N, y_ND)
+            return weighted_sum(y_ND, routing.weight_TK)
 
     def account(self, tokens_GE: torch.Tensor, element_size: int) -> Account:
         here_E = self._home_E == self.rank

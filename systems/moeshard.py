@@ -10,44 +10,60 @@ from torch.nn.functional import pad
 
 from routers.base import Routing
 from systems.base import Account, LayerShape, System, divisible
-from systems.collectives import all_gather, reduce_scatter
-from systems.permute import group_by_expert
+from systems.collectives import start_all_gather, start_reduce_scatter
+from systems.permute import weighted_sum
 
 
 class MoEShard(System):
-    """W_i by columns and W_o by rows; all tokens to all ranks; partial outputs summed and scattered."""
+    """W_i by columns and W_o by rows; all tokens to all ranks; partial outputs summed and scattered.
 
-    def __init__(self, **layer) -> None:
+    chunks: parts of the tokens whose exchange overlaps with the computation of the part before. More parts hide more
+    and give each expert fewer rows at a time, so weights are read once a part.
+    """
+
+    def __init__(self, *, chunks: int = 1, **layer) -> None:
         super().__init__(**layer)
+        self.check(self.shape, self.world_size, chunks=chunks)
         shard = layer["weights"].shard(self.rank, self.world_size)
         self._wi_EDf, self._wo_EfD = self.engine.prepare(*shard)
+        self._chunks = chunks
 
     @classmethod
     def check(cls, shape: LayerShape, world_size: int, **options: object) -> None:
         divisible("model.d_ff", shape.d_ff, world_size, "expert sharding gives each rank d_ff/G hidden units")
+        chunks = options.get("chunks", 1)
+        if type(chunks) is not int or chunks < 1:
+            raise ValueError(f"system.chunks is {chunks!r}; it must be a whole number of at least 1")
 
     @classmethod
     def hidden_width(cls, shape: LayerShape, world_size: int) -> int:
         return shape.d_ff // world_size
 
     def forward(self, x_TD: torch.Tensor, routing: Routing) -> torch.Tensor:
-        num_tokens, padding = len(x_TD), self.shape.max_tokens - len(x_TD)
-        if padding:  # ranks with fewer tokens fill up to the static shape; expert E means none
-            x_TD = pad(x_TD, (0, 0, 0, padding))
-            routing = Routing(
-                pad(routing.expert_TK, (0, 0, 0, padding), value=self.shape.num_experts),
-                pad(routing.weight_TK, (0, 0, 0, padding)),
-            )
+        num_copies = routing.expert_TK.numel()
         with self.span("dispatch"):
-            x_MD = all_gather(x_TD, self.group)  # M = G * max_tokens
-            expert_MK = all_gather(routing.expert_TK.to(torch.int32), self.group).long()
-        with self.span("experts"):
-            order_N, rows_E = group_by_expert(expert_MK.flatten(), self.shape.num_experts)
-            y_ND = self.engine(x_MD[order_N // self.shape.top_k], rows_E, self._wi_EDf, self._wo_EfD)
-            partial_NKD = torch.empty_like(y_ND).index_copy_(0, order_N, y_ND)
+            x_TD, expert_TK = self._to_static_shape(x_TD, routing.expert_TK)
+            parts = zip(expert_TK.chunk(self._chunks), x_TD.chunk(self._chunks), strict=True)
+            gathers = [(start_all_gather(expert, self.group), start_all_gather(x, self.group)) for expert, x in parts]
+        scatters = []
+        for experts, tokens in gathers:
+            with self.span("dispatch"):  # copies are sorted while the tokens are on their way
+                order_N, rows_E = self.engine.group(experts.wait().flatten().long(), self.shape.num_experts)
+                x_MD = tokens.wait()  # M = G * max_tokens
+            with self.span("experts"):
+                partial_ND = self.engine(x_MD, order_N, rows_E, self._wi_EDf, self._wo_EfD, top_k=self.shape.top_k)
+            with self.span("combine"):
+                scatters.append(start_reduce_scatter(partial_ND, self.group))
         with self.span("combine"):
-            y_TKD = reduce_scatter(partial_NKD, self.group).unflatten(0, (-1, self.shape.top_k))[:num_tokens]
-            return (y_TKD * routing.weight_TK[:num_tokens].unsqueeze(2)).sum(1)
+            y_ND = torch.cat([part.wait() for part in scatters]) if len(scatters) > 1 else scatters[0].wait()
+            return weighted_sum(y_ND[:num_copies], routing.weight_TK)
+
+    def _to_static_shape(self, x_TD: torch.Tensor, expert_TK: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Ranks with fewer tokens fill up to max_tokens; expert E means none."""
+        expert_TK = expert_TK.to(torch.int32)
+        if not (padding := self.shape.max_tokens - len(x_TD)):
+            return x_TD, expert_TK
+        return pad(x_TD, (0, 0, 0, padding)), pad(expert_TK, (0, 0, 0, padding), value=self.shape.num_experts)
 
     def account(self, tokens_GE: torch.Tensor, element_size: int) -> Account:
         peers, copies = self.world_size - 1, self.shape.max_tokens * self.shape.top_k

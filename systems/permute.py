@@ -16,16 +16,14 @@ def group_by_expert(expert_N: torch.Tensor, num_experts: int) -> tuple[torch.Ten
     return order_N, rows[:num_experts]
 
 
-def regroup(rows_Ge: torch.Tensor) -> torch.Tensor:
-    """Where rows that arrive by (rank, expert) stand when sorted by (expert, rank).
+def experts_of_arrivals(rows_Ge: torch.Tensor, num_rows: int) -> torch.Tensor:
+    """expert_R, the local expert of each row that arrives by (rank, expert): rows_Ge[g, e] from rank g for expert e.
 
-    rows_Ge[g, e] rows came from rank g for local expert e. Returns order_R so that x_RD[order_R] has all rows of
-    expert 0 first. Example: [[2, 3], [1, 4]] -> [0, 1, 5, 2, 3, 4, 6, 7, 8, 9].
+    num_rows: their sum, which the caller knows. Example: [[2, 3], [1, 4]] -> [0, 0, 1, 1, 1, 0, 1, 1, 1, 1].
     """
     num_ranks, num_local = rows_Ge.shape
     expert_Ge = torch.arange(num_local, device=rows_Ge.device).expand(num_ranks, num_local)
-    expert_R = torch.repeat_interleave(expert_Ge.flatten(), rows_Ge.flatten())
-    return torch.argsort(expert_R, stable=True)
+    return torch.repeat_interleave(expert_Ge.flatten(), rows_Ge.flatten(), output_size=num_rows)
 
 
 def inverse(order_N: torch.Tensor) -> torch.Tensor:
@@ -33,3 +31,10 @@ def inverse(order_N: torch.Tensor) -> torch.Tensor:
     undo_N = torch.empty_like(order_N)
     undo_N[order_N] = torch.arange(len(order_N), device=order_N.device)
     return undo_N
+
+
+def weighted_sum(y_ND: torch.Tensor, weight_TK: torch.Tensor) -> torch.Tensor:
+    """y_TD: each token's K copies, which stand together, weighted and summed."""
+    if weight_TK.shape[1] == 1:
+        return y_ND * weight_TK
+    return (y_ND.unflatten(0, weight_TK.shape) * weight_TK.unsqueeze(2)).sum(1)

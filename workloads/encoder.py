@@ -1,14 +1,45 @@
-"""Hugging Face's Switch encoder with our MoE layers in place of its sparse MLPs."""
+"""Hugging Face's Switch encoder with our MoE layers in place of its sparse MLPs, and fused attention."""
 
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import SwitchTransformersConfig, SwitchTransformersEncoderModel
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface, SwitchTransformersConfig, SwitchTransformersEncoderModel
 
 from workloads.checkpoint import Checkpoint
 from workloads.model import ModelShape
+
+
+ATTENTION = "fused_with_position_bias"
+
+
+def fused_attention(
+    module: nn.Module,
+    query_BHLd: torch.Tensor,
+    key_BHLd: torch.Tensor,
+    value_BHLd: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    *,
+    position_bias: torch.Tensor,
+    scaling: float,
+    **unused: Any,
+) -> tuple[torch.Tensor, None]:
+    """Switch's attention by torch's fused kernels, which add the position bias [1, H, L, L]; returns [B, L, H, d].
+
+    Sequences are whole: the model's mask, all zeros, would only make a copy of the bias for each of them.
+    """
+    y_BHLd = scaled_dot_product_attention(query_BHLd, key_BHLd, value_BHLd, attn_mask=position_bias, scale=scaling)
+    return y_BHLd.transpose(1, 2), None
+
+
+AttentionInterface.register(ATTENTION, fused_attention)
+
+
+def _refuse_mask(encoder: nn.Module, inputs: tuple, named: dict[str, Any]) -> None:
+    if len(inputs) > 1 or named.get("attention_mask") is not None:
+        raise ValueError("this encoder takes whole sequences, and was given an attention_mask")
 
 
 def build_encoder(
@@ -35,6 +66,7 @@ def build_encoder(
         num_sparse_encoder_layers=len(model.moe_blocks),
         num_experts=1,
         dropout_rate=0.0,
+        attn_implementation=ATTENTION,
     )
     config.encoder_sparse_step = model.sparse_step
     with torch.device("meta"):
@@ -51,6 +83,7 @@ def build_encoder(
     else:
         _read(encoder, checkpoint)
     nn.Module.to(encoder, dtype=dtype)
+    encoder.register_forward_pre_hook(_refuse_mask, with_kwargs=True)
     return encoder.eval().requires_grad_(False)
 
 

@@ -1,13 +1,14 @@
 """The local expert FFN: y = relu(x W_i) W_o for rows already sorted by expert; no communication."""
 
 from systems.engines.base import Engine
+from systems.engines.cpu import CpuEngine
 from systems.engines.grouped import GroupedEngine
 from systems.engines.loop import LoopEngine
 from systems.engines.megablocks import MegaBlocksEngine
 from systems.engines.triton_grouped import TritonGroupedEngine
 
 ENGINES: dict[str, type[Engine]] = {
-    engine.name: engine for engine in (LoopEngine, GroupedEngine, MegaBlocksEngine, TritonGroupedEngine)
+    engine.name: engine for engine in (LoopEngine, GroupedEngine, CpuEngine, MegaBlocksEngine, TritonGroupedEngine)
 }
 
 

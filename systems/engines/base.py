@@ -6,11 +6,14 @@ from typing import ClassVar
 
 import torch
 
+from systems.permute import group_by_expert
+
 
 class Engine(ABC):
-    """A local expert FFN: y = relu(x W_i) W_o for rows sorted by expert.
+    """A local expert FFN, y = relu(x W_i) W_o, that reads tokens and writes results where they stand.
 
-    Letters: R rows, e experts here, D d_model, F the width of the hidden layer here.
+    Letters: M rows of tokens, N = M * top_k copies of them, e experts here, D d_model, F the width of the hidden layer
+    here.
     """
 
     name: ClassVar[str]
@@ -23,9 +26,43 @@ class Engine(ABC):
         """Bring the weights into the engine's own layout, once, before anything is timed."""
         return wi_eDF, wo_eFD
 
-    @abstractmethod
-    def __call__(self, x_RD: torch.Tensor, rows_e: torch.Tensor, wi: torch.Tensor, wo: torch.Tensor) -> torch.Tensor:
-        """y_RD, from prepared weights: the first rows_e[0] rows (int64 counts) belong to expert 0, and so on.
+    def group(self, expert_N: torch.Tensor, num_experts: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """(order_N, rows_e) as `group_by_expert` defines them."""
+        return group_by_expert(expert_N, num_experts)
 
-        Rows past sum(rows_e) are padding; what they become is undefined.
+    @abstractmethod
+    def __call__(
+        self,
+        x_MD: torch.Tensor,
+        order_N: torch.Tensor,
+        rows_e: torch.Tensor,
+        wi: torch.Tensor,
+        wo: torch.Tensor,
+        top_k: int = 1,
+    ) -> torch.Tensor:
+        """y_ND in the order of the copies, from prepared weights.
+
+        order_N (int64, a permutation) sorts copies by expert: the first rows_e[0] (int64 counts) of them belong to
+        expert 0, and so on; copy n is of token n // top_k. Copies past sum(rows_e) in the order are padding; what
+        becomes of them is undefined.
         """
+
+
+class SortedEngine(Engine):
+    """An engine that wants its rows sorted by expert: tokens are copied there and results back."""
+
+    def __call__(
+        self,
+        x_MD: torch.Tensor,
+        order_N: torch.Tensor,
+        rows_e: torch.Tensor,
+        wi: torch.Tensor,
+        wo: torch.Tensor,
+        top_k: int = 1,
+    ) -> torch.Tensor:
+        y_ND = self.ffn(x_MD[order_N if top_k == 1 else order_N // top_k], rows_e, wi, wo)
+        return torch.empty_like(y_ND).index_copy_(0, order_N, y_ND)
+
+    @abstractmethod
+    def ffn(self, x_ND: torch.Tensor, rows_e: torch.Tensor, wi: torch.Tensor, wo: torch.Tensor) -> torch.Tensor:
+        """y_ND of rows that stand expert after expert."""

@@ -5,10 +5,10 @@ from collections.abc import Sequence
 import torch
 from torch.nn.functional import grouped_mm
 
-from systems.engines.base import Engine
+from systems.engines.base import SortedEngine
 
 
-class GroupedEngine(Engine):
+class GroupedEngine(SortedEngine):
     """torch's `grouped_mm`: offsets stay on the device; fused on Hopper and later in bf16, a C++ loop elsewhere."""
 
     name = "grouped"
@@ -22,6 +22,6 @@ class GroupedEngine(Engine):
                     "use engine=loop"
                 )
 
-    def __call__(self, x_RD: torch.Tensor, rows_e: torch.Tensor, wi: torch.Tensor, wo: torch.Tensor) -> torch.Tensor:
+    def ffn(self, x_ND: torch.Tensor, rows_e: torch.Tensor, wi: torch.Tensor, wo: torch.Tensor) -> torch.Tensor:
         ends_e = torch.cumsum(rows_e, dim=0, dtype=torch.int32)
-        return grouped_mm(grouped_mm(x_RD, wi, offs=ends_e).relu_(), wo, offs=ends_e)
+        return grouped_mm(grouped_mm(x_ND, wi, offs=ends_e).relu_(), wo, offs=ends_e)

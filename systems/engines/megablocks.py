@@ -5,12 +5,12 @@ from importlib.util import find_spec
 
 import torch
 
-from systems.engines.base import Engine
+from systems.engines.base import SortedEngine
 
 BLOCK = 128  # rows and columns of a block in stk's kernels
 
 
-class MegaBlocksEngine(Engine):
+class MegaBlocksEngine(SortedEngine):
     """stanford-stk's block-sparse kernels, the ones of MegaBlocks; each expert's rows are copied to fill whole blocks.
 
     The host reads the number of blocks once per call, as MegaBlocks does. fp32 is multiplied in TF32.
@@ -40,14 +40,14 @@ class MegaBlocksEngine(Engine):
         """(wi_HD, wo_HD): the experts' hidden units one after another."""
         return wi_eDF.transpose(1, 2).contiguous().flatten(0, 1), wo_eFD.contiguous().flatten(0, 1)
 
-    def __call__(self, x_RD: torch.Tensor, rows_e: torch.Tensor, wi: torch.Tensor, wo: torch.Tensor) -> torch.Tensor:
+    def ffn(self, x_ND: torch.Tensor, rows_e: torch.Tensor, wi: torch.Tensor, wo: torch.Tensor) -> torch.Tensor:
         import stk  # pyright: ignore[reportMissingImports]
 
-        expert_B, row_P, place_R = padded_places(rows_e, len(x_RD))
+        expert_B, row_P, place_R = padded_places(rows_e, len(x_ND))
         if not len(row_P):
-            return torch.empty_like(x_RD)
+            return torch.empty_like(x_ND)
         width = len(wi) // len(rows_e)
-        largest = max(wi.numel(), len(row_P) * max(width, x_RD.shape[1]))
+        largest = max(wi.numel(), len(row_P) * max(width, x_ND.shape[1]))
         if largest >= 2**31:
             raise ValueError(
                 f"engine=megablocks needs matrices of less than 2**31 elements, got {largest}; use engine=triton"
@@ -58,8 +58,8 @@ class MegaBlocksEngine(Engine):
             # The last three are the transposed topology, which only gradients need.
             return stk.Matrix((len(row_P), len(wi)), blocks, rows, columns, offsets, columns, offsets, offsets)
 
-        no_blocks = x_RD.new_empty(1).expand(len(rows), BLOCK, BLOCK)  # sdd reads their shape only
-        hidden = stk.ops.sdd(x_RD[row_P], wi.t(), sparse(no_blocks, columns)).data.relu_()
+        no_blocks = x_ND.new_empty(1).expand(len(rows), BLOCK, BLOCK)  # sdd reads their shape only
+        hidden = stk.ops.sdd(x_ND[row_P], wi.t(), sparse(no_blocks, columns)).data.relu_()
         # dsd loads columns in its main loop, where Triton would spend pipeline stages on anything wider than 16 bits.
         return stk.ops.dsd(sparse(hidden, columns.short()), wo)[place_R]
 

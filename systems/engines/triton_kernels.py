@@ -1,29 +1,38 @@
 """The grouped matrix multiplication of engine=triton; imported only where Triton is installed."""
 
+import os
+from functools import cache
+from typing import Any
+
 import triton  # pyright: ignore[reportMissingImports]
 import triton.language as tl  # pyright: ignore[reportMissingImports]
 
 
 @triton.jit
 def grouped_gemm(
-    x_RK,
-    w_eNK,
-    y_RN,
+    x,
+    order_N,
+    w_eOK,
+    y,
     rows_e,
     num_experts,
-    N,
+    O,  # noqa: E741
     K,
-    RELU: tl.constexpr,
+    rows_per_expert,
+    GATHER: tl.constexpr,
     PRECISION: tl.constexpr,
     NUM_IDS: tl.constexpr,
     BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
+    BLOCK_O: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    """y = x w^T for rows sorted by expert, through ReLU if RELU; all tensors contiguous.
+    """One half of the FFN, y = x w^T, for places sorted by expert; all tensors contiguous.
 
-    Grid: (column tiles, row tiles). Row tiles are numbered expert after expert, BLOCK_M rows each, the last of an
+    GATHER > 0: place i reads row order_N[i] // GATHER of x, and y = relu(x w^T) stands at place i. GATHER = 0: place i
+    reads row i of x, and y stands at row order_N[i].
+    Grid: (column tiles, row tiles). Row tiles are numbered expert after expert, BLOCK_M places each, the last of an
     expert partly filled; those past the last expert return. NUM_IDS: num_experts rounded up to a power of two.
+    rows_per_expert is only a key of the tuning.
     """
     tile = tl.program_id(1)
     ids = tl.arange(0, NUM_IDS)
@@ -33,25 +42,55 @@ def grouped_gemm(
     expert = tl.sum(before.to(tl.int64), 0)
     if expert >= num_experts:
         return
-    row_in_expert = (tile - tl.sum(tl.where(before, tiles, 0), 0)) * BLOCK_M
-    first_row = tl.sum(tl.where(before, rows, 0), 0) + row_in_expert
-    rows_left = tl.load(rows_e + expert) - row_in_expert
+    place_in_expert = (tile - tl.sum(tl.where(before, tiles, 0), 0)) * BLOCK_M
+    first_place = tl.sum(tl.where(before, rows, 0), 0) + place_in_expert
+    places_left = tl.load(rows_e + expert) - place_in_expert
 
-    # 64 bits up to the tile's corner, 32 inside it.
-    x_RK += first_row * K
-    y_RN += first_row * N
-    w_eNK += expert * N * K
     m, k = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_K)
-    n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
-    x_MK = x_RK + m[:, None] * K + k[None, :]
-    w_KN = w_eNK + n[None, :] * K + k[:, None]
-    acc_MN = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    o = tl.program_id(0) * BLOCK_O + tl.arange(0, BLOCK_O)
+    here = m < places_left
+    place = first_place + m  # 64 bits: rows times columns can exceed 32
+    row = tl.load(order_N + place, mask=here, other=0)
+    source = row // GATHER if GATHER > 0 else place
+    target = place if GATHER > 0 else row
+    x_MK = x + source[:, None] * K + k[None, :]
+    w_KO = w_eOK + expert * O * K + o[None, :] * K + k[:, None]
+    acc_MO = tl.zeros((BLOCK_M, BLOCK_O), tl.float32)
     for start in range(0, K, BLOCK_K):
         inside = k < K - start
-        x = tl.load(x_MK + start, mask=(m < rows_left)[:, None] & inside[None, :], other=0.0)
-        w = tl.load(w_KN + start, mask=(n < N)[None, :] & inside[:, None], other=0.0)
-        acc_MN = tl.dot(x, w, acc_MN, input_precision=PRECISION)
-    if RELU:
-        acc_MN = tl.where(acc_MN < 0, 0.0, acc_MN)  # a maximum would hide NaN
-    y_MN = y_RN + m[:, None] * N + n[None, :]
-    tl.store(y_MN, acc_MN.to(y_RN.dtype.element_ty), mask=(m < rows_left)[:, None] & (n < N)[None, :])
+        x_tile = tl.load(x_MK + start, mask=here[:, None] & inside[None, :], other=0.0)
+        w_tile = tl.load(w_KO + start, mask=(o < O)[None, :] & inside[:, None], other=0.0)
+        acc_MO = tl.dot(x_tile, w_tile, acc_MO, input_precision=PRECISION)
+    if GATHER > 0:
+        acc_MO = tl.where(acc_MO < 0, 0.0, acc_MO)  # a maximum would hide NaN
+    y_MO = y + target[:, None] * O + o[None, :]
+    tl.store(y_MO, acc_MO.to(y.dtype.element_ty), mask=here[:, None] & (o < O)[None, :])
+
+
+def tiles_for(rows_per_expert: int, itemsize: int) -> list[dict[str, Any]]:
+    """Tile and launch sizes worth trying; a step over K is one or two cache lines of 128 bytes.
+
+    Rows of a tile: those of a mean expert, twice and half as many, within what tensor cores and registers allow.
+    """
+    block_m = min(128, max(16, rows_per_expert))
+    heights = sorted({max(16, block_m // 2), block_m, min(128, 2 * block_m)})
+    return [
+        {
+            "kwargs": {"BLOCK_M": height, "BLOCK_O": width, "BLOCK_K": lines * 128 // itemsize},
+            "num_warps": 8 if height * width >= 128 * 128 else 4,
+            "num_stages": stages,
+        }
+        for height in heights
+        for width, lines, stages in ((64, 1, 4), (128, 1, 3), (128, 1, 4), (256, 1, 3), (128, 2, 3))
+    ]
+
+
+@cache
+def launcher(rows_per_expert: int, itemsize: int) -> Any:
+    """`grouped_gemm` with tiles tuned on first use for each shape; the interpreter, which times nothing, takes one."""
+    tiles = tiles_for(rows_per_expert, itemsize)
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        tiles = [tile for tile in tiles if tile["kwargs"]["BLOCK_M"] == min(128, max(16, rows_per_expert))][:1]
+    key = ["num_experts", "O", "K", "rows_per_expert", "GATHER", "PRECISION"]
+    configs = [triton.Config(**tile) for tile in tiles]
+    return triton.autotune(configs, key=key, cache_results=len(tiles) > 1)(grouped_gemm)

@@ -93,9 +93,9 @@ def test_what_changes_no_number_is_not_in_the_id(key, value):
 
 
 def test_engine_asked_for_wins_unless_the_system_brings_its_own():
-    assert Cell(TINY, 0).engine == TINY["system"]["engine"] == "grouped"
+    assert (TINY["system"]["engine"], Cell(TINY, 0).engine) == ("auto", "cpu")
     assert Cell(changed("engine", "loop"), 0).engine == "loop"
-    assert Cell(changed("engine", "grouped"), 0).id == Cell(TINY, 0).id
+    assert Cell(changed("engine", "cpu"), 0).id == Cell(TINY, 0).id
     assert Cell(configuration("system=deepspeed"), 0).engine == "deepspeed"
 
 
@@ -153,9 +153,9 @@ def test_good_configurations_pass(override):
             "model.num_experts (3) must be divisible by cluster.world_size (2)",
         ),
         (["system=moeshard", "model.d_ff=33"], "model.d_ff (33) must be divisible by cluster.world_size (2)"),
-        (["system=moeshard", "model.d_ff=36"], "engine=grouped needs matrix widths that are multiples of 4"),
-        (["system=ep", "model.d_model=18"], "engine=grouped needs matrix widths that are multiples of 4"),
-        (["precision=bf16", "model.d_ff=24"], "engine=grouped needs matrix widths that are multiples of 8"),
+        (["system=moeshard", "model.d_ff=36", "engine=grouped"], "engine=grouped needs matrix widths that are multiples of 4"),
+        (["system=ep", "model.d_model=18", "engine=grouped"], "engine=grouped needs matrix widths that are multiples of 4"),
+        (["precision=bf16", "model.d_ff=24", "engine=grouped"], "engine=grouped needs matrix widths that are multiples of 8"),
         (["router.num_skewed=5"], "router.num_skewed is 5; it must be between 0 and num_experts (4)"),
         (["router.alpha=-1"], "router.alpha is -1; it must not be negative"),
         (["router.skewed_share=10"], "router.skewed_share is 10; it must be between 0 and 1"),

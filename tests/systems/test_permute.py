@@ -1,8 +1,10 @@
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from systems.permute import group_by_expert, inverse, regroup
+from systems.engines import find_engine
+from systems.permute import experts_of_arrivals, group_by_expert, inverse, weighted_sum
 
 NUM_EXPERTS = 5
 # An id of NUM_EXPERTS is padding.
@@ -41,7 +43,11 @@ def test_group_by_expert_is_a_stable_sort(expert_N):
     assert order_N.dtype == rows_E.dtype == torch.int64
 
 
-def test_regroup_by_hand():
+def regroup(rows_Ge: torch.Tensor) -> torch.Tensor:
+    return group_by_expert(experts_of_arrivals(rows_Ge, int(rows_Ge.sum())), rows_Ge.shape[1])[0]
+
+
+def test_arrivals_by_hand():
     # Arriving: rank 0's 2 rows for expert 0 and 3 for expert 1, then rank 1's 1 and 4.
     assert regroup(torch.tensor([[2, 3], [1, 4]])).tolist() == [0, 1, 5, 2, 3, 4, 6, 7, 8, 9]
     assert regroup(torch.tensor([[0, 2], [0, 0], [1, 1]])).tolist() == [2, 0, 1, 3]
@@ -51,11 +57,31 @@ def test_regroup_by_hand():
 
 @settings(deadline=None)
 @given(row_counts)
-def test_regroup_sorts_by_expert_then_rank(rows):
+def test_arrivals_sort_by_expert_then_rank(rows):
     arriving = [(rank, expert, i) for rank, row in enumerate(rows) for expert, n in enumerate(row) for i in range(n)]
     order_R = regroup(torch.tensor(rows)).tolist()
     assert sorted(order_R) == list(range(len(arriving)))
     assert [arriving[place] for place in order_R] == sorted(arriving, key=lambda row: (row[1], row[0], row[2]))
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(0, 5), max_size=60))
+def test_engines_group_alike(ids):
+    expert_N = torch.tensor(ids, dtype=torch.int64)
+    for found, expected in zip(find_engine("cpu").group(expert_N, 5), group_by_expert(expert_N, 5), strict=True):
+        assert torch.equal(found, expected)
+
+
+def test_cpu_refuses_an_expert_that_is_not_there():
+    with pytest.raises(RuntimeError, match="expert 7 of 5"):
+        find_engine("cpu").group(torch.tensor([1, 7]), 5)
+
+
+def test_weighted_sum_by_hand():
+    y_ND, weight_TK = torch.tensor([[1.0], [2.0], [3.0], [4.0]]), torch.tensor([[0.5, 0.5], [1.0, 0.0]])
+    assert weighted_sum(y_ND, weight_TK).tolist() == [[1.5], [3.0]]
+    assert weighted_sum(y_ND, torch.tensor([[1.0], [2.0], [0.0], [1.0]])).tolist() == [[1.0], [4.0], [0.0], [4.0]]
+    assert weighted_sum(y_ND[:0], weight_TK[:0]).shape == (0, 1)
 
 
 def test_inverse_by_hand():

@@ -155,3 +155,9 @@ def test_equals_hugging_face_on_its_own_checkpoint(tmp_path, kind, max_shard_siz
     for block in MODEL.moe_blocks:
         counts_E = ours.encoder.block[block].layer[-1].mlp.routing.tokens_per_expert(4)
         assert int(counts_E.sum()) == B * L and int((counts_E > 0).sum()) > 1
+
+
+def test_an_attention_mask_is_refused():
+    encoder = build_encoder(MODEL, lambda block: nn.Identity(), seed=0, dtype=torch.float32, device=torch.device("cpu"))
+    with pytest.raises(ValueError, match="whole sequences"):
+        encoder(input_ids=torch.zeros(1, 4, dtype=torch.int64), attention_mask=torch.ones(1, 4))

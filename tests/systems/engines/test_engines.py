@@ -1,4 +1,4 @@
-"""engine=loop and engine=grouped against one expert after another in float64."""
+"""The engines of CPUs against one expert after another in float64."""
 
 import pytest
 import torch
@@ -6,8 +6,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from systems.engines import ENGINES, find_engine
+from systems.engines.cpu import kernels
+from systems.permute import group_by_expert
 
 CPU, D_MODEL, D_FF = torch.device("cpu"), 16, 32
+ON_CPU = ["loop", "grouped", "cpu"]
 TOLERANCE = {torch.float32: 1e-6, torch.bfloat16: 1e-2}
 ROUTES = {
     "uniform": [6, 6, 6, 6],
@@ -16,52 +19,97 @@ ROUTES = {
     "all_to_one": [0, 0, 25, 0],
     "one_expert": [11],
     "zero_rows": [0, 0, 0],
+    "many_rows": [150, 0, 61],
 }
 
 
-def error(name: str, rows: list[int], padding: int, dtype: torch.dtype) -> float:
-    """Relative error (Frobenius) of an engine whose rows of padding are NaN."""
+def error(
+    name: str, rows: list[int], padding: int, dtype: torch.dtype, d_model: int = D_MODEL, d_ff: int = D_FF
+) -> float:
+    """Relative error (Frobenius) of an engine whose rows of padding are NaN and whose copies stand in any order."""
     generator = torch.Generator().manual_seed(len(rows))
     used = sum(rows)
-    x_RD = torch.randn(used + padding, D_MODEL, generator=generator).to(dtype)
-    wi_eDF = (torch.randn(len(rows), D_MODEL, D_FF, generator=generator) / D_MODEL**0.5).to(dtype)
-    wo_eFD = (torch.randn(len(rows), D_FF, D_MODEL, generator=generator) / D_FF**0.5).to(dtype)
-    x_RD[used:] = torch.nan
+    x_ND = torch.randn(used + padding, d_model, generator=generator).to(dtype)
+    wi_eDF = (torch.randn(len(rows), d_model, d_ff, generator=generator) / d_model**0.5).to(dtype)
+    wo_eFD = (torch.randn(len(rows), d_ff, d_model, generator=generator) / d_ff**0.5).to(dtype)
+    order_N = torch.randperm(used + padding, generator=generator)
+    x_ND[order_N[used:]] = torch.nan
     expert_R = [expert for expert, count in enumerate(rows) for _ in range(count)]
-    expected_RD = torch.zeros(used, D_MODEL, dtype=torch.float64)
-    for row, expert in enumerate(expert_R):
-        expected_RD[row] = torch.relu(x_RD[row].double() @ wi_eDF[expert].double()) @ wo_eFD[expert].double()
+    expected_RD = torch.zeros(used, d_model, dtype=torch.float64)
+    for place, expert in enumerate(expert_R):
+        x_D = x_ND[order_N[place]].double()
+        expected_RD[place] = torch.relu(x_D @ wi_eDF[expert].double()) @ wo_eFD[expert].double()
     engine = find_engine(name)
-    y_RD = engine(x_RD, torch.tensor(rows), *engine.prepare(wi_eDF, wo_eFD))
-    assert y_RD.shape == x_RD.shape and y_RD.dtype == dtype
-    return float((y_RD[:used] - expected_RD).norm() / expected_RD.norm().clamp(min=1e-30))
+    y_ND = engine(x_ND, order_N, torch.tensor(rows), *engine.prepare(wi_eDF, wo_eFD))
+    assert y_ND.shape == x_ND.shape and y_ND.dtype == dtype
+    return float((y_ND[order_N[:used]] - expected_RD).norm() / expected_RD.norm().clamp(min=1e-30))
 
 
 @pytest.mark.parametrize("padding", [0, 5])
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 @pytest.mark.parametrize("route", ROUTES)
-@pytest.mark.parametrize("name", ["loop", "grouped"])
+@pytest.mark.parametrize("name", ON_CPU)
 def test_engine_equals_one_expert_after_another(name, route, dtype, padding):
     assert error(name, ROUTES[route], padding, dtype) < TOLERANCE[dtype]
 
 
-@pytest.mark.parametrize("name", ["loop", "grouped"])
+@pytest.mark.parametrize("name", ON_CPU)
 @settings(deadline=None, max_examples=30)
 @given(rows=st.lists(st.integers(0, 8), min_size=1, max_size=9), padding=st.integers(0, 4))
 def test_any_counts(name, rows, padding):
     assert error(name, rows, padding, torch.float32) < TOLERANCE[torch.float32]
 
 
-@pytest.mark.parametrize("name", ["loop", "grouped"])
-def test_inputs_are_left_alone(name):
-    x_RD, rows_e = torch.randn(10, D_MODEL), torch.tensor([4, 6])
-    weights = torch.randn(2, D_MODEL, D_FF), torch.randn(2, D_FF, D_MODEL)
-    before = [tensor.clone() for tensor in (x_RD, rows_e, *weights)]
-    engine = find_engine(name)
-    prepared = engine.prepare(*weights)
-    first_RD = engine(x_RD, rows_e, *prepared)
-    assert torch.equal(first_RD, engine(x_RD, rows_e, *prepared))
-    assert all(torch.equal(*pair) for pair in zip((x_RD, rows_e, *weights), before, strict=True))
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@settings(deadline=None, max_examples=30)
+@given(
+    rows=st.lists(st.integers(0, 70), min_size=1, max_size=4),
+    d_model=st.integers(1, 150),
+    d_ff=st.one_of(st.integers(1, 150), st.integers(760, 850)),
+)
+def test_cpu_takes_any_widths(dtype, rows, d_model, d_ff):
+    assert error("cpu", rows, 0, dtype, d_model, d_ff) < TOLERANCE[dtype]
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("name", ON_CPU)
+def test_copies_of_a_token_stand_together(name, threads):
+    """Top-2: copy n is of token n // 2."""
+    generator = torch.Generator().manual_seed(0)
+    x_MD, expert_N = torch.randn(30, D_MODEL, generator=generator), torch.randint(5, (60,), generator=generator)
+    weights = torch.randn(5, D_MODEL, D_FF, generator=generator), torch.randn(5, D_FF, D_MODEL, generator=generator)
+    engine, order_and_rows = find_engine(name), group_by_expert(expert_N, 5)
+    before, torch_threads = [tensor.clone() for tensor in (x_MD, *order_and_rows, *weights)], torch.get_num_threads()
+    torch.set_num_threads(threads)
+    y_ND = engine(x_MD, *order_and_rows, *engine.prepare(*weights), top_k=2)
+    torch.set_num_threads(torch_threads)
+    for copy, expert in enumerate(expert_N.tolist()):
+        expected_D = torch.relu(x_MD[copy // 2] @ weights[0][expert]) @ weights[1][expert]
+        torch.testing.assert_close(y_ND[copy], expected_D, rtol=1e-4, atol=1e-4)
+    after = (x_MD, *order_and_rows, *weights)
+    assert all(torch.equal(*pair) for pair in zip(after, before, strict=True)), "inputs are left alone"
+
+
+@pytest.mark.parametrize("name", ON_CPU)
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+def test_relu_keeps_nan(name, dtype):
+    engine, x_MD = find_engine(name), torch.ones(2, 8, dtype=dtype)
+    weights = engine.prepare(torch.ones(1, 8, 8, dtype=dtype), torch.ones(1, 8, 8, dtype=dtype))
+    x_MD[0, 0] = torch.nan
+    y_MD = engine(x_MD, torch.tensor([1, 0]), torch.tensor([2]), *weights)
+    assert y_MD.isnan().all(1).tolist() == [True, False]
+
+
+def test_cpu_names_what_it_cannot_use(monkeypatch):
+    with pytest.raises(ValueError, match=r"float32 and bfloat16, got torch\.float16; use engine=grouped"):
+        find_engine("cpu").check(CPU, torch.float16, [16])
+    with pytest.raises(ValueError, match="runs on CPUs and this rank is on cuda; use engine=triton"):
+        find_engine("cpu").check(torch.device("cuda"), torch.float32, [16])
+    find_engine("cpu").check(CPU, torch.bfloat16, [7, 13])
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    kernels.cache_clear()
+    with pytest.raises(ValueError, match="there is no compiler no-such-compiler; use engine=grouped"):
+        find_engine("cpu").check(CPU, torch.float32, [16])
 
 
 @pytest.mark.parametrize(
@@ -81,5 +129,5 @@ def test_grouped_names_a_width_it_cannot_use(dtype, multiple, good, bad):
 def test_find_engine():
     for name, engine in ENGINES.items():
         assert type(find_engine(name)) is engine and engine.name == name
-    with pytest.raises(ValueError, match=r"engine is 'cutlass'; it must be one of loop, grouped, megablocks, triton$"):
+    with pytest.raises(ValueError, match=r"engine is 'cutlass'; it must be one of loop, grouped, cpu, megablocks, triton$"):
         find_engine("cutlass")

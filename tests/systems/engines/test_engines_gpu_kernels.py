@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from systems.engines import find_engine, megablocks, triton_grouped
 from systems.engines.base import Engine
 from systems.engines.megablocks import block_topology, padded_places
-from systems.engines.triton_grouped import tile_shape
+from systems.permute import group_by_expert
 
 CUDA, CPU = torch.device("cuda"), torch.device("cpu")
 if not torch.cuda.is_available():
@@ -40,18 +40,20 @@ counts = st.lists(st.integers(0, 40), min_size=1, max_size=9)
 def error(
     engine: Engine, rows: list[int], padding: int, width: int, d_ff: int, device=CPU, dtype=torch.float32
 ) -> float:
-    """Relative error of the engine's output, with NaN in the rows of padding."""
+    """Relative error of the engine's output, with NaN in the rows of padding and copies in any order."""
     generator = torch.Generator().manual_seed(0)
     used, shape = sum(rows), (len(rows), width, d_ff)
-    x_RD = torch.randn(used + padding, width, generator=generator).to(device, dtype)
+    x_ND = torch.randn(used + padding, width, generator=generator).to(device, dtype)
     wi_eDF = (torch.randn(shape, generator=generator) / width**0.5).to(device, dtype)
     wo_eFD = (torch.randn(shape, generator=generator).mT / d_ff**0.5).to(device, dtype)
-    x_RD[used:] = torch.nan
+    order_N = torch.randperm(used + padding, generator=generator).to(device)
+    x_ND[order_N[used:]] = torch.nan
     rows_e = torch.tensor(rows, device=device)
-    expected = find_engine("loop")(x_RD.double(), rows_e, wi_eDF.double(), wo_eFD.double())[:used]
-    y_RD = engine(x_RD, rows_e, *engine.prepare(wi_eDF, wo_eFD))
-    assert y_RD.shape == x_RD.shape and y_RD.dtype == dtype
-    return float((y_RD[:used] - expected).norm() / expected.norm().clamp(min=1e-30))
+    expected = find_engine("loop")(x_ND.double(), order_N, rows_e, wi_eDF.double(), wo_eFD.double())
+    y_ND = engine(x_ND, order_N, rows_e, *engine.prepare(wi_eDF, wo_eFD))
+    assert y_ND.shape == x_ND.shape and y_ND.dtype == dtype
+    difference = (y_ND - expected)[order_N[:used]]
+    return float(difference.norm() / expected[order_N[:used]].norm().clamp(min=1e-30))
 
 
 def has_package(monkeypatch: pytest.MonkeyPatch, module: ModuleType, missing: str = "") -> None:
@@ -90,7 +92,7 @@ def gpu() -> None:
 
 @pytest.mark.parametrize("name", ENGINES)
 def test_check_refuses_the_cpu(name: str):
-    with pytest.raises(ValueError, match=rf"engine={name} runs .* on cpu; use engine=grouped or engine=loop"):
+    with pytest.raises(ValueError, match=rf"engine={name} runs .* on cpu; use engine=(grouped|cpu) or engine=loop"):
         find_engine(name).check(CPU, torch.float32, (128, 128))
 
 
@@ -175,12 +177,29 @@ def test_matrices_beyond_32_bit_offsets_are_refused(monkeypatch: pytest.MonkeyPa
     monkeypatch.setitem(sys.modules, "stk", ModuleType("stk"))
     huge_HD = torch.empty(1).expand(2**24, 128)
     with pytest.raises(ValueError, match="less than 2\\*\\*31 elements, got 2147483648"):
-        find_engine("megablocks")(torch.empty(1, 128), torch.tensor([1]), huge_HD, huge_HD)
+        find_engine("megablocks")(torch.empty(1, 128), torch.tensor([0]), torch.tensor([1]), huge_HD, huge_HD)
 
 
-@pytest.mark.parametrize(("rows", "block_m"), [(0, 16), (1, 16), (17, 32), (64, 64), (65, 128), (5000, 128)])
-def test_tile_follows_the_rows_of_an_expert(rows: int, block_m: int):
-    assert tile_shape(rows, 4)["BLOCK_M"] == block_m
+@pytest.mark.parametrize("rows", [1, 16, 64, 4096])
+@pytest.mark.parametrize("itemsize", [2, 4])
+def test_tiles_are_powers_of_two_of_whole_cache_lines(interpreter, rows: int, itemsize: int):
+    from systems.engines.triton_kernels import tiles_for
+
+    for tile in tiles_for(rows, itemsize):
+        sizes = tile["kwargs"]
+        assert all(size & (size - 1) == 0 for size in sizes.values())
+        assert 16 <= sizes["BLOCK_M"] <= 128 and sizes["BLOCK_K"] * itemsize % 128 == 0
+
+
+@pytest.mark.parametrize("top_k", [1, 2])
+def test_copies_of_a_token_stand_together_in_the_interpreter(interpreter, engine: Engine, top_k: int):
+    generator = torch.Generator().manual_seed(0)
+    x_MD, expert_N = torch.randn(20, 128, generator=generator), torch.randint(3, (20 * top_k,), generator=generator)
+    wi_eDF, wo_eFD = torch.randn(2, 3, 128, 128, generator=generator)
+    order_N, rows_e = group_by_expert(expert_N, 3)
+    expected = find_engine("loop")(x_MD, order_N, rows_e, wi_eDF, wo_eFD, top_k)
+    y_ND = engine(x_MD, order_N, rows_e, *engine.prepare(wi_eDF, wo_eFD), top_k)
+    torch.testing.assert_close(y_ND, expected, rtol=1e-4, atol=1e-2)
 
 
 @pytest.mark.parametrize("route", ROUTES)
@@ -203,7 +222,7 @@ def test_megablocks_counts_beyond_256_blocks_in_the_interpreter(interpreter):
 def test_relu_keeps_nan_in_the_interpreter(interpreter, engine: Engine):
     x_RD, weights = torch.ones(2, 128), engine.prepare(torch.ones(1, 128, 128), torch.ones(1, 128, 128))
     x_RD[0, 0] = torch.nan
-    assert engine(x_RD, torch.tensor([2]), *weights).isnan().all(1).tolist() == [True, False]
+    assert engine(x_RD, torch.arange(2), torch.tensor([2]), *weights).isnan().all(1).tolist() == [True, False]
 
 
 @pytest.mark.gpu
@@ -238,12 +257,12 @@ def test_triton_replays_as_a_cuda_graph_with_another_routing(gpu):
     engine, loop = find_engine("triton"), find_engine("loop")
     x_RD, rows_e = torch.randn(300, 128, device=CUDA), torch.tensor([300, 0, 0], device=CUDA)
     wi_eDF, wo_eFD = torch.randn(3, 128, 256, device=CUDA), torch.randn(3, 256, 128, device=CUDA)
-    prepared = engine.prepare(wi_eDF, wo_eFD)
-    engine(x_RD, rows_e, *prepared)
+    prepared, order_N = engine.prepare(wi_eDF, wo_eFD), torch.randperm(300, device=CUDA)
+    engine(x_RD, order_N, rows_e, *prepared)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        y_RD = engine(x_RD, rows_e, *prepared)
+        y_RD = engine(x_RD, order_N, rows_e, *prepared)
     rows_e.copy_(torch.tensor([20, 150, 130]))
     graph.replay()
-    expected = loop(x_RD.double(), rows_e, wi_eDF.double(), wo_eFD.double())
+    expected = loop(x_RD.double(), order_N, rows_e, wi_eDF.double(), wo_eFD.double())
     assert (y_RD - expected).norm() < 2e-3 * expected.norm()

@@ -1,0 +1,243 @@
+"""Time the engines on the same expert FFN in turns, in percent of a dense product of the same size.
+
+    python -m scripts.bench_engines --out results/bench-engines
+
+Dense: all rows through one expert, by the fastest way that torch has here, in the same rounds. A share is the median
+over rounds of dense time / engine time, with its quartiles. Peer: Hugging Face's own loop over experts
+(SwitchTransformersExperts), which computes the same from the same weights.
+"""
+
+import argparse
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from itertools import product
+from pathlib import Path
+from time import perf_counter
+
+import matplotlib
+import numpy as np
+import pandas as pd
+import torch
+from tqdm import tqdm
+from transformers import SwitchTransformersConfig
+from transformers.models.switch_transformers.modeling_switch_transformers import SwitchTransformersExperts
+
+from analysis.tables import Table, write_tables
+from experiments.cells import DTYPES, set_precision
+from systems.engines import ENGINES, find_engine
+from systems.engines.auto import MEASURED
+from systems.permute import group_by_expert
+
+matplotlib.use("Agg")
+ROUTINGS = {"uniform": 0.0, "skewed": 0.6}  # extra weight of the hot tenth of the experts, as the paper's alpha_r
+D_MODEL = 768
+Call = Callable[[], torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One expert FFN: `tokens` rows of 768 over `num_experts` experts whose hidden layer has `width` units."""
+
+    precision: str
+    num_experts: int
+    width: int
+    tokens: int
+    routing: str
+
+    @property
+    def flops(self) -> float:
+        return 4.0 * self.tokens * D_MODEL * self.width
+
+
+class Workload:
+    """Tokens, routing and weights of a case; every engine gets the same."""
+
+    def __init__(self, case: Case, device: torch.device) -> None:
+        self.case, self.device = case, device
+        generator = torch.Generator().manual_seed(0)
+        weight_E = torch.ones(case.num_experts)
+        weight_E[: max(1, case.num_experts // 10)] += ROUTINGS[case.routing] * case.num_experts
+        expert_N = torch.multinomial(weight_E, case.tokens, replacement=True, generator=generator).to(device)
+        self.order_N, self.rows_e = group_by_expert(expert_N, case.num_experts)
+        self.expert_N = expert_N
+        x_ND = torch.randn(case.tokens, D_MODEL, generator=generator)
+        self.x_ND = x_ND.to(device, DTYPES[case.precision])
+        self.wi_eDF = self._weights(D_MODEL, case.width, generator)
+        self.wo_eFD = self._weights(case.width, D_MODEL, generator)
+
+    def _weights(self, rows: int, columns: int, generator: torch.Generator) -> torch.Tensor:
+        """One expert's random matrix for all of them, each with its own memory."""
+        one = torch.randn(rows, columns, generator=generator).to(self.device, DTYPES[self.case.precision]) / rows**0.5
+        return one.repeat(self.case.num_experts, 1, 1)
+
+    def dense(self) -> dict[str, Call]:
+        """Ways to put every row through expert 0."""
+        wi_DF, wo_FD = self.wi_eDF[0].contiguous(), self.wo_eFD[0].contiguous()
+        ways: dict[str, Call] = {"dense mm": lambda: torch.mm(torch.mm(self.x_ND, wi_DF).relu_(), wo_FD)}
+        if self.device.type == "cpu" and torch.backends.mkldnn.is_available():
+            wi_FD, wo_DF = (torch.ops.mkldnn._reorder_linear_weight(w.mT.contiguous()) for w in (wi_DF, wo_FD))
+            linear = torch.ops.mkldnn._linear_pointwise
+
+            def fused() -> torch.Tensor:
+                return linear(linear(self.x_ND, wi_FD, None, "relu", [], ""), wo_DF, None, "none", [], "")
+
+            ways["dense oneDNN"] = fused
+        return ways
+
+    def engine(self, name: str) -> Call:
+        engine = find_engine(name)
+        engine.check(self.device, self.x_ND.dtype, [D_MODEL, self.case.width])
+        weights = engine.prepare(self.wi_eDF, self.wo_eFD)
+        return lambda: engine(self.x_ND, self.order_N, self.rows_e, *weights)
+
+    def hugging_face(self) -> Call:
+        """Its experts, of which each is a module of two linear layers; the mask of choices is part of its input."""
+        case = self.case
+        config = SwitchTransformersConfig(d_model=D_MODEL, d_ff=case.width, num_experts=case.num_experts)
+        with torch.device("meta"):
+            experts = SwitchTransformersExperts(config).eval().requires_grad_(False)
+        experts = experts.to_empty(device=self.device).to(self.x_ND.dtype)
+        for expert, module in enumerate(experts.values()):
+            module.wi.weight.data, module.wo.weight.data = self.wi_eDF[expert].mT, self.wo_eFD[expert].mT
+        mask_N1E = torch.nn.functional.one_hot(self.expert_N, case.num_experts).unsqueeze(1)
+        ones_N1 = self.x_ND.new_ones(case.tokens, 1)
+        return lambda: experts(self.x_ND, mask_N1E, ones_N1)
+
+
+def calls_of(workload: Workload) -> dict[str, Call]:
+    """All that can run here, by name; what cannot says why."""
+    calls = workload.dense() | {"hugging face": workload.hugging_face()}
+    for name in ENGINES:
+        try:
+            calls[name] = workload.engine(name)
+        except ValueError as refusal:
+            tqdm.write(f"{refusal}")
+    return calls
+
+
+def time_rounds(calls: dict[str, Call], seconds: float, device: torch.device) -> pd.DataFrame:
+    """Seconds [round, name]; in each round every call once, in a new order, until the time is spent."""
+    expected = None
+    for name, call in calls.items():  # warm, and the same result from all
+        y = call()
+        if not name.startswith("dense"):
+            expected = y.float() if expected is None else expected
+            error = float((y.float() - expected).norm() / expected.norm())
+            if not error < 2e-2:
+                raise RuntimeError(f"{name} differs from the others by {error:.1e}")
+        call()
+    generator, rounds, end = np.random.default_rng(0), [], perf_counter() + seconds
+    while perf_counter() < end or len(rounds) < 5:
+        times = {}
+        for name in generator.permutation(list(calls)).tolist():
+            start = perf_counter()
+            calls[name]()
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+            times[name] = perf_counter() - start
+        rounds.append(times)
+    return pd.DataFrame(rounds)
+
+
+def rows_of(case: Case, times: pd.DataFrame) -> Iterator[dict]:
+    """One row an engine: median milliseconds, rate, and its share of the dense rate."""
+    dense = times[[name for name in times if name.startswith("dense")]]
+    fastest = dense[dense.median().idxmin()]
+    for name in times:
+        low, share, high = (fastest / times[name]).quantile([0.25, 0.5, 0.75])
+        seconds = times[name].median()
+        yield asdict(case) | {
+            "engine": name,
+            "ms": seconds * 1e3,
+            "gflops": case.flops / seconds / 1e9,
+            "share": share,
+            "share_low": low,
+            "share_high": high,
+            "rounds": len(times),
+            "dense": fastest.name,
+            "threads": torch.get_num_threads(),
+        }
+
+
+def bench(cases: Sequence[Case], device: torch.device, seconds: float) -> pd.DataFrame:
+    rows = []
+    for case in tqdm(cases, unit="case"):
+        set_precision(case.precision)
+        with torch.inference_mode():
+            times = time_rounds(calls_of(Workload(case, device)), seconds, device)
+        rows += rows_of(case, times)
+        tqdm.write(pd.DataFrame(rows[-len(times.columns) :])[["engine", "ms", "gflops", "share"]].round(3).to_string())
+    return pd.DataFrame(rows)
+
+
+def table(found: pd.DataFrame) -> Table:
+    """Percent of the dense rate, a row for each case, a column for each engine."""
+    columns = ["precision", "width", "num_experts", "tokens", "routing"]
+    engines = found[~found.engine.str.startswith("dense")]
+    percents = (100 * engines.set_index([*columns, "engine"])["share"].unstack("engine")).round().astype("Int64")
+    return Table("engines", "Percent of the dense rate", found, percents.reset_index().astype(str))
+
+
+def draw(found: pd.DataFrame, path: Path) -> None:
+    """Percent of the dense rate against the number of experts; a panel for each type, width and skew."""
+    import matplotlib.pyplot as plt
+
+    shown = found[~found.engine.str.startswith("dense")]
+    rows, columns = [*product(shown.precision.unique(), shown.routing.unique())], list(shown.width.unique())
+    figure, axes = plt.subplots(len(rows), len(columns), figsize=(4 * len(columns), 2.6 * len(rows)), squeeze=False)
+    for (i, (precision, routing)), (j, width) in product(enumerate(rows), enumerate(columns)):
+        axis = axes[i][j]
+        for name, mine in shown[(shown.precision == precision) & (shown.routing == routing) & (shown.width == width)].groupby("engine"):
+            mine = mine.sort_values("num_experts")
+            bars = 100 * np.array([mine.share - mine.share_low, mine.share_high - mine.share])
+            axis.errorbar(mine.num_experts, 100 * mine.share, bars, marker="o", markersize=4, label=name)
+        axis.set(xscale="log", ylim=(0, 110), title=f"{precision}, {routing}, hidden {width}")
+        axis.set_xticks(sorted(shown.num_experts.unique()), [str(n) for n in sorted(shown.num_experts.unique())])
+        axis.minorticks_off()
+        axis.spines[["top", "right"]].set_visible(False)
+    for axis in axes[-1]:
+        axis.set_xlabel("number of experts")
+    for line in axes:
+        line[0].set_ylabel("% of the dense rate")
+    handles, labels = axes[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="upper center", ncols=len(labels), frameon=False)
+    figure.tight_layout(rect=(0, 0, 1, 0.96))
+    figure.savefig(path, dpi=150)
+
+
+def record(found: pd.DataFrame, device: torch.device) -> None:
+    """Replace what systems/engines/measured.csv has of this kind of device."""
+    mine = found[found.engine.isin(ENGINES)].assign(device=device.type, dtype=[str(DTYPES[name]) for name in found.precision])
+    mine = mine[["device", "dtype", "num_experts", "width", "tokens", "routing", "engine", "share"]].round({"share": 3})
+    others = pd.read_csv(MEASURED).query("device != @device.type") if MEASURED.exists() else mine.iloc[:0]
+    pd.concat([others, mine]).to_csv(MEASURED, index=False)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--precisions", nargs="+", choices=DTYPES, default=["ieee", "bf16"])
+    parser.add_argument("--experts", nargs="+", type=int, default=[8, 32, 128, 256])
+    parser.add_argument("--widths", nargs="+", type=int, default=[768, 1536, 3072], help="hidden units of a shard")
+    parser.add_argument("--tokens", nargs="+", type=int, default=[3000])
+    parser.add_argument("--routings", nargs="+", choices=ROUTINGS, default=list(ROUTINGS))
+    parser.add_argument("--seconds", type=float, default=3.0, help="of rounds for each case")
+    parser.add_argument("--record", action="store_true", help="let engine=auto choose by what this measures")
+    parser.add_argument("--out", type=Path, default=Path("results/bench-engines"))
+    options = parser.parse_args(arguments)
+    points = product(options.precisions, options.widths, options.experts, options.tokens, options.routings)
+    cases = [Case(precision, experts, width, tokens, routing) for precision, width, experts, tokens, routing in points]
+    device = torch.device(options.device)
+    found = bench(cases, device, options.seconds)
+    options.out.mkdir(parents=True, exist_ok=True)
+    written = write_tables(options.out, [table(found)])
+    draw(found, options.out / "engines.png")
+    if options.record:
+        record(found, device)
+    print(table(found).shown.to_string(index=False))
+    print("wrote", *written, options.out / "engines.png")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

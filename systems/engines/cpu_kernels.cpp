@@ -1,0 +1,304 @@
+// The grouped expert FFN of engine=cpu: y = relu(x W_i) W_o, expert after expert, for float32 and bfloat16.
+//
+// Rows are gathered into packed blocks, multiplied by panels of packed weights, and written back where they belong, so
+// that nothing of the size of the batch is copied in between. A unit of work is a few blocks of one expert through both
+// products; threads take units as they become free, because experts have different numbers of rows.
+//
+// Letters: M rows of x, N rows of y, D d_model, F hidden width, e experts. A step over the summed dimension takes PAIR
+// elements at once: 1 in float32, 2 in bfloat16, whose products x86 adds in pairs into float32 (vdpbf16ps).
+
+#include <ATen/Parallel.h>
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
+#include <torch/library.h>
+
+#include <algorithm>
+#include <array>
+#include <atomic>
+#include <cstring>
+#include <memory>
+#include <numeric>
+#include <tuple>
+#include <utility>
+#include <vector>
+#ifdef __AVX512F__
+#include <immintrin.h>
+#endif
+
+namespace {
+
+// One vector is as wide as the machine's registers; a tile of MAX_ROWS x PANEL results stays in registers.
+#if defined(__AVX512F__)
+constexpr int LANES = 16, MAX_ROWS = 14;
+#elif defined(__AVX2__)
+constexpr int LANES = 8, MAX_ROWS = 6;
+#else
+constexpr int LANES = 4, MAX_ROWS = 10;
+#endif
+constexpr int PANEL = 2 * LANES;        // columns of a panel of weights
+constexpr int STEP = 64;                // summed elements of a block of x that lie together; a multiple of PANEL
+constexpr int UNIT_BLOCKS = 3;          // whose x, hidden part and y fit the second-level cache
+constexpr int UNIT_ROWS = UNIT_BLOCKS * MAX_ROWS;
+constexpr int HIDDEN_PART = 768;        // hidden units between the two products at a time; a multiple of STEP
+
+constexpr int AHEAD = 64;               // steps by which weights are fetched before they are used
+
+typedef float Vector __attribute__((vector_size(4 * LANES), aligned(4)));
+typedef uint32_t Bits __attribute__((vector_size(4 * LANES), aligned(4)));
+typedef uint16_t Halves __attribute__((vector_size(2 * LANES), aligned(2)));
+
+int64_t rounded_up(int64_t value, int64_t multiple) { return (value + multiple - 1) / multiple * multiple; }
+
+struct Float32 {
+  using T = float;
+  static constexpr int PAIR = 1;
+  static Vector weights(const T* w) { return *reinterpret_cast<const Vector*>(w); }
+  static Vector broadcast(const T* x) { return Vector{} + *x; }
+  static void add_product(Vector& sum, const Vector& x, const Vector& w) { sum += x * w; }
+  static void store(T* to, const Vector& value) { *reinterpret_cast<Vector*>(to) = value; }
+};
+
+struct BFloat16 {
+  using T = uint16_t;
+  static constexpr int PAIR = 2;
+  // Two elements in each 32-bit lane.
+  static Bits weights(const T* w) { return *reinterpret_cast<const Bits*>(w); }
+  static Bits broadcast(const T* x) {
+    uint32_t pair;
+    std::memcpy(&pair, x, 4);
+    return Bits{} + pair;
+  }
+  static void add_product(Vector& sum, const Bits& x, const Bits& w) {
+#ifdef __AVX512BF16__
+    sum = (Vector)_mm512_dpbf16_ps((__m512)sum, (__m512bh)x, (__m512bh)w);
+#else
+    sum += (Vector)(x << 16) * (Vector)(w << 16) + (Vector)(x & 0xffff0000u) * (Vector)(w & 0xffff0000u);
+#endif
+  }
+  // To the nearest, ties to even; rounding could carry a NaN into infinity.
+  static void store(T* to, const Vector& value) {
+    const Bits bits = (Bits)value, rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+    *reinterpret_cast<Halves*>(to) = __builtin_convertvector(value == value ? rounded : Bits{} + 0x7fc0, Halves);
+  }
+};
+
+// Calls finish(row, sum, sum) with each row's PANEL sums, x w over `length` elements.
+// x: [length/STEP][ROWS][STEP], w: [length/PAIR][PANEL][PAIR].
+template <class Type, int ROWS, class Finish>
+void multiply(const typename Type::T* x, const typename Type::T* w, int64_t length, const Finish& finish) {
+  constexpr int PAIR = Type::PAIR;
+  Vector sum[ROWS][2] = {};
+  for (; length > 0; length -= STEP, x += ROWS * STEP) {
+    const int steps = std::min<int64_t>(length, STEP);
+    for (int step = 0; step < steps; step += PAIR, w += PANEL * PAIR) {
+      __builtin_prefetch(w + AHEAD * PANEL * PAIR);
+      __builtin_prefetch(w + (AHEAD * PANEL + LANES) * PAIR);
+      const auto w0 = Type::weights(w), w1 = Type::weights(w + LANES * PAIR);
+#pragma GCC unroll 16
+      for (int row = 0; row < ROWS; ++row) {
+        const auto broadcast = Type::broadcast(x + row * STEP + step);
+        Type::add_product(sum[row][0], broadcast, w0);
+        Type::add_product(sum[row][1], broadcast, w1);
+      }
+    }
+  }
+#pragma GCC unroll 16
+  for (int row = 0; row < ROWS; ++row) finish(row, sum[row][0], sum[row][1]);
+}
+
+// `multiply` for a number of rows known at run time.
+template <class Type, class Finish>
+void multiply(int64_t rows, const typename Type::T* x, const typename Type::T* w, int64_t length,
+              const Finish& finish) {
+  using Kernel = void (*)(const typename Type::T*, const typename Type::T*, int64_t, const Finish&);
+  static constexpr auto KERNELS = []<int... I>(std::integer_sequence<int, I...>) {
+    return std::array<Kernel, sizeof...(I)>{multiply<Type, I + 1, Finish>...};
+  }(std::make_integer_sequence<int, MAX_ROWS>());
+  KERNELS[rows - 1](x, w, length, finish);
+}
+
+struct Sizes {
+  int64_t d_model, hidden, num_copies, top_k;
+};
+
+// Rows first .. first + rows of a unit, at most MAX_ROWS.
+struct Block {
+  int64_t first, rows;
+};
+
+// Rows of one expert from place `start` of the order on.
+struct Unit {
+  int64_t expert, start, num_blocks;
+  Block blocks[UNIT_BLOCKS];
+};
+
+// Each expert's rows in as few blocks as hold them, all about equally high.
+std::vector<Unit> units_of(const int64_t* rows_e, int64_t num_experts) {
+  std::vector<Unit> units;
+  for (int64_t expert = 0, start = 0; expert < num_experts; start += rows_e[expert++]) {
+    const int64_t rows = rows_e[expert], count = (rows + MAX_ROWS - 1) / MAX_ROWS;
+    for (int64_t i = 0; i < count; ++i) {
+      const int64_t first = rows * i / count, next = rows * (i + 1) / count;
+      if (i % UNIT_BLOCKS == 0) units.push_back({expert, start + first, 0, {}});
+      Unit& unit = units.back();
+      unit.blocks[unit.num_blocks++] = {start + first - unit.start, next - first};
+    }
+  }
+  return units;
+}
+
+template <class Type>
+struct Buffers {
+  using T = typename Type::T;
+  std::unique_ptr<T[]> x, hidden;
+  std::unique_ptr<float[]> y;
+  explicit Buffers(const Sizes& sizes)
+      : x(new T[UNIT_ROWS * rounded_up(sizes.d_model, STEP)]),
+        hidden(new T[UNIT_ROWS * HIDDEN_PART]),
+        y(new float[UNIT_ROWS * rounded_up(sizes.d_model, PANEL)]) {}
+};
+
+template <class Type>
+class GroupedFFN {
+  using T = typename Type::T;
+
+ public:
+  GroupedFFN(const T* x, const int64_t* order, const T* wi, const T* wo, T* y, Sizes sizes)
+      : x_(x), order_(order), wi_(wi), wo_(wo), y_(y), sizes_(sizes),
+        depth_(rounded_up(sizes.d_model, Type::PAIR)), width_(rounded_up(sizes.d_model, PANEL)) {}
+
+  void run(const Unit& unit, Buffers<Type>& buffers) const {
+    const int64_t start = unit.start, count = unit.num_blocks;
+    const Block* blocks = unit.blocks;
+    for (int64_t i = 0; i < count; ++i) gather(start, blocks[i], buffers.x.get());
+    const T* wi = wi_ + unit.expert * depth_ * sizes_.hidden;
+    const T* wo = wo_ + unit.expert * width_ * sizes_.hidden;
+    for (int64_t from = 0; from < sizes_.hidden; from += HIDDEN_PART) {
+      const int64_t part = std::min<int64_t>(HIDDEN_PART, sizes_.hidden - from);
+      for (int64_t f = 0; f < part; f += PANEL)
+        for (int64_t i = 0; i < count; ++i) hide(blocks[i], wi + (from + f) * depth_, f, buffers);
+      const bool first = from == 0, last = from + part == sizes_.hidden;
+      for (int64_t d = 0; d < width_; d += PANEL)
+        for (int64_t i = 0; i < count; ++i)
+          show(start, blocks[i], wo + d * sizes_.hidden + from * PANEL, d, part, first, last, buffers);
+    }
+  }
+
+ private:
+  void gather(int64_t start, Block block, T* x) const {
+    const int64_t d_model = sizes_.d_model;
+    x += block.first * rounded_up(d_model, STEP);
+    for (int64_t row = 0; row < block.rows; ++row) {
+      const T* from = x_ + order_[start + block.first + row] / sizes_.top_k * d_model;
+      for (int64_t d = 0; d < d_model; d += STEP) {
+        T* to = x + d * block.rows + row * STEP;
+        const int64_t length = std::min<int64_t>(STEP, d_model - d);
+        std::memcpy(to, from + d, length * sizeof(T));
+        if (length % Type::PAIR) to[length] = 0;
+      }
+    }
+  }
+
+  // PANEL hidden units from f on, of this part, into the layout of x.
+  void hide(Block block, const T* w, int64_t f, Buffers<Type>& buffers) const {
+    const T* x = buffers.x.get() + block.first * rounded_up(sizes_.d_model, STEP);
+    T* hidden = buffers.hidden.get() + block.first * HIDDEN_PART + f / STEP * STEP * block.rows + f % STEP;
+    multiply<Type>(block.rows, x, w, depth_, [hidden](int row, const Vector& sum0, const Vector& sum1) {
+      const Vector zero{}; // a maximum would hide NaN
+      Type::store(hidden + row * STEP, sum0 < zero ? zero : sum0);
+      Type::store(hidden + row * STEP + LANES, sum1 < zero ? zero : sum1);
+    });
+  }
+
+  // What this part of the hidden layer adds to PANEL columns of y from d on; the last part's sums go where they belong.
+  void show(int64_t start, Block block, const T* w, int64_t d, int64_t part, bool first, bool last,
+            Buffers<Type>& buffers) const {
+    float* y = buffers.y.get() + block.first * width_ + d;
+    const int64_t *order = order_ + start + block.first, columns = std::min<int64_t>(PANEL, sizes_.d_model - d);
+    const T* hidden = buffers.hidden.get() + block.first * HIDDEN_PART;
+    multiply<Type>(block.rows, hidden, w, part, [&](int row, Vector sum0, Vector sum1) {
+      Vector* so_far = reinterpret_cast<Vector*>(y + row * width_);
+      if (!first) sum0 += so_far[0], sum1 += so_far[1];
+      if (!last) {
+        so_far[0] = sum0, so_far[1] = sum1;
+      } else if (T* to = y_ + order[row] * sizes_.d_model + d; columns == PANEL) {
+        Type::store(to, sum0), Type::store(to + LANES, sum1);
+      } else {
+        T rounded[PANEL];
+        Type::store(rounded, sum0), Type::store(rounded + LANES, sum1);
+        std::memcpy(to, rounded, columns * sizeof(T));
+      }
+    });
+  }
+
+  const T *x_;
+  const int64_t* order_;
+  const T *wi_, *wo_;
+  T* y_;
+  Sizes sizes_;
+  int64_t depth_, width_; // d_model as the summed dimension and as columns, padded
+};
+
+template <class Type>
+void run(const at::Tensor& x_MD, const at::Tensor& order_N, const at::Tensor& rows_e, const at::Tensor& wi,
+         const at::Tensor& wo, at::Tensor& y_ND, int64_t top_k) {
+  using T = typename Type::T;
+  const Sizes sizes{x_MD.size(1), wi.size(1) * PANEL, order_N.size(0), top_k};
+  const auto data = [](const at::Tensor& tensor) { return static_cast<T*>(tensor.data_ptr()); };
+  const GroupedFFN<Type> ffn(data(x_MD), order_N.const_data_ptr<int64_t>(), data(wi), data(wo), data(y_ND), sizes);
+  const auto units = units_of(rows_e.const_data_ptr<int64_t>(), rows_e.size(0));
+  std::atomic<size_t> next{0};
+  at::parallel_for(0, std::min<int64_t>(at::get_num_threads(), units.size()), 1, [&](int64_t, int64_t) {
+    Buffers<Type> buffers(sizes);
+    for (size_t i; (i = next++) < units.size();) ffn.run(units[i], buffers);
+  });
+}
+
+// y_ND[order_N[i]] = relu(x_MD[order_N[i] / top_k] W_i) W_o of place i's expert; the first rows_e[0] places belong to
+// expert 0, and so on. Weights as `packing` describes. Copies at places past sum(rows_e) are left undefined.
+at::Tensor grouped_ffn(const at::Tensor& x_MD, const at::Tensor& order_N, const at::Tensor& rows_e,
+                       const at::Tensor& wi, const at::Tensor& wo, int64_t top_k) {
+  const auto x = x_MD.contiguous(), order = order_N.contiguous(), rows = rows_e.contiguous();
+  TORCH_CHECK(x.scalar_type() == wi.scalar_type() && x.scalar_type() == wo.scalar_type(), "x and weights differ in type");
+  TORCH_CHECK(order.scalar_type() == at::kLong && rows.scalar_type() == at::kLong, "indices and counts are int64");
+  TORCH_CHECK(wi.is_contiguous() && wo.is_contiguous() && rows.size(0) == wi.size(0), "weights are not packed");
+  auto y_ND = at::empty({order.size(0), x.size(1)}, x.options());
+  if (x.scalar_type() == at::kFloat)
+    run<Float32>(x, order, rows, wi, wo, y_ND, top_k);
+  else if (x.scalar_type() == at::kBFloat16)
+    run<BFloat16>(x, order, rows, wi, wo, y_ND, top_k);
+  else
+    TORCH_CHECK(false, "engine=cpu multiplies float32 and bfloat16, got ", x.scalar_type());
+  return y_ND;
+}
+
+// Which copies belong to expert 0, 1, ..., first come first, and how many: a counting sort. Copies of expert
+// `num_experts` (padding) come last and are not counted.
+std::tuple<at::Tensor, at::Tensor> group_by_expert(const at::Tensor& expert_N, int64_t num_experts) {
+  const auto expert = expert_N.contiguous();
+  TORCH_CHECK(expert.scalar_type() == at::kLong, "experts are int64");
+  const auto* experts = expert.const_data_ptr<int64_t>();
+  std::vector<int64_t> place(num_experts + 1, 0);
+  for (int64_t n = 0; n < expert.numel(); ++n) {
+    TORCH_CHECK(0 <= experts[n] && experts[n] <= num_experts, "expert ", experts[n], " of ", num_experts);
+    ++place[experts[n]];
+  }
+  auto rows_E = at::empty({num_experts}, expert.options()), order_N = at::empty_like(expert);
+  std::copy_n(place.begin(), num_experts, rows_E.mutable_data_ptr<int64_t>());
+  std::exclusive_scan(place.begin(), place.end(), place.begin(), int64_t{0});
+  auto* order = order_N.mutable_data_ptr<int64_t>();
+  for (int64_t n = 0; n < expert.numel(); ++n) order[place[experts[n]]++] = n;
+  return {order_N, rows_E};
+}
+
+// Columns of a panel: weights [e, K, N] are packed as [e, N/PANEL, K/PAIR, PANEL, PAIR], padded with zeros.
+int64_t panel() { return PANEL; }
+
+} // namespace
+
+TORCH_LIBRARY(moe_cpu, library) {
+  library.def("grouped_ffn(Tensor x, Tensor order, Tensor rows, Tensor wi, Tensor wo, int top_k) -> Tensor", grouped_ffn);
+  library.def("group_by_expert(Tensor expert, int num_experts) -> (Tensor, Tensor)", group_by_expert);
+  library.def("panel() -> int", panel);
+}
