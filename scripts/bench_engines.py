@@ -207,9 +207,9 @@ def draw(found: pd.DataFrame, path: Path) -> None:
 
 def record(found: pd.DataFrame, device: torch.device) -> None:
     """Replace what systems/engines/measured.csv has of this kind of device."""
-    mine = found[found.engine.isin(ENGINES)].assign(device=device.type, dtype=[str(DTYPES[name]) for name in found.precision])
-    mine = mine[["device", "dtype", "num_experts", "width", "tokens", "routing", "engine", "share"]].round({"share": 3})
-    others = pd.read_csv(MEASURED).query("device != @device.type") if MEASURED.exists() else mine.iloc[:0]
+    found = found.assign(device=device.type, dtype=[str(DTYPES[name]) for name in found.precision])
+    mine = found[found.engine.isin(ENGINES)][["device", "dtype", "num_experts", "width", "tokens", "routing", "engine", "share"]].round({"share": 3})
+    others = pd.read_csv(MEASURED).query(f"device != {device.type!r}") if MEASURED.exists() else mine.iloc[:0]
     pd.concat([others, mine]).to_csv(MEASURED, index=False)
 
 
