@@ -18,6 +18,10 @@ IN_RANGE    := import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))
 REAL_RANKS ?= 2
 FIDELITY    = cluster.world_size=$(REAL_RANKS) tier.iterations=4 tier.max_iterations=4 tier.instrumented=4
 
+# torch's CUDA build brings the Triton it wants; beside the CPU build the tests run kernels in this one's interpreter.
+TRITON = triton==3.7.1
+STK    = stanford-stk==0.7.1
+
 BIN    := .venv/bin
 STAMP  := .venv/.setup
 INSTALL = $(BIN)/python -m pip install -qq --disable-pip-version-check $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
@@ -43,6 +47,7 @@ $(STAMP): requirements.lock pyproject.toml
 	@test -x $(BIN)/python || { echo "setup: creating .venv with $(PYTHON)"; $(PYTHON) -m venv .venv; }
 	@echo "setup: installing $$(grep -c == requirements.lock) packages from requirements.lock (minutes the first time)"
 	@$(INSTALL) -r requirements.lock
+	@test "$$(uname -s)" != Linux || { $(BIN)/python -c 'import triton' 2>/dev/null || $(INSTALL) $(TRITON); $(INSTALL) --no-deps $(STK); }
 	@echo "setup: installing this project in place"
 	@$(INSTALL) --no-deps --no-build-isolation -e .
 	@$(BIN)/python -c 'from importlib.metadata import version as v; import sys; \
