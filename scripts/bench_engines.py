@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from itertools import product
 from pathlib import Path
 from time import perf_counter
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -31,6 +32,7 @@ from systems.permute import group_by_expert
 matplotlib.use("Agg")
 ROUTINGS = {"uniform": 0.0, "skewed": 0.6}  # extra weight of the hot tenth of the experts, as the paper's alpha_r
 D_MODEL = 768
+RECORDED = ["device", "dtype", "num_experts", "width", "tokens", "routing", "engine", "share"]  # for engine=auto
 Call = Callable[[], torch.Tensor]
 
 
@@ -97,6 +99,7 @@ class Workload:
         with torch.device("meta"):
             experts = SwitchTransformersExperts(config).eval().requires_grad_(False)
         experts = experts.to_empty(device=self.device).to(self.x_ND.dtype)
+        module: Any
         for expert, module in enumerate(experts.values()):
             module.wi.weight.data, module.wo.weight.data = self.wi_eDF[expert].mT, self.wo_eFD[expert].mT
         mask_N1E = torch.nn.functional.one_hot(self.expert_N, case.num_experts).unsqueeze(1)
@@ -141,10 +144,9 @@ def time_rounds(calls: dict[str, Call], seconds: float, device: torch.device) ->
 
 def rows_of(case: Case, times: pd.DataFrame) -> Iterator[dict]:
     """One row an engine: median milliseconds, rate, and its share of the dense rate."""
-    dense = times[[name for name in times if name.startswith("dense")]]
-    fastest = dense[dense.median().idxmin()]
+    fastest = min((name for name in times if name.startswith("dense")), key=lambda name: times[name].median())
     for name in times:
-        low, share, high = (fastest / times[name]).quantile([0.25, 0.5, 0.75])
+        low, share, high = np.quantile(times[fastest] / times[name], [0.25, 0.5, 0.75])
         seconds = times[name].median()
         yield asdict(case) | {
             "engine": name,
@@ -154,7 +156,7 @@ def rows_of(case: Case, times: pd.DataFrame) -> Iterator[dict]:
             "share_low": low,
             "share_high": high,
             "rounds": len(times),
-            "dense": fastest.name,
+            "dense": fastest,
             "threads": torch.get_num_threads(),
         }
 
@@ -187,8 +189,8 @@ def draw(found: pd.DataFrame, path: Path) -> None:
     figure, axes = plt.subplots(len(rows), len(columns), figsize=(4 * len(columns), 2.6 * len(rows)), squeeze=False)
     for (i, (precision, routing)), (j, width) in product(enumerate(rows), enumerate(columns)):
         axis = axes[i][j]
-        for name, mine in shown[(shown.precision == precision) & (shown.routing == routing) & (shown.width == width)].groupby("engine"):
-            mine = mine.sort_values("num_experts")
+        here = (shown.precision == precision) & (shown.routing == routing) & (shown.width == width)
+        for name, mine in shown.loc[here].sort_values("num_experts").groupby("engine"):
             bars = 100 * np.array([mine.share - mine.share_low, mine.share_high - mine.share])
             axis.errorbar(mine.num_experts, 100 * mine.share, bars, marker="o", markersize=4, label=name)
         axis.set(xscale="log", ylim=(0, 110), title=f"{precision}, {routing}, hidden {width}")
@@ -207,14 +209,18 @@ def draw(found: pd.DataFrame, path: Path) -> None:
 
 def record(found: pd.DataFrame, device: torch.device) -> None:
     """Replace what systems/engines/measured.csv has of this kind of device."""
-    found = found.assign(device=device.type, dtype=[str(DTYPES[name]) for name in found.precision])
-    mine = found[found.engine.isin(ENGINES)][["device", "dtype", "num_experts", "width", "tokens", "routing", "engine", "share"]].round({"share": 3})
-    others = pd.read_csv(MEASURED).query(f"device != {device.type!r}") if MEASURED.exists() else mine.iloc[:0]
-    pd.concat([others, mine]).to_csv(MEASURED, index=False)
+    found = found.assign(device=device.type, dtype=[str(DTYPES[name]) for name in found["precision"]])
+    rows = found.loc[found["engine"].isin(list(ENGINES)), RECORDED].round({"share": 3})
+    if MEASURED.exists():
+        known = pd.read_csv(MEASURED)
+        rows = pd.concat([known.loc[known["device"] != device.type], rows])
+    rows.to_csv(MEASURED, index=False)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser = argparse.ArgumentParser(
+        description="Time the engines on the same expert FFN in turns.", allow_abbrev=False
+    )
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--precisions", nargs="+", choices=DTYPES, default=["ieee", "bf16"])
     parser.add_argument("--experts", nargs="+", type=int, default=[8, 32, 128, 256])

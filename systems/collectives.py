@@ -16,11 +16,12 @@ class InFlight:
     """The output of a collective that has been started; it is there after `wait`."""
 
     output: torch.Tensor
-    work: dist.Work
+    work: dist.Work | None  # None where this rank is not in the group
     input: torch.Tensor  # must live as long as the collective may read it
 
     def wait(self) -> torch.Tensor:
-        self.work.wait()
+        if self.work is not None:
+            self.work.wait()
         return self.output
 
 

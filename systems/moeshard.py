@@ -5,12 +5,14 @@ receives the same number of rows from every other, so shapes are static and the 
 (step 2) is not needed: what is gathered is tokens in their original order, and their experts.
 """
 
+from collections import deque
+
 import torch
 from torch.nn.functional import pad
 
 from routers.base import Routing
 from systems.base import Account, LayerShape, System, divisible
-from systems.collectives import start_all_gather, start_reduce_scatter
+from systems.collectives import InFlight, start_all_gather, start_reduce_scatter
 from systems.permute import weighted_sum
 
 
@@ -44,19 +46,21 @@ class MoEShard(System):
         with self.span("dispatch"):
             x_TD, expert_TK = self._to_static_shape(x_TD, routing.expert_TK)
             parts = zip(expert_TK.chunk(self._chunks), x_TD.chunk(self._chunks), strict=True)
-            gathers = [(start_all_gather(expert, self.group), start_all_gather(x, self.group)) for expert, x in parts]
-        scatters = []
-        for experts, tokens in gathers:
-            with self.span("dispatch"):  # copies are sorted while the tokens are on their way
-                order_N, rows_E = self.engine.group(experts.wait().flatten().long(), self.shape.num_experts)
-                x_MD = tokens.wait()  # M = G * max_tokens
-            with self.span("experts"):
-                partial_ND = self.engine(x_MD, order_N, rows_E, self._wi_EDf, self._wo_EfD, top_k=self.shape.top_k)
-            with self.span("combine"):
-                scatters.append(start_reduce_scatter(partial_ND, self.group))
+            arriving = deque((start_all_gather(e_TK, self.group), start_all_gather(x, self.group)) for e_TK, x in parts)
+        leaving = [self._compute(*arriving.popleft()) for _ in range(len(arriving))]
         with self.span("combine"):
-            y_ND = torch.cat([part.wait() for part in scatters]) if len(scatters) > 1 else scatters[0].wait()
+            y_ND = torch.cat([part.wait() for part in leaving]) if len(leaving) > 1 else leaving[0].wait()
             return weighted_sum(y_ND[:num_copies], routing.weight_TK)
+
+    def _compute(self, experts: InFlight, tokens: InFlight) -> InFlight:
+        """The tokens of all ranks (M rows), once here, go through this shard; the sums over ranks are on the way."""
+        with self.span("dispatch"):  # copies are sorted while the tokens are on their way
+            order_N, rows_E = self.engine.group(experts.wait().flatten().long(), self.shape.num_experts)
+            x_MD = tokens.wait()
+        with self.span("experts"):
+            partial_ND = self.engine(x_MD, order_N, rows_E, self._wi_EDf, self._wo_EfD, top_k=self.shape.top_k)
+        with self.span("combine"):
+            return start_reduce_scatter(partial_ND, self.group)
 
     def _to_static_shape(self, x_TD: torch.Tensor, expert_TK: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Ranks with fewer tokens fill up to max_tokens; expert E means none."""

@@ -28,6 +28,8 @@ class MoEShardPublished(MoEShard):
     @classmethod
     def check(cls, shape: LayerShape, world_size: int, **options: object) -> None:
         super().check(shape, world_size, **options)
+        if options.get("chunks", 1) != 1:
+            raise ValueError("system moeshard_published sends its tokens at once; system.chunks is for moeshard")
         if shape.top_k != 1:
             raise ValueError(f"system moeshard_published has top-1 routing as in the paper, got top_k = {shape.top_k}")
 

@@ -11,7 +11,6 @@ from transformers import AttentionInterface, SwitchTransformersConfig, SwitchTra
 from workloads.checkpoint import Checkpoint
 from workloads.model import ModelShape
 
-
 ATTENTION = "fused_with_position_bias"
 
 
@@ -66,7 +65,7 @@ def build_encoder(
         num_sparse_encoder_layers=len(model.moe_blocks),
         num_experts=1,
         dropout_rate=0.0,
-        attn_implementation=ATTENTION,
+        attn_implementation=ATTENTION,  # pyright: ignore[reportCallIssue]
     )
     config.encoder_sparse_step = model.sparse_step
     with torch.device("meta"):

@@ -48,5 +48,3 @@ def _measured() -> list[dict]:
         return []
     with MEASURED.open() as file:
         return list(csv.DictReader(file))
-
-

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from importlib.util import find_spec
+from typing import Any
 
 import torch
 
@@ -41,7 +42,7 @@ class MegaBlocksEngine(SortedEngine):
         return wi_eDF.transpose(1, 2).contiguous().flatten(0, 1), wo_eFD.contiguous().flatten(0, 1)
 
     def ffn(self, x_ND: torch.Tensor, rows_e: torch.Tensor, wi: torch.Tensor, wo: torch.Tensor) -> torch.Tensor:
-        import stk  # pyright: ignore[reportMissingImports]
+        import stk
 
         expert_B, row_P, place_R = padded_places(rows_e, len(x_ND))
         if not len(row_P):
@@ -59,9 +60,10 @@ class MegaBlocksEngine(SortedEngine):
             return stk.Matrix((len(row_P), len(wi)), blocks, rows, columns, offsets, columns, offsets, offsets)
 
         no_blocks = x_ND.new_empty(1).expand(len(rows), BLOCK, BLOCK)  # sdd reads their shape only
-        hidden = stk.ops.sdd(x_ND[row_P], wi.t(), sparse(no_blocks, columns)).data.relu_()
+        ops: Any = stk.ops  # pyright: ignore[reportAttributeAccessIssue]
+        hidden = ops.sdd(x_ND[row_P], wi.t(), sparse(no_blocks, columns)).data.relu_()
         # dsd loads columns in its main loop, where Triton would spend pipeline stages on anything wider than 16 bits.
-        return stk.ops.dsd(sparse(hidden, columns.short()), wo)[place_R]
+        return ops.dsd(sparse(hidden, columns.short()), wo)[place_R]
 
 
 def padded_places(

@@ -129,5 +129,7 @@ def test_grouped_names_a_width_it_cannot_use(dtype, multiple, good, bad):
 def test_find_engine():
     for name, engine in ENGINES.items():
         assert type(find_engine(name)) is engine and engine.name == name
-    with pytest.raises(ValueError, match=r"engine is 'cutlass'; it must be one of loop, grouped, cpu, megablocks, triton$"):
+    with pytest.raises(
+        ValueError, match=r"engine is 'cutlass'; it must be one of loop, grouped, cpu, megablocks, triton$"
+    ):
         find_engine("cutlass")
