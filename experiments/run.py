@@ -7,7 +7,7 @@ of a multirun are one interleaved campaign.
 import contextlib
 import io
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import product
@@ -67,7 +67,8 @@ def _panel_points(name: str, panel: DictConfig, config: DictConfig, typed: list[
     points = []
     for (_, y), (value, x) in product(y_axis, x_axis):
         at = {panel.x: x} | ({y_key: y} if y_key else {})
-        configs = [_placed(cell, at, config, several=len(cells) > 1) for cell in cells]
+        engines = {} if "engine" in _keys(typed) else panel.get("engines") or {}
+        configs = [_placed(cell, at, config, engines, several=len(cells) > 1) for cell in cells]
         published = tuple(panel.published) if value is not None else ()
         place = (_last(panel.x), x, value if published else None)
         points.append(Point(name, panel.title, panel.kind, published, *place, configs, y_key and _last(y_key), y))
@@ -87,9 +88,15 @@ def _last(key: str) -> str:
     return key.rpartition(".")[2]
 
 
-def _placed(cell: DictConfig, at: dict[str, Any], config: DictConfig, *, several: bool) -> dict[str, Any]:
-    """One system's resolved configuration at the point where the keys have these values."""
+def _placed(
+    cell: DictConfig, at: dict[str, Any], config: DictConfig, engines: Mapping[str, str], *, several: bool
+) -> dict[str, Any]:
+    """One system's resolved configuration at the point where the keys have these values.
+
+    engines: those that the panel gives to some systems, by name.
+    """
     cell = cell.copy()
+    cell.engine = engines.get(cell.system.name, cell.engine)
     if several and cell.system.engine is None:
         cell.engine = None  # engine= is for the systems that take one
     for key, value in at.items():

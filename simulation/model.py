@@ -116,6 +116,8 @@ def work_of(config: dict[str, Any], tokens_GE: np.ndarray) -> Work:
         raise NotModelled(f"the model has no form for {system['name']} ({system['_target_']})")
     kind, form = MODELLED[system["_target_"]]
     options = {key: value for key, value in system.items() if key not in ("_target_", "name", "engine")}
+    if options.pop("chunks", 1) > 1:
+        raise NotModelled(f"the model has no form for the overlapped exchanges of {system['name']}")
     ranks, num_experts = tokens_GE.shape
     shape = LayerShape(num_experts, model["d_model"], model["d_ff"], config["batch_size"] * config["seq_len"])
     try:
@@ -129,7 +131,8 @@ def work_of(config: dict[str, Any], tokens_GE: np.ndarray) -> Work:
 def check_engine(config: dict[str, Any], width: int, *, own: str | None) -> None:
     """Raise ValueError where the engine cannot take shards as narrow as these."""
     if own is None:
-        engine = find_engine(config["engine"] or config["system"]["engine"])
+        name = config["engine"] or config["system"]["engine"]
+        engine = find_engine("loop" if name == "auto" else name)  # auto finds one for any width
         dtype = HALVES.get(config["precision"], torch.float32)
         engine.check(torch.device(config["cluster"]["device"]), dtype, [config["model"]["d_model"], width])
 

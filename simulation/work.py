@@ -114,8 +114,8 @@ def expert_sharding(load: Load) -> Work:
     return Work(
         features(load, rows_G=rows, busy_G=float(load.busy_E.sum()), width=width),
         [
-            Transfer("all_gather", equal_parts(ranks, token_bytes)),
             Transfer("all_gather", equal_parts(ranks, shape.max_tokens * EXPERT_ID_BYTES)),
+            Transfer("all_gather", equal_parts(ranks, token_bytes)),
             Transfer("reduce_scatter", equal_parts(ranks, token_bytes)),
         ],
         memory(load, experts=shape.num_experts, width=width, numbers_G=numbers),

@@ -13,11 +13,11 @@ _reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_sc
 
 @dataclass(frozen=True)
 class InFlight:
-    """The output of a collective that has been started; it is there after `wait`."""
+    """The output of a collective; it is there after `wait`."""
 
     output: torch.Tensor
-    work: dist.Work | None  # None where this rank is not in the group
-    input: torch.Tensor  # must live as long as the collective may read it
+    work: dist.Work | None = None  # None where it is there already
+    input: torch.Tensor | None = None  # must live as long as the collective may read it
 
     def wait(self) -> torch.Tensor:
         if self.work is not None:
@@ -25,26 +25,26 @@ class InFlight:
         return self.output
 
 
-def start_all_gather(x: torch.Tensor, group: dist.ProcessGroup) -> InFlight:
-    """[n, ...] on each rank -> [G*n, ...], rank 0's rows first."""
-    x, gathered = x.contiguous(), x.new_empty(group.size() * x.shape[0], *x.shape[1:])
-    return InFlight(gathered, _all_gather(gathered, x, group=group, async_op=True), x)
-
-
-def start_reduce_scatter(x: torch.Tensor, group: dist.ProcessGroup) -> InFlight:
-    """[G*n, ...] on each rank -> the sum over ranks of this rank's [n, ...]."""
-    x, summed = x.contiguous(), x.new_empty(x.shape[0] // group.size(), *x.shape[1:])
-    return InFlight(summed, _reduce_scatter(summed, x, group=group, async_op=True), x)
-
-
 def all_gather(x: torch.Tensor, group: dist.ProcessGroup) -> torch.Tensor:
     """[n, ...] on each rank -> [G*n, ...], rank 0's rows first."""
-    return start_all_gather(x, group).wait()
+    return start_all_gather(x, group, overlap=False).output
+
+
+def start_all_gather(x: torch.Tensor, group: dist.ProcessGroup, *, overlap: bool = True) -> InFlight:
+    """`all_gather` that may go on meanwhile, where it can overlap with something."""
+    x, gathered = x.contiguous(), x.new_empty(group.size() * x.shape[0], *x.shape[1:])
+    return InFlight(gathered, _all_gather(gathered, x, group=group, async_op=overlap), x)
 
 
 def reduce_scatter(x: torch.Tensor, group: dist.ProcessGroup) -> torch.Tensor:
     """[G*n, ...] on each rank -> the sum over ranks of this rank's [n, ...]."""
-    return start_reduce_scatter(x, group).wait()
+    return start_reduce_scatter(x, group, overlap=False).output
+
+
+def start_reduce_scatter(x: torch.Tensor, group: dist.ProcessGroup, *, overlap: bool = True) -> InFlight:
+    """`reduce_scatter` that may go on meanwhile, where it can overlap with something."""
+    x, summed = x.contiguous(), x.new_empty(x.shape[0] // group.size(), *x.shape[1:])
+    return InFlight(summed, _reduce_scatter(summed, x, group=group, async_op=overlap), x)
 
 
 def all_to_all(

@@ -46,7 +46,7 @@ class MoEShard(System):
         with self.span("dispatch"):
             x_TD, expert_TK = self._to_static_shape(x_TD, routing.expert_TK)
             parts = zip(expert_TK.chunk(self._chunks), x_TD.chunk(self._chunks), strict=True)
-            arriving = deque((start_all_gather(e_TK, self.group), start_all_gather(x, self.group)) for e_TK, x in parts)
+            arriving = deque((self._gather(experts), self._gather(tokens)) for experts, tokens in parts)
         leaving = [self._compute(*arriving.popleft()) for _ in range(len(arriving))]
         with self.span("combine"):
             y_ND = torch.cat([part.wait() for part in leaving]) if len(leaving) > 1 else leaving[0].wait()
@@ -54,13 +54,16 @@ class MoEShard(System):
 
     def _compute(self, experts: InFlight, tokens: InFlight) -> InFlight:
         """The tokens of all ranks (M rows), once here, go through this shard; the sums over ranks are on the way."""
-        with self.span("dispatch"):  # copies are sorted while the tokens are on their way
+        with self.span("dispatch"):
             order_N, rows_E = self.engine.group(experts.wait().flatten().long(), self.shape.num_experts)
             x_MD = tokens.wait()
         with self.span("experts"):
             partial_ND = self.engine(x_MD, order_N, rows_E, self._wi_EDf, self._wo_EfD, top_k=self.shape.top_k)
         with self.span("combine"):
-            return start_reduce_scatter(partial_ND, self.group)
+            return start_reduce_scatter(partial_ND, self.group, overlap=self._chunks > 1)
+
+    def _gather(self, x: torch.Tensor) -> InFlight:
+        return start_all_gather(x, self.group, overlap=self._chunks > 1)
 
     def _to_static_shape(self, x_TD: torch.Tensor, expert_TK: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Ranks with fewer tokens fill up to max_tokens; expert E means none."""

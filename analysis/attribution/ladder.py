@@ -39,9 +39,9 @@ LADDER = [
     Rung("ep_round_robin", "imbalance", "even load", balanced=True),
     Rung("moeshard_published", "sharding", "sharded, Algorithm 1"),
     Rung("moeshard_no_megablocks", "implementation", "static shapes, no metadata"),
-    Rung("moeshard", "implementation", "one fused expert call"),
+    Rung("moeshard", "engine", "our engine instead of a loop"),
 ]
-CAUSES = ["padding", "padded layout", "imbalance", "sharding", "implementation"]
+CAUSES = ["padding", "padded layout", "imbalance", "sharding", "implementation", "engine"]
 
 
 class Climb(NamedTuple):

@@ -56,6 +56,7 @@ CAUSE_COLOURS = {
     "imbalance": PURPLE,
     "sharding": BLUE,
     "implementation": SKY,
+    "engine": GREEN,
 }
 LOST: dict[str, Any] = {"hatch": "/////", "edgecolor": "#ffffff", "linewidth": 0.0}
 ROW = 0.27  # inches
