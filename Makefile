@@ -118,7 +118,7 @@ bench-engines: $(STAMP)  ## the engines in percent of a dense product (ARGS=--re
 bench-layer: $(STAMP)  ## the MoE layer at full width: every system in percent of its bound
 	$(BIN)/python -m experiments.run experiment=bench_layer $(SETTINGS) $(ARGS)
 
-gpu: $(STAMP)  ## all that needs a GPU, on one that plays four ranks: tests, engines, every figure, attribution
+gpu: $(STAMP)  ## what needs a GPU, on one that plays four ranks: tests, engines, Figures 3 and 4, skew, attribution
 	scripts/gpu_campaign.sh $(BIN)/python $(TIER)
 
 status: $(STAMP)  ## where the campaign CAMPAIGN stands

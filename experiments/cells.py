@@ -19,11 +19,10 @@ from experiments import environment
 from routers.drawn import DrawnRouter
 from systems.base import LayerShape, System
 from systems.engines import find_engine
-from systems.engines.auto import choose
+from systems.engines.auto import DTYPES, choose
 from workloads.checkpoint import open_checkpoint
 from workloads.model import ModelShape
 
-DTYPES = {"ieee": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 TOLERANCES = {"ieee": 1e-5, "tf32": 5e-3, "bf16": 3e-2, "fp16": 5e-3}
 # What a cell is, in the order of its hash; the rest (where results go, time limits) changes no number.
 DEFINING = (
@@ -70,7 +69,7 @@ class Cell:
     def system(self) -> str:
         return self.config["system"]["name"]
 
-    @property
+    @cached_property
     def engine(self) -> str:
         """The engine that computes the experts: the one asked for, else the system's, unless it brings its own.
 
@@ -81,10 +80,18 @@ class Cell:
         return self._chosen(kind) if name == "auto" else name
 
     def _chosen(self, kind: type[System]) -> str:
-        shape, cluster = layer_shape(self.config), self.cluster
-        widths = (shape.d_model, kind.hidden_width(shape, cluster.world_size))
-        rows = shape.max_tokens * shape.top_k * cluster.world_size
-        return choose(cluster.device, DTYPES[self.config["precision"]], shape.num_experts, max(1, rows), widths)
+        """What `auto` chooses; ValueError for sizes that are none, which ids are asked for before anything checks."""
+        config = self.config
+        _check_precision(config["precision"], config["cluster"]["device"])
+        for name in ("batch_size", "seq_len"):
+            _check_whole_number(name, config[name], 1)
+        for node, name in (("cluster", "world_size"), *(("model", key) for key in ("num_experts", "d_model", "d_ff"))):
+            _check_whole_number(f"{node}.{name}", config[node][name], 1)
+        shape, ranks = layer_shape(config), config["cluster"]["world_size"]
+        widths = (shape.d_model, kind.hidden_width(shape, ranks))
+        return choose(
+            config["cluster"]["device"], config["precision"], shape.num_experts, shape.max_tokens * ranks, widths
+        )
 
     @property
     def cluster(self) -> ClusterSpec:

@@ -110,7 +110,7 @@ def _engine(node: dict[str, Any], shape: LayerShape, session: Session) -> Engine
     name = node.get("engine") or "loop"
     if name == "auto":
         widths = (shape.d_model, find_class(node).hidden_width(shape, session.world_size))
-        name = choose(session.device.type, torch.float32, shape.num_experts, shape.max_tokens, widths)
+        name = choose(session.device.type, "ieee", shape.num_experts, shape.max_tokens * session.world_size, widths)
     return find_engine(name)
 
 

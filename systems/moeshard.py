@@ -87,7 +87,7 @@ class MoEShard(System):
             rows_useful=rows / self.world_size,
             dropped=0,
             bytes_sent=bytes_sent,
-            memory_bytes=self.ffn_bytes(rows, int(rows_E.count_nonzero()), element_size),
+            memory_bytes=self.ffn_bytes(rows, self._chunks * int(rows_E.count_nonzero()), element_size),
         )
 
 

@@ -29,7 +29,8 @@ def fused_attention(
 
     Sequences are whole: the model's mask, all zeros, would only make a copy of the bias for each of them.
     """
-    y_BHLd = scaled_dot_product_attention(query_BHLd, key_BHLd, value_BHLd, attn_mask=position_bias, scale=scaling)
+    bias_1HLL = position_bias.contiguous()  # GPU kernels take no other
+    y_BHLd = scaled_dot_product_attention(query_BHLd, key_BHLd, value_BHLd, attn_mask=bias_1HLL, scale=scaling)
     return y_BHLd.transpose(1, 2), None
 
 

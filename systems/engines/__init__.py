@@ -1,4 +1,4 @@
-"""The local expert FFN: y = relu(x W_i) W_o for rows already sorted by expert; no communication."""
+"""The local expert FFN: y = relu(x W_i) W_o, each row by its expert; no communication."""
 
 from systems.engines.base import Engine
 from systems.engines.cpu import CpuEngine
@@ -15,5 +15,5 @@ ENGINES: dict[str, type[Engine]] = {
 def find_engine(name: str) -> Engine:
     """The engine called `name`; ValueError names the ones there are."""
     if name not in ENGINES:
-        raise ValueError(f"engine is {name!r}; it must be one of {', '.join(ENGINES)}")
+        raise ValueError(f"engine is {name!r}; it must be auto or one of {', '.join(ENGINES)}")
     return ENGINES[name]()

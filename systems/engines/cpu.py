@@ -2,17 +2,25 @@
 
 import hashlib
 import os
-import shutil
+import shlex
+import subprocess
+import sys
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
+from filelock import FileLock
+from torch.nn.functional import pad
+from torch.utils.weak import WeakIdKeyDictionary
 
 from systems.engines.base import Engine
 
 SOURCE = Path(__file__).with_name("cpu_kernels.cpp")
+FLAGS = ("-std=c++20", "-O3", "-march=native", "-fopenmp", "-DAT_PARALLEL_OPENMP=1", "-shared", "-fPIC")
 PAIR = {torch.float32: 1, torch.bfloat16: 2}  # summed elements that lie together in packed weights
+_packed = WeakIdKeyDictionary()  # weights -> packed weights: systems that share the one share the other
 
 
 class CpuEngine(Engine):
@@ -24,6 +32,7 @@ class CpuEngine(Engine):
     name = "cpu"
 
     def check(self, device: torch.device, dtype: torch.dtype, widths: Sequence[int]) -> None:
+        """Compiles the kernels if they are not there yet."""
         if device.type != "cpu":
             raise ValueError(f"engine=cpu runs on CPUs and this rank is on {device.type}; use engine=triton")
         if dtype not in PAIR:
@@ -33,12 +42,13 @@ class CpuEngine(Engine):
     def prepare(self, wi_eDF: torch.Tensor, wo_eFD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Panels of columns, [e, F/panel, D/pair, panel, pair] and [e, D/panel, F/pair, panel, pair].
 
-        F is padded to whole panels and D to whole pairs and panels, with zeros.
+        F is padded to whole panels and D to whole pairs and panels, with zeros: where they are, an infinite token
+        makes NaN of outputs that other engines might leave finite. Weights must not be changed afterwards.
         """
-        panel, pair = kernels().panel(), PAIR[wi_eDF.dtype]
-        padding = -wi_eDF.shape[2] % panel
-        wo_eFD = torch.nn.functional.pad(wo_eFD, (0, 0, 0, padding))
-        return _packed(wi_eDF, panel, pair), _packed(wo_eFD, panel, pair)
+        if wi_eDF not in _packed:
+            padding = -wi_eDF.shape[2] % kernels().panel()
+            _packed[wi_eDF] = pack(wi_eDF), pack(pad(wo_eFD, (0, 0, 0, padding)))
+        return _packed[wi_eDF]
 
     def group(self, expert_N: torch.Tensor, num_experts: int) -> tuple[torch.Tensor, torch.Tensor]:
         """A counting sort, many times as fast as `torch.argsort`."""
@@ -56,34 +66,62 @@ class CpuEngine(Engine):
         return kernels().grouped_ffn(x_MD, order_N, rows_e, wi, wo, top_k)
 
 
-def _packed(w_eKN: torch.Tensor, panel: int, pair: int) -> torch.Tensor:
+def pack(w_eKN: torch.Tensor) -> torch.Tensor:
     """[e, N/panel, K/pair, panel, pair], padded with zeros."""
+    panel, pair = kernels().panel(), PAIR[w_eKN.dtype]
     num_experts, depth, width = w_eKN.shape
-    w_eKN = torch.nn.functional.pad(w_eKN, (0, -width % panel, 0, -depth % pair))
+    w_eKN = pad(w_eKN, (0, -width % panel, 0, -depth % pair))
     return w_eKN.view(num_experts, -1, pair, w_eKN.shape[2] // panel, panel).permute(0, 3, 1, 4, 2).contiguous()
 
 
 @cache
-def kernels() -> "torch._ops._OpNamespace":
-    """The compiled kernels; ValueError where there is no compiler or it fails.
-
-    The library lies in torch's folder of extensions, named by what it depends on: source, torch and processor.
-    """
-    from torch.utils import cpp_extension
-
-    compiler = os.environ.get("CXX", "c++")
-    if shutil.which(compiler) is None:
-        raise ValueError(f"engine=cpu compiles its kernels and there is no compiler {compiler}; use engine=grouped")
-    made_of = [SOURCE.read_text(), torch.__version__, _processor()]
-    name = f"moe_cpu_{hashlib.sha256(''.join(made_of).encode()).hexdigest()[:12]}"
-    flags = ["-O3", "-march=native", "-fopenmp", "-DAT_PARALLEL_OPENMP=1"]
+def kernels() -> Any:
+    """The compiled operators; ValueError, in one sentence, where there is no compiler or it fails."""
     try:
-        cpp_extension.load(name, [str(SOURCE)], extra_cflags=flags, is_python_module=False)
-    except (RuntimeError, OSError) as error:
-        lines = str(error).splitlines()
-        reason = next((line for line in lines if "error:" in line), lines[0])
-        raise ValueError(f"engine=cpu could not compile its kernels ({reason}); use engine=grouped") from error
+        torch.ops.load_library(_library())
+    except OSError as error:
+        raise ValueError(f"engine=cpu cannot keep or load its kernels ({error}); use engine=grouped") from error
     return torch.ops.moe_cpu
+
+
+def _library() -> Path:
+    """The shared library, named by all it depends on; compiled by one process while others wait, moved when whole."""
+    compiler = os.environ.get("CXX", "c++")
+    made_of = [SOURCE.read_text(), *FLAGS, torch.__version__, _output(compiler, "--version"), _processor()]
+    digest = hashlib.sha256("\n".join(made_of).encode()).hexdigest()[:16]
+    folder = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "moe-inference-harness"
+    library = folder / f"cpu_kernels_{digest}.so"
+    if not library.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(library.with_suffix(".lock")):
+            if not library.exists():
+                print(f"engine=cpu: compiling its kernels for this processor, once, in {folder}", file=sys.stderr)
+                _compile(compiler, unfinished := library.with_suffix(f".{os.getpid()}"))
+                unfinished.replace(library)
+    return library
+
+
+def _compile(compiler: str, target: Path) -> None:
+    torch_root = Path(torch.__file__).parent
+    include = [f"-I{torch_root / 'include'}", f"-I{torch_root / 'include/torch/csrc/api/include'}"]
+    libraries = [f"-L{torch_root / 'lib'}", f"-Wl,-rpath,{torch_root / 'lib'}", "-ltorch_cpu", "-lc10"]
+    abi = f"-D_GLIBCXX_USE_CXX11_ABI={int(torch.compiled_with_cxx11_abi())}"
+    _output(compiler, *FLAGS, abi, *include, str(SOURCE), "-o", str(target), *libraries)
+
+
+def _output(compiler: str, *arguments: str) -> str:
+    """What the compiler prints; ValueError where there is none or it refuses."""
+    try:
+        done = subprocess.run([*shlex.split(compiler), *arguments], capture_output=True, text=True, check=False)
+    except OSError as error:
+        raise ValueError(
+            f"engine=cpu compiles its kernels and cannot run {compiler} ({error}); use engine=grouped"
+        ) from error
+    if done.returncode:
+        lines = done.stderr.splitlines()
+        reason = next((line for line in lines if "error" in line), "no reason given")
+        raise ValueError(f"engine=cpu could not compile its kernels ({reason}); use engine=grouped")
+    return done.stdout
 
 
 def _processor() -> str:

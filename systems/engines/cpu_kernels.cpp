@@ -119,7 +119,7 @@ void multiply(int64_t rows, const typename Type::T* x, const typename Type::T* w
 }
 
 struct Sizes {
-  int64_t d_model, hidden, num_copies, top_k;
+  int64_t d_model, hidden, top_k;
 };
 
 // Rows first .. first + rows of a unit, at most MAX_ROWS.
@@ -244,7 +244,7 @@ template <class Type>
 void run(const at::Tensor& x_MD, const at::Tensor& order_N, const at::Tensor& rows_e, const at::Tensor& wi,
          const at::Tensor& wo, at::Tensor& y_ND, int64_t top_k) {
   using T = typename Type::T;
-  const Sizes sizes{x_MD.size(1), wi.size(1) * PANEL, order_N.size(0), top_k};
+  const Sizes sizes{x_MD.size(1), wi.size(1) * PANEL, top_k};
   const auto data = [](const at::Tensor& tensor) { return static_cast<T*>(tensor.data_ptr()); };
   const GroupedFFN<Type> ffn(data(x_MD), order_N.const_data_ptr<int64_t>(), data(wi), data(wo), data(y_ND), sizes);
   const auto units = units_of(rows_e.const_data_ptr<int64_t>(), rows_e.size(0));
@@ -256,13 +256,24 @@ void run(const at::Tensor& x_MD, const at::Tensor& order_N, const at::Tensor& ro
 }
 
 // y_ND[order_N[i]] = relu(x_MD[order_N[i] / top_k] W_i) W_o of place i's expert; the first rows_e[0] places belong to
-// expert 0, and so on. Weights as `packing` describes. Copies at places past sum(rows_e) are left undefined.
+// expert 0, and so on. Weights [e, K, N] are packed as [e, N/PANEL, K/PAIR, PANEL, PAIR], padded with zeros. Copies at
+// places past sum(rows_e) are left undefined.
 at::Tensor grouped_ffn(const at::Tensor& x_MD, const at::Tensor& order_N, const at::Tensor& rows_e,
                        const at::Tensor& wi, const at::Tensor& wo, int64_t top_k) {
   const auto x = x_MD.contiguous(), order = order_N.contiguous(), rows = rows_e.contiguous();
+  for (const auto& tensor : {x, order, rows, wi, wo}) TORCH_CHECK(tensor.is_cpu(), "engine=cpu wants tensors on the CPU");
   TORCH_CHECK(x.scalar_type() == wi.scalar_type() && x.scalar_type() == wo.scalar_type(), "x and weights differ in type");
   TORCH_CHECK(order.scalar_type() == at::kLong && rows.scalar_type() == at::kLong, "indices and counts are int64");
-  TORCH_CHECK(wi.is_contiguous() && wo.is_contiguous() && rows.size(0) == wi.size(0), "weights are not packed");
+  TORCH_CHECK(x.dim() == 2 && top_k > 0 && order.numel() == x.size(0) * top_k, "order has not top_k copies of each row");
+  TORCH_CHECK(wi.is_contiguous() && wo.is_contiguous() && wi.dim() == 5 && wo.dim() == 5, "weights are not packed");
+  TORCH_CHECK(rows.numel() == wi.size(0) && rows.numel() == wo.size(0), "one count for each expert");
+  int64_t counted = 0;
+  for (int64_t e = 0; e < rows.numel(); ++e) {
+    const int64_t count = rows.const_data_ptr<int64_t>()[e];
+    TORCH_CHECK(count >= 0, "expert ", e, " has ", count, " copies");
+    counted += count;
+  }
+  TORCH_CHECK(counted <= order.numel(), "experts have ", counted, " copies, of ", order.numel());
   auto y_ND = at::empty({order.size(0), x.size(1)}, x.options());
   if (x.scalar_type() == at::kFloat)
     run<Float32>(x, order, rows, wi, wo, y_ND, top_k);
@@ -292,7 +303,7 @@ std::tuple<at::Tensor, at::Tensor> group_by_expert(const at::Tensor& expert_N, i
   return {order_N, rows_E};
 }
 
-// Columns of a panel: weights [e, K, N] are packed as [e, N/PANEL, K/PAIR, PANEL, PAIR], padded with zeros.
+// Columns of a panel of weights.
 int64_t panel() { return PANEL; }
 
 } // namespace

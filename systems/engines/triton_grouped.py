@@ -13,8 +13,8 @@ class TritonGroupedEngine(Engine):
     second scatters them, so nothing of the size of the batch is copied in between.
 
     The launch covers the most row tiles that any routing needs, and each tile finds its expert on the device: the host
-    never reads the counts. Tiles are tuned once for each shape and type and kept in Triton's cache. fp32 follows
-    `torch.set_float32_matmul_precision`: IEEE if highest, else TF32.
+    never reads the counts. Tiles are tuned on the first call with each shape, type and power of two of rows per expert,
+    and kept in Triton's cache. fp32 follows `torch.set_float32_matmul_precision`: IEEE if highest, else TF32.
     """
 
     name = "triton"
@@ -52,6 +52,8 @@ def _grouped_gemm(
 
     num_rows, (num_experts, width_out, width_in) = len(order_N), w_eOK.shape
     y = x.new_empty(num_rows, width_out)
+    if not num_rows:
+        return y
     rows_per_expert = 1 << (max(1, num_rows // num_experts) - 1).bit_length()
     launcher(rows_per_expert, x.element_size())[  # pyright: ignore[reportIndexIssue]
         lambda tile: (-(-width_out // tile["BLOCK_O"]), -(-num_rows // tile["BLOCK_M"]) + num_experts)

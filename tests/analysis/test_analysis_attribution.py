@@ -224,7 +224,7 @@ def test_only_shared_launches_are_compared(tmp_path):
 def test_sentences_say_what_the_table_says(ladder, rows):
     whole, pair = in_words(ladder, rows)
     assert "At E = 128, batch 25, MoEShard's forward pass is 4.71× faster than DeepSpeed's; of the 321 ms" in whole
-    assert "padding 70 %, padded layout 25 %, imbalance 6 %, sharding -13 %, implementation 11 %" in whole
+    assert "padding 70 %, padded layout 25 %, imbalance 6 %, sharding -13 %, implementation 10 %, engine 2 %" in whole
     assert "unexplained" in whole
     assert (
         pair.startswith("Against plain expert parallelism (EP) MoEShard saves 15.3 [") and "communication +3.3" in pair

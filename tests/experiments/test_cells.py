@@ -171,7 +171,7 @@ def test_good_configurations_pass(override):
         (["router.num_skewed=5"], "router.num_skewed is 5; it must be between 0 and num_experts (4)"),
         (["router.alpha=-1"], "router.alpha is -1; it must not be negative"),
         (["router.skewed_share=10"], "router.skewed_share is 10; it must be between 0 and 1"),
-        (["engine=cutlass"], "engine is 'cutlass'; it must be one of loop, grouped"),
+        (["engine=cutlass"], "engine is 'cutlass'; it must be auto or one of loop, grouped"),
         (
             ["system=deepspeed", "engine=loop"],
             "system deepspeed brings its own engine; engine=loop does not apply to it",
@@ -246,3 +246,17 @@ def test_lossless_capacity_wants_a_router_that_draws():
     check(Cell(configuration("system=deepspeed_lossless", "router=trace", "model.num_experts=8"), 0))
     with pytest.raises(Unsupported, match="deepspeed_lossless must know every draw beforehand; router=learned cannot"):
         check(Cell(configuration("system=deepspeed_lossless", "router=learned"), 0))
+
+
+@pytest.mark.parametrize(
+    ("override", "sentence"),
+    [
+        ("precision=fp8", "precision is 'fp8'; it must be one of ieee, tf32, bf16, fp16"),
+        ("cluster.world_size=two", "cluster.world_size is 'two'; it must be a whole number of at least 1"),
+        ("cluster.world_size=0", "cluster.world_size is 0; it must be a whole number of at least 1"),
+        ("model.num_experts=0", "model.num_experts is 0; it must be a whole number of at least 1"),
+    ],
+)
+def test_an_id_asked_for_before_anything_is_checked_is_one_sentence_too(override, sentence):
+    with pytest.raises(ValueError, match=re.escape(sentence)):
+        _ = Cell(configuration(override), 0).id

@@ -24,18 +24,20 @@ def test_every_engine_that_can_run_is_timed_on_the_same_work(tmp_path, monkeypat
     recorded = pd.read_csv(tmp_path / "measured.csv")
     assert set(recorded.engine) == {"loop", "grouped", "cpu"} and len(recorded) == 6
     assert (tmp_path / "engines.png").exists() and "percent" not in capsys.readouterr().err
-    # What was recorded of another device stays, what was of this one does not.
+    # What was recorded of another device or precision stays.
     pd.concat([recorded, recorded.assign(device="cuda")]).to_csv(tmp_path / "measured.csv", index=False)
-    bench.record(found, CPU)
-    assert pd.read_csv(tmp_path / "measured.csv").device.value_counts().to_dict() == {"cpu": 6, "cuda": 6}
+    bench.record(found[found.precision == "ieee"].assign(share=7.0), CPU)
+    again = pd.read_csv(tmp_path / "measured.csv")
+    assert again.device.value_counts().to_dict() == {"cpu": 6, "cuda": 6}
+    assert set(again[again.share == 7].precision) == {"ieee"} and (again.share == 7).sum() == 3
 
 
 def test_an_engine_that_computes_something_else_is_not_timed():
     calls = {"dense mm": lambda: torch.ones(2), "loop": lambda: torch.ones(2), "cpu": lambda: torch.zeros(2)}
     with pytest.raises(RuntimeError, match=r"cpu differs from the others by 1\.0e"):
-        bench.time_rounds(calls, 0.0, CPU)
+        bench.time_rounds(calls, 0.0, CPU, 1e-5)
 
 
 def test_the_committed_measurements_choose_an_engine_that_is_there():
     assert auto.MEASURED.exists()
-    assert auto.choose("cpu", torch.float32, 128, 12000, (64, 64)) == "cpu"
+    assert auto.choose("cpu", "ieee", 128, 12000, (64, 64)) == "cpu"

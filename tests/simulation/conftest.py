@@ -15,7 +15,7 @@ SYSTEMS = {
         "placement": "round_robin",
         "engine": "grouped",
     },
-    "moeshard": {"_target_": "systems.moeshard.MoEShard", "engine": "auto"},
+    "moeshard": {"_target_": "systems.moeshard.MoEShard", "engine": "grouped"},
 }
 # Milliseconds of each stretch; the third computes the experts.
 CONSTANT, BUSY, FLOPS = 0.05, 0.02, 1e-6

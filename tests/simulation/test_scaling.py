@@ -84,6 +84,10 @@ def test_what_the_model_does_not_cover_is_refused(crossover):
     config = campaign.runs[cell]["config"]
     with pytest.raises(NotModelled, match=r"loads from routers\.synthetic\.\w+ only, not from routers\.trace"):
         expected_tokens(config | {"router": {"_target_": "routers.trace.TraceRouter"}}, 8, 2)
+    chunked = {"_target_": "systems.moeshard.MoEShard", "name": "moeshard_chunked", "engine": "auto", "chunks": 2}
+    with pytest.raises(NotModelled, match="overlapped exchanges of moeshard_chunked"):
+        work_of(config | {"system": chunked}, np.ones((2, 8)))
+    assert work_of(config | {"system": chunked | {"chunks": 1}}, np.ones((2, 8))).transfers
     with pytest.raises(NotModelled, match="no form for mine"):
         work_of(config | {"system": {"_target_": "mine.Mine", "name": "mine"}}, np.ones((2, 8)))
     runs = campaign.runs | {cell: campaign.runs[cell] | {"config": config | {"system": SYSTEMS["moeshard"]}}}
