@@ -28,10 +28,9 @@ def choose(device: str, precision: str, num_experts: int, rows: int, widths: tup
     if device not in ("cpu", "cuda"):
         return "loop"  # whatever it is, it is no engine that decides whether it can be used
     refused = {name: _refusal(name, device, precision, widths) for name in ENGINES}
-    usable = [name for name in PREFERRED if not refused[name]] + [n for n in ENGINES if n not in PREFERRED]
     shares = _shares_near(device, precision, (num_experts, rows, widths[1]))
     known = {name: share for name, share in shares.items() if not refused[name]}
-    chosen = max(known, key=known.__getitem__) if known else usable[0]
+    chosen = max(known, key=known.__getitem__) if known else next(name for name in PREFERRED if not refused[name])
     _say_once({"cpu": refused["cpu"], "cuda": refused["triton"]}.get(device, ""), chosen)
     return chosen
 

@@ -20,7 +20,7 @@ from systems.engines.base import Engine
 SOURCE = Path(__file__).with_name("cpu_kernels.cpp")
 FLAGS = ("-std=c++20", "-O3", "-march=native", "-fopenmp", "-DAT_PARALLEL_OPENMP=1", "-shared", "-fPIC")
 PAIR = {torch.float32: 1, torch.bfloat16: 2}  # summed elements that lie together in packed weights
-_packed = WeakIdKeyDictionary()  # weights -> packed weights: systems that share the one share the other
+_packed: Any = WeakIdKeyDictionary()  # W_i -> (W_o, both packed): systems that share weights share these
 
 
 class CpuEngine(Engine):
@@ -45,10 +45,12 @@ class CpuEngine(Engine):
         F is padded to whole panels and D to whole pairs and panels, with zeros: where they are, an infinite token
         makes NaN of outputs that other engines might leave finite. Weights must not be changed afterwards.
         """
-        if wi_eDF not in _packed:
+        packed_of, packed = _packed.get(wi_eDF, (None, None))
+        if packed_of is not wo_eFD:
             padding = -wi_eDF.shape[2] % kernels().panel()
-            _packed[wi_eDF] = pack(wi_eDF), pack(pad(wo_eFD, (0, 0, 0, padding)))
-        return _packed[wi_eDF]
+            packed = pack(wi_eDF), pack(pad(wo_eFD, (0, 0, 0, padding)))
+            _packed[wi_eDF] = wo_eFD, packed
+        return packed
 
     def group(self, expert_N: torch.Tensor, num_experts: int) -> tuple[torch.Tensor, torch.Tensor]:
         """A counting sort, many times as fast as `torch.argsort`."""

@@ -90,6 +90,13 @@ def test_copies_of_a_token_stand_together(name, threads):
     assert all(torch.equal(*pair) for pair in zip(after, before, strict=True)), "inputs are left alone"
 
 
+def test_cpu_packs_shared_weights_once_and_a_changed_pair_again():
+    engine, wi_eDF, wo_eFD = find_engine("cpu"), torch.ones(1, 8, 8), torch.ones(1, 8, 8)
+    first = engine.prepare(wi_eDF, wo_eFD)
+    assert engine.prepare(wi_eDF, wo_eFD)[0] is first[0]
+    assert not torch.equal(engine.prepare(wi_eDF, 2 * wo_eFD)[1], first[1])
+
+
 @pytest.mark.parametrize("name", ON_CPU)
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 def test_relu_keeps_nan(name, dtype):
