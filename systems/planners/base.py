@@ -1,0 +1,76 @@
+"""What a planner is: pure functions from loads to who holds which expert and which tokens go where.
+
+Letters in names: G ranks, E experts, L MoE layers, M tokens of a profile. tokens_GE[g, e]: token copies of rank g for
+expert e. replicas_EG[e, g]: replicas of expert e on rank g. sent_GEG[s, e, d]: how many of rank s's copies for expert e
+go to rank d. All int64, but loads, which may be estimates (float64).
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What planners weigh, in seconds of one forward pass.
+
+    row_s: a row through an expert. move_row_s: a row from rank to rank, one way. move_expert_s: an expert's weights
+    from rank to rank.
+    """
+
+    row_s: float
+    move_row_s: float
+    move_expert_s: float
+
+
+class Planner(ABC):
+    """`place` decides where experts are from loads (this batch's, earlier ones', or a profile's), `dispatch` where this
+    batch's tokens go. Both are the same on all ranks because their arguments are.
+    """
+
+    @abstractmethod
+    def place(self, loads_GE: np.ndarray, current_EG: np.ndarray, costs: Costs) -> np.ndarray:
+        """replicas_EG, at least one of each expert. current_EG: where experts are now.
+
+        Raises ValueError, in one sentence, for numbers of experts and ranks that it cannot place.
+        """
+
+    @abstractmethod
+    def dispatch(self, tokens_GE: np.ndarray, replicas_EG: np.ndarray, home_E: np.ndarray) -> np.ndarray:
+        """sent_GEG, with sum_d sent_GEG[s, e, d] = tokens_GE[s, e] and tokens only where a replica is.
+
+        home_E: the rank that each expert lives on whatever this batch brings.
+        """
+
+    def place_layers(self, expert_LGM: np.ndarray, current_EG: np.ndarray, costs: Costs) -> np.ndarray:
+        """replicas_LEG from a token-level profile: expert_LGM[l, g, m] is the expert of rank g's token m in layer l."""
+        num_experts = len(current_EG)
+        loads_LGE = np.stack([tokens_per_expert(expert_GM, num_experts) for expert_GM in expert_LGM])
+        return np.stack([self.place(loads_GE, current_EG, costs) for loads_GE in loads_LGE])
+
+
+def tokens_per_expert(expert_GM: np.ndarray, num_experts: int) -> np.ndarray:
+    """int64 [G, E]: how many of each rank's tokens go to each expert."""
+    return np.stack([np.bincount(expert_M, minlength=num_experts) for expert_M in expert_GM])
+
+
+def home_of(replicas_EG: np.ndarray) -> np.ndarray:
+    """int64 [E]: the first rank with a replica."""
+    return (replicas_EG > 0).argmax(1)
+
+
+def as_replicas(home_E: np.ndarray, world_size: int) -> np.ndarray:
+    """replicas_EG of experts that live on one rank each."""
+    return (home_E[:, None] == np.arange(world_size)).astype(np.int64)
+
+
+def rows_per_rank(sent_GEG: np.ndarray) -> np.ndarray:
+    """int64 [G]: the rows that each rank computes."""
+    return sent_GEG.sum((0, 1))
+
+
+def imbalance(sent_GEG: np.ndarray) -> float:
+    """Largest / mean number of rows of a rank; 1 where there are none."""
+    rows_G = rows_per_rank(sent_GEG)
+    return float(rows_G.max() / rows_G.mean()) if rows_G.any() else 1.0
