@@ -26,9 +26,8 @@ from transformers.models.switch_transformers.modeling_switch_transformers import
 
 from analysis.tables import Table, write_tables
 from experiments.cells import TOLERANCES, set_precision
-from systems.engines import ENGINES, find_engine
+from systems.engines import ENGINES, Copies, find_engine
 from systems.engines.auto import DTYPES, MEASURED
-from systems.permute import weighted_sum
 
 matplotlib.use("Agg")
 ROUTINGS = {"uniform": 0.0, "skewed": 0.6}  # extra weight of the hot tenth of the experts, as the paper's alpha_r
@@ -96,7 +95,7 @@ class Workload:
 
         def call() -> torch.Tensor:
             order_N, rows_e = engine.group(self.expert_N, self.case.num_experts)
-            return weighted_sum(engine(self.x_ND, order_N, rows_e, *weights), self.ones_N1)
+            return engine(self.x_ND, Copies(order_N, rows_e, weight_N=self.ones_N1[:, 0].float()), *weights)
 
         return call
 

@@ -16,7 +16,7 @@ from systems.moeshard import MoEShard, MoEShardNoMegaBlocks
 from systems.planners.placement import PLACEMENTS
 
 FEATURES = ("constant", "ranks", "experts", "busy experts", "tokens", "rows", "flops", "weights")
-COUNT_BYTES, EXPERT_ID_BYTES = 8, 4
+COUNT_BYTES, CHOICE_BYTES = 8, 8  # a choice is an expert and a weight of 4 bytes each
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ def expert_sharding(load: Load) -> Work:
     return Work(
         features(load, rows_G=rows, busy_G=float(load.busy_E.sum()), width=width),
         [
-            Transfer("all_gather", equal_parts(ranks, shape.max_tokens * EXPERT_ID_BYTES)),
+            Transfer("all_gather", equal_parts(ranks, shape.max_tokens * CHOICE_BYTES)),
             Transfer("all_gather", equal_parts(ranks, token_bytes)),
             Transfer("reduce_scatter", equal_parts(ranks, token_bytes)),
         ],

@@ -4,7 +4,8 @@ import torch
 
 from routers.base import Routing
 from systems.base import Account, System
-from systems.permute import weighted_sum
+from systems.engines import Copies
+from systems.permute import summed_copies, weighted_sum
 
 
 class Dense(System):
@@ -22,13 +23,12 @@ class Dense(System):
     def forward(self, x_TD: torch.Tensor, routing: Routing) -> torch.Tensor:
         with self.span("experts"):
             order_N, rows_E = self.engine.group(routing.expert_TK.flatten(), self.shape.num_experts)
-            y_ND = self._ffn(x_TD, order_N, rows_E)
-        with self.span("combine"):
-            return weighted_sum(y_ND, routing.weight_TK)
+            if self._all is None:
+                return weighted_sum(self._one_by_one(x_TD, order_N, rows_E), routing.weight_TK)
+            copies = Copies(order_N, rows_E, self.shape.top_k, routing.weight_TK.flatten().float())
+            return summed_copies(self.engine(x_TD, copies, *self._all), self.shape.top_k)
 
-    def _ffn(self, x_TD: torch.Tensor, order_N: torch.Tensor, rows_E: torch.Tensor) -> torch.Tensor:
-        if self._all is not None:
-            return self.engine(x_TD, order_N, rows_E, *self._all, top_k=self.shape.top_k)
+    def _one_by_one(self, x_TD: torch.Tensor, order_N: torch.Tensor, rows_E: torch.Tensor) -> torch.Tensor:
         y_ND = x_TD.new_empty(len(order_N), x_TD.shape[1])
         for expert, copies_R in enumerate(order_N.split(rows_E.tolist())):
             if len(copies_R):

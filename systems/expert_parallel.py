@@ -5,6 +5,7 @@ import torch
 from routers.base import Routing
 from systems.base import Account, LayerShape, System, divisible
 from systems.collectives import all_to_all
+from systems.engines import Copies
 from systems.permute import experts_of_arrivals, inverse, weighted_sum
 from systems.planners.placement import PLACEMENTS
 
@@ -46,8 +47,9 @@ class ExpertParallel(System):
             token_N = order_N // self.shape.top_k
             x_RD = all_to_all(x_TD[token_N], self.group, received_G, sent_G)
         with self.span("experts"):
-            order_R, rows_e = self.engine.group(experts_of_arrivals(received_Ge, len(x_RD)), received_Ge.shape[1])
-            y_RD = self.engine(x_RD, order_R, rows_e, self._wi_eDF, self._wo_eFD)
+            expert_R = experts_of_arrivals(received_Ge, len(x_RD))
+            copies = Copies(*self.engine.group(expert_R, received_Ge.shape[1]))
+            y_RD = self.engine(x_RD, copies, self._wi_eDF, self._wo_eFD)
         with self.span("combine"):
             y_ND = all_to_all(y_RD, self.group, sent_G, received_G)
             y_ND = torch.empty_like(y_ND).index_copy_(0, order_N, y_ND)

@@ -13,7 +13,8 @@ from torch.nn.functional import pad
 from routers.base import Routing
 from systems.base import Account, LayerShape, System, divisible
 from systems.collectives import InFlight, start_all_gather, start_reduce_scatter
-from systems.permute import weighted_sum
+from systems.engines import Copies
+from systems.permute import summed_copies
 
 
 class MoEShard(System):
@@ -42,41 +43,40 @@ class MoEShard(System):
         return shape.d_ff // world_size
 
     def forward(self, x_TD: torch.Tensor, routing: Routing) -> torch.Tensor:
-        num_copies = routing.expert_TK.numel()
+        num_tokens = len(x_TD)
         with self.span("dispatch"):
-            x_TD, expert_TK = self._to_static_shape(x_TD, routing.expert_TK)
-            parts = zip(expert_TK.chunk(self._chunks), x_TD.chunk(self._chunks), strict=True)
-            arriving = deque((self._gather(experts), self._gather(tokens)) for experts, tokens in parts)
+            padding = self.shape.max_tokens - num_tokens
+            choices_T2K = _filled_up(_packed(routing), padding, self.shape.num_experts)
+            x_TD = _filled_up(x_TD, padding, 0)
+            parts = zip(choices_T2K.chunk(self._chunks), x_TD.chunk(self._chunks), strict=True)
+            arriving = deque((self._gather(choices), self._gather(tokens)) for choices, tokens in parts)
         leaving = [self._compute(*arriving.popleft()) for _ in range(len(arriving))]
         with self.span("combine"):
-            y_ND = torch.cat([part.wait() for part in leaving]) if len(leaving) > 1 else leaving[0].wait()
-            return weighted_sum(y_ND[:num_copies], routing.weight_TK)
+            y_TD = torch.cat([part.wait() for part in leaving]) if len(leaving) > 1 else leaving[0].wait()
+            return y_TD[:num_tokens]
 
-    def _compute(self, experts: InFlight, tokens: InFlight) -> InFlight:
-        """The tokens of all ranks (M rows), once here, go through this shard; the sums over ranks are on the way."""
+    def _compute(self, choices: InFlight, tokens: InFlight) -> InFlight:
+        """The tokens of all ranks (M rows), once here, go through this shard; the sums over ranks are on the way.
+
+        A token's copies are weighted and summed here, so that one row a token travels back whatever top_k is.
+        """
         with self.span("dispatch"):
-            order_N, rows_E = self.engine.group(experts.wait().flatten().long(), self.shape.num_experts)
+            expert_N, weight_N = _unpacked(choices.wait())
+            order_N, rows_E = self.engine.group(expert_N, self.shape.num_experts)
             x_MD = tokens.wait()
         with self.span("experts"):
-            partial_ND = self.engine(x_MD, order_N, rows_E, self._wi_EDf, self._wo_EfD, top_k=self.shape.top_k)
+            copies = Copies(order_N, rows_E, self.shape.top_k, weight_N)
+            partial_MD = summed_copies(self.engine(x_MD, copies, self._wi_EDf, self._wo_EfD), self.shape.top_k)
         with self.span("combine"):
-            return start_reduce_scatter(partial_ND, self.group, overlap=self._chunks > 1)
+            return start_reduce_scatter(partial_MD, self.group, overlap=self._chunks > 1)
 
     def _gather(self, x: torch.Tensor) -> InFlight:
         return start_all_gather(x, self.group, overlap=self._chunks > 1)
 
-    def _to_static_shape(self, x_TD: torch.Tensor, expert_TK: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Ranks with fewer tokens fill up to max_tokens; expert E means none."""
-        expert_TK = expert_TK.to(torch.int32)
-        if not (padding := self.shape.max_tokens - len(x_TD)):
-            return x_TD, expert_TK
-        return pad(x_TD, (0, 0, 0, padding)), pad(expert_TK, (0, 0, 0, padding), value=self.shape.num_experts)
-
     def account(self, tokens_GE: torch.Tensor, element_size: int) -> Account:
-        peers, copies = self.world_size - 1, self.shape.max_tokens * self.shape.top_k
-        gathered = self.shape.max_tokens * self.shape.d_model * element_size + 4 * copies
-        scattered = copies * self.shape.d_model * element_size
-        return self.account_of_shards(tokens_GE, element_size, bytes_sent=peers * (gathered + scattered))
+        row_bytes, choice_bytes = self.shape.d_model * element_size, 8 * self.shape.top_k
+        bytes_sent = (self.world_size - 1) * self.shape.max_tokens * (2 * row_bytes + choice_bytes)
+        return self.account_of_shards(tokens_GE, element_size, bytes_sent)
 
     def account_of_shards(self, tokens_GE: torch.Tensor, element_size: int, bytes_sent: float) -> Account:
         """Every rank takes every row through its shard."""
@@ -95,3 +95,19 @@ class MoEShardNoMegaBlocks(MoEShard):
     """The paper's ablation (section 4.4): one pair of matmuls per expert, whatever engine the others use."""
 
     own_engine = "loop"
+
+
+def _packed(routing: Routing) -> torch.Tensor:
+    """int32 [T, 2K]: experts and the bits of their float32 weights, for one exchange."""
+    return torch.cat([routing.expert_TK.int(), routing.weight_TK.float().view(torch.int32)], 1)
+
+
+def _unpacked(choices_M2K: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """expert_N (int64) and weight_N (float32) of all copies."""
+    expert_MK, weight_MK = choices_M2K.chunk(2, 1)
+    return expert_MK.flatten().long(), weight_MK.contiguous().view(torch.float32).flatten()
+
+
+def _filled_up(x: torch.Tensor, padding: int, value: int) -> torch.Tensor:
+    """Ranks with fewer tokens fill up to max_tokens, so that shapes are static; expert E means none."""
+    return pad(x, (0, 0, 0, padding), value=value) if padding else x

@@ -33,8 +33,11 @@ def inverse(order_N: torch.Tensor) -> torch.Tensor:
     return undo_N
 
 
+def summed_copies(y_ND: torch.Tensor, top_k: int) -> torch.Tensor:
+    """y_TD: the sum of each token's copies, which stand together."""
+    return y_ND if top_k == 1 else y_ND.unflatten(0, (-1, top_k)).sum(1)
+
+
 def weighted_sum(y_ND: torch.Tensor, weight_TK: torch.Tensor) -> torch.Tensor:
     """y_TD: each token's K copies, which stand together, weighted and summed."""
-    if weight_TK.shape[1] == 1:
-        return y_ND * weight_TK
-    return (y_ND.unflatten(0, weight_TK.shape) * weight_TK.unsqueeze(2)).sum(1)
+    return summed_copies(y_ND * weight_TK.reshape(-1, 1), weight_TK.shape[1])

@@ -2,11 +2,25 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import torch
 
 from systems.permute import group_by_expert
+
+
+class Copies(NamedTuple):
+    """Which copies of the tokens go through which expert: copy n is of token n // top_k.
+
+    order_N (int64, a permutation) sorts copies by expert: the first rows_e[0] (int64 counts) of them belong to expert
+    0, and so on. Copies past sum(rows_e) in the order are padding; what becomes of them is undefined. weight_N
+    (float32) is what each copy's result is multiplied with; None: 1.
+    """
+
+    order_N: torch.Tensor
+    rows_e: torch.Tensor
+    top_k: int = 1
+    weight_N: torch.Tensor | None = None
 
 
 class Engine(ABC):
@@ -31,36 +45,18 @@ class Engine(ABC):
         return group_by_expert(expert_N, num_experts)
 
     @abstractmethod
-    def __call__(
-        self,
-        x_MD: torch.Tensor,
-        order_N: torch.Tensor,
-        rows_e: torch.Tensor,
-        wi: torch.Tensor,
-        wo: torch.Tensor,
-        top_k: int = 1,
-    ) -> torch.Tensor:
-        """y_ND in the order of the copies, from prepared weights.
-
-        order_N (int64, a permutation) sorts copies by expert: the first rows_e[0] (int64 counts) of them belong to
-        expert 0, and so on; copy n is of token n // top_k. Copies past sum(rows_e) in the order are padding; what
-        becomes of them is undefined.
-        """
+    def __call__(self, x_MD: torch.Tensor, copies: Copies, wi: torch.Tensor, wo: torch.Tensor) -> torch.Tensor:
+        """y_ND in the order of the copies, from prepared weights."""
 
 
 class SortedEngine(Engine):
     """An engine that wants its rows sorted by expert: tokens are copied there and results back."""
 
-    def __call__(
-        self,
-        x_MD: torch.Tensor,
-        order_N: torch.Tensor,
-        rows_e: torch.Tensor,
-        wi: torch.Tensor,
-        wo: torch.Tensor,
-        top_k: int = 1,
-    ) -> torch.Tensor:
+    def __call__(self, x_MD: torch.Tensor, copies: Copies, wi: torch.Tensor, wo: torch.Tensor) -> torch.Tensor:
+        order_N, rows_e, top_k, weight_N = copies
         y_ND = self.ffn(x_MD[order_N if top_k == 1 else order_N // top_k], rows_e, wi, wo)
+        if weight_N is not None:
+            y_ND = y_ND * weight_N[order_N].to(y_ND.dtype).unsqueeze(1)
         return torch.empty_like(y_ND).index_copy_(0, order_N, y_ND)
 
     @abstractmethod

@@ -15,7 +15,7 @@ from filelock import FileLock
 from torch.nn.functional import pad
 from torch.utils.weak import WeakIdKeyDictionary
 
-from systems.engines.base import Engine
+from systems.engines.base import Copies, Engine
 
 SOURCE = Path(__file__).with_name("cpu_kernels.cpp")
 FLAGS = ("-std=c++20", "-O3", "-march=native", "-fopenmp", "-DAT_PARALLEL_OPENMP=1", "-shared", "-fPIC")
@@ -56,16 +56,9 @@ class CpuEngine(Engine):
         """A counting sort, many times as fast as `torch.argsort`."""
         return kernels().group_by_expert(expert_N, num_experts)
 
-    def __call__(
-        self,
-        x_MD: torch.Tensor,
-        order_N: torch.Tensor,
-        rows_e: torch.Tensor,
-        wi: torch.Tensor,
-        wo: torch.Tensor,
-        top_k: int = 1,
-    ) -> torch.Tensor:
-        return kernels().grouped_ffn(x_MD, order_N, rows_e, wi, wo, top_k)
+    def __call__(self, x_MD: torch.Tensor, copies: Copies, wi: torch.Tensor, wo: torch.Tensor) -> torch.Tensor:
+        order_N, rows_e, top_k, weight_N = copies
+        return kernels().grouped_ffn(x_MD, order_N, rows_e, wi, wo, top_k, weight_N)
 
 
 def pack(w_eKN: torch.Tensor) -> torch.Tensor:

@@ -19,6 +19,7 @@
 #include <cstring>
 #include <memory>
 #include <numeric>
+#include <optional>
 #include <tuple>
 #include <utility>
 #include <vector>
@@ -164,8 +165,8 @@ class GroupedFFN {
   using T = typename Type::T;
 
  public:
-  GroupedFFN(const T* x, const int64_t* order, const T* wi, const T* wo, T* y, Sizes sizes)
-      : x_(x), order_(order), wi_(wi), wo_(wo), y_(y), sizes_(sizes),
+  GroupedFFN(const T* x, const int64_t* order, const float* weight, const T* wi, const T* wo, T* y, Sizes sizes)
+      : x_(x), order_(order), weight_(weight), wi_(wi), wo_(wo), y_(y), sizes_(sizes),
         depth_(rounded_up(sizes.d_model, Type::PAIR)), width_(rounded_up(sizes.d_model, PANEL)) {}
 
   void run(const Unit& unit, Buffers<Type>& buffers) const {
@@ -220,6 +221,7 @@ class GroupedFFN {
     multiply<Type>(block.rows, hidden, w, part, [&](int row, Vector sum0, Vector sum1) {
       Vector* so_far = reinterpret_cast<Vector*>(y + row * width_);
       if (!first) sum0 += so_far[0], sum1 += so_far[1];
+      if (last && weight_) sum0 *= weight_[order[row]], sum1 *= weight_[order[row]];
       if (!last) {
         so_far[0] = sum0, so_far[1] = sum1;
       } else if (T* to = y_ + order[row] * sizes_.d_model + d; columns == PANEL) {
@@ -234,6 +236,7 @@ class GroupedFFN {
 
   const T *x_;
   const int64_t* order_;
+  const float* weight_; // none: 1
   const T *wi_, *wo_;
   T* y_;
   Sizes sizes_;
@@ -242,11 +245,12 @@ class GroupedFFN {
 
 template <class Type>
 void run(const at::Tensor& x_MD, const at::Tensor& order_N, const at::Tensor& rows_e, const at::Tensor& wi,
-         const at::Tensor& wo, at::Tensor& y_ND, int64_t top_k) {
+         const at::Tensor& wo, const float* weight, at::Tensor& y_ND, int64_t top_k) {
   using T = typename Type::T;
   const Sizes sizes{x_MD.size(1), wi.size(1) * PANEL, top_k};
   const auto data = [](const at::Tensor& tensor) { return static_cast<T*>(tensor.data_ptr()); };
-  const GroupedFFN<Type> ffn(data(x_MD), order_N.const_data_ptr<int64_t>(), data(wi), data(wo), data(y_ND), sizes);
+  const GroupedFFN<Type> ffn(data(x_MD), order_N.const_data_ptr<int64_t>(), weight, data(wi), data(wo), data(y_ND),
+                             sizes);
   const auto units = units_of(rows_e.const_data_ptr<int64_t>(), rows_e.size(0));
   std::atomic<size_t> next{0};
   at::parallel_for(0, std::min<int64_t>(at::get_num_threads(), units.size()), 1, [&](int64_t, int64_t) {
@@ -255,11 +259,12 @@ void run(const at::Tensor& x_MD, const at::Tensor& order_N, const at::Tensor& ro
   });
 }
 
-// y_ND[order_N[i]] = relu(x_MD[order_N[i] / top_k] W_i) W_o of place i's expert; the first rows_e[0] places belong to
+// y_ND[order_N[i]] = weight_N[order_N[i]] relu(x_MD[order_N[i] / top_k] W_i) W_o of place i's expert; the first rows_e[0] places belong to
 // expert 0, and so on. Weights [e, K, N] are packed as [e, N/PANEL, K/PAIR, PANEL, PAIR], padded with zeros. Copies at
 // places past sum(rows_e) are left undefined.
 at::Tensor grouped_ffn(const at::Tensor& x_MD, const at::Tensor& order_N, const at::Tensor& rows_e,
-                       const at::Tensor& wi, const at::Tensor& wo, int64_t top_k) {
+                       const at::Tensor& wi, const at::Tensor& wo, int64_t top_k,
+                       const std::optional<at::Tensor>& weight_N) {
   const auto x = x_MD.contiguous(), order = order_N.contiguous(), rows = rows_e.contiguous();
   for (const auto& tensor : {x, order, rows, wi, wo}) TORCH_CHECK(tensor.is_cpu(), "engine=cpu wants tensors on the CPU");
   TORCH_CHECK(x.scalar_type() == wi.scalar_type() && x.scalar_type() == wo.scalar_type(), "x and weights differ in type");
@@ -274,11 +279,15 @@ at::Tensor grouped_ffn(const at::Tensor& x_MD, const at::Tensor& order_N, const 
     counted += count;
   }
   TORCH_CHECK(counted <= order.numel(), "experts have ", counted, " copies, of ", order.numel());
+  const auto weights = weight_N ? weight_N->contiguous() : at::Tensor();
+  TORCH_CHECK(!weight_N || (weights.is_cpu() && weights.scalar_type() == at::kFloat && weights.numel() == order.numel()),
+              "weights are a float32 for each copy");
+  const float* weight = weight_N ? weights.const_data_ptr<float>() : nullptr;
   auto y_ND = at::empty({order.size(0), x.size(1)}, x.options());
   if (x.scalar_type() == at::kFloat)
-    run<Float32>(x, order, rows, wi, wo, y_ND, top_k);
+    run<Float32>(x, order, rows, wi, wo, weight, y_ND, top_k);
   else if (x.scalar_type() == at::kBFloat16)
-    run<BFloat16>(x, order, rows, wi, wo, y_ND, top_k);
+    run<BFloat16>(x, order, rows, wi, wo, weight, y_ND, top_k);
   else
     TORCH_CHECK(false, "engine=cpu multiplies float32 and bfloat16, got ", x.scalar_type());
   return y_ND;
@@ -309,7 +318,7 @@ int64_t panel() { return PANEL; }
 } // namespace
 
 TORCH_LIBRARY(moe_cpu, library) {
-  library.def("grouped_ffn(Tensor x, Tensor order, Tensor rows, Tensor wi, Tensor wo, int top_k) -> Tensor", grouped_ffn);
+  library.def("grouped_ffn(Tensor x, Tensor order, Tensor rows, Tensor wi, Tensor wo, int top_k, Tensor? weight) -> Tensor", grouped_ffn);
   library.def("group_by_expert(Tensor expert, int num_experts) -> (Tensor, Tensor)", group_by_expert);
   library.def("panel() -> int", panel);
 }

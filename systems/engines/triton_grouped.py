@@ -5,7 +5,7 @@ from importlib.util import find_spec
 
 import torch
 
-from systems.engines.base import Engine
+from systems.engines.base import Copies, Engine
 
 
 class TritonGroupedEngine(Engine):
@@ -31,23 +31,21 @@ class TritonGroupedEngine(Engine):
         """(wi_eFD, wo_eDF): tensor cores want the summed dimension of fp32 operands innermost."""
         return wi_eDF.transpose(1, 2).contiguous(), wo_eFD.transpose(1, 2).contiguous()
 
-    def __call__(
-        self,
-        x_MD: torch.Tensor,
-        order_N: torch.Tensor,
-        rows_e: torch.Tensor,
-        wi: torch.Tensor,
-        wo: torch.Tensor,
-        top_k: int = 1,
-    ) -> torch.Tensor:
+    def __call__(self, x_MD: torch.Tensor, copies: Copies, wi: torch.Tensor, wo: torch.Tensor) -> torch.Tensor:
+        order_N, rows_e, top_k, weight_N = copies
         hidden_NF = _grouped_gemm(x_MD.contiguous(), order_N, rows_e, wi, divide_by=top_k)
-        return _grouped_gemm(hidden_NF, order_N, rows_e, wo)
+        return _grouped_gemm(hidden_NF, order_N, rows_e, wo, weight_N)
 
 
 def _grouped_gemm(
-    x: torch.Tensor, order_N: torch.Tensor, rows_e: torch.Tensor, w_eOK: torch.Tensor, divide_by: int = 0
+    x: torch.Tensor,
+    order_N: torch.Tensor,
+    rows_e: torch.Tensor,
+    w_eOK: torch.Tensor,
+    weight_N: torch.Tensor | None = None,
+    divide_by: int = 0,
 ) -> torch.Tensor:
-    """Rows order_N // divide_by of x through W and ReLU; with divide_by 0 rows in sequence, written to order_N."""
+    """Rows order_N // divide_by of x through W and ReLU; with divide_by 0 rows in sequence, weighted, to order_N."""
     from systems.engines.triton_kernels import launcher
 
     num_rows, (num_experts, width_out, width_in) = len(order_N), w_eOK.shape
@@ -63,11 +61,13 @@ def _grouped_gemm(
         w_eOK,
         y,
         rows_e,
+        rows_e if weight_N is None else weight_N,  # a pointer in any case
         num_experts,
         width_out,
         width_in,
         rows_per_expert,
         GATHER=divide_by,
+        WEIGHTED=weight_N is not None,
         PRECISION="ieee" if torch.get_float32_matmul_precision() == "highest" else "tf32",
         NUM_IDS=1 << (num_experts - 1).bit_length(),
     )

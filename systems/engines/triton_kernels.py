@@ -15,11 +15,13 @@ def grouped_gemm(
     w_eOK,
     y,
     rows_e,
+    weight_N,
     num_experts,
     O,  # noqa: E741
     K,
     rows_per_expert,
     GATHER: tl.constexpr,
+    WEIGHTED: tl.constexpr,
     PRECISION: tl.constexpr,
     NUM_IDS: tl.constexpr,
     BLOCK_M: tl.constexpr,
@@ -29,7 +31,7 @@ def grouped_gemm(
     """One half of the FFN, y = x w^T, for places sorted by expert; all tensors contiguous.
 
     GATHER > 0: place i reads row order_N[i] // GATHER of x, and y = relu(x w^T) stands at place i. GATHER = 0: place i
-    reads row i of x, and y stands at row order_N[i].
+    reads row i of x, and y stands at row order_N[i], times weight_N[order_N[i]] where WEIGHTED.
     Grid: (column tiles, row tiles). Row tiles are numbered expert after expert, BLOCK_M places each, the last of an
     expert partly filled; those past the last expert return. NUM_IDS: num_experts rounded up to a power of two.
     rows_per_expert is only a key of the tuning.
@@ -63,6 +65,8 @@ def grouped_gemm(
         acc_MO = tl.dot(x_tile, w_tile, acc_MO, input_precision=PRECISION)
     if GATHER > 0:
         acc_MO = tl.where(acc_MO < 0, 0.0, acc_MO)  # a maximum would hide NaN
+    if WEIGHTED:
+        acc_MO *= tl.load(weight_N + row, mask=here, other=0.0)[:, None]
     y_MO = y + target[:, None] * O + o[None, :]
     tl.store(y_MO, acc_MO.to(y.dtype.element_ty), mask=here[:, None] & (o < O)[None, :])
 

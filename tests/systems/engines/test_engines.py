@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from systems.engines import ENGINES, find_engine
+from systems.engines import ENGINES, Copies, find_engine
 from systems.engines.cpu import kernels
 from systems.permute import group_by_expert
 
@@ -40,7 +40,7 @@ def error(
         x_D = x_ND[order_N[place]].double()
         expected_RD[place] = torch.relu(x_D @ wi_eDF[expert].double()) @ wo_eFD[expert].double()
     engine = find_engine(name)
-    y_ND = engine(x_ND, order_N, torch.tensor(rows), *engine.prepare(wi_eDF, wo_eFD))
+    y_ND = engine(x_ND, Copies(order_N, torch.tensor(rows)), *engine.prepare(wi_eDF, wo_eFD))
     assert y_ND.shape == x_ND.shape and y_ND.dtype == dtype
     return float((y_ND[order_N[:used]] - expected_RD).norm() / expected_RD.norm().clamp(min=1e-30))
 
@@ -71,23 +71,26 @@ def test_cpu_takes_any_widths(dtype, rows, d_model, d_ff):
     assert error("cpu", rows, 0, dtype, d_model, d_ff) < TOLERANCE[dtype]
 
 
+@pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("name", ON_CPU)
-def test_copies_of_a_token_stand_together(name, threads):
-    """Top-2: copy n is of token n // 2."""
+def test_copies_of_a_token_stand_together(name, threads, weighted):
+    """Top-2: copy n is of token n // 2, and its result is multiplied with weight n."""
     generator = torch.Generator().manual_seed(0)
     x_MD, expert_N = torch.randn(30, D_MODEL, generator=generator), torch.randint(5, (60,), generator=generator)
     weights = torch.randn(5, D_MODEL, D_FF, generator=generator), torch.randn(5, D_FF, D_MODEL, generator=generator)
-    engine, order_and_rows = find_engine(name), group_by_expert(expert_N, 5)
-    before, torch_threads = [tensor.clone() for tensor in (x_MD, *order_and_rows, *weights)], torch.get_num_threads()
+    weight_N = torch.rand(60, generator=generator) if weighted else torch.ones(60)
+    engine = find_engine(name)
+    copies = Copies(*group_by_expert(expert_N, 5), top_k=2, weight_N=weight_N if weighted else None)
+    given = (x_MD, copies.order_N, copies.rows_e, weight_N, *weights)
+    before, torch_threads = [tensor.clone() for tensor in given], torch.get_num_threads()
     torch.set_num_threads(threads)
-    y_ND = engine(x_MD, *order_and_rows, *engine.prepare(*weights), top_k=2)
+    y_ND = engine(x_MD, copies, *engine.prepare(*weights))
     torch.set_num_threads(torch_threads)
     for copy, expert in enumerate(expert_N.tolist()):
-        expected_D = torch.relu(x_MD[copy // 2] @ weights[0][expert]) @ weights[1][expert]
+        expected_D = weight_N[copy] * (torch.relu(x_MD[copy // 2] @ weights[0][expert]) @ weights[1][expert])
         torch.testing.assert_close(y_ND[copy], expected_D, rtol=1e-4, atol=1e-4)
-    after = (x_MD, *order_and_rows, *weights)
-    assert all(torch.equal(*pair) for pair in zip(after, before, strict=True)), "inputs are left alone"
+    assert all(torch.equal(*pair) for pair in zip(given, before, strict=True)), "inputs are left alone"
 
 
 def test_cpu_packs_shared_weights_once_and_a_changed_pair_again():
@@ -103,7 +106,7 @@ def test_relu_keeps_nan(name, dtype):
     engine, x_MD = find_engine(name), torch.ones(2, 8, dtype=dtype)
     weights = engine.prepare(torch.ones(1, 8, 8, dtype=dtype), torch.ones(1, 8, 8, dtype=dtype))
     x_MD[0, 0] = torch.nan
-    y_MD = engine(x_MD, torch.tensor([1, 0]), torch.tensor([2]), *weights)
+    y_MD = engine(x_MD, Copies(torch.tensor([1, 0]), torch.tensor([2])), *weights)
     assert y_MD.isnan().all(1).tolist() == [True, False]
 
 

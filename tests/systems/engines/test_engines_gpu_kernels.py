@@ -12,7 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from systems.engines import find_engine, megablocks, triton_grouped
+from systems.engines import Copies, find_engine, megablocks, triton_grouped
 from systems.engines.base import Engine
 from systems.engines.megablocks import block_topology, padded_places
 from systems.permute import group_by_expert
@@ -48,9 +48,9 @@ def error(
     wo_eFD = (torch.randn(shape, generator=generator).mT / d_ff**0.5).to(device, dtype)
     order_N = torch.randperm(used + padding, generator=generator).to(device)
     x_ND[order_N[used:]] = torch.nan
-    rows_e = torch.tensor(rows, device=device)
-    expected = find_engine("loop")(x_ND.double(), order_N, rows_e, wi_eDF.double(), wo_eFD.double())
-    y_ND = engine(x_ND, order_N, rows_e, *engine.prepare(wi_eDF, wo_eFD))
+    copies = Copies(order_N, torch.tensor(rows, device=device))
+    expected = find_engine("loop")(x_ND.double(), copies, wi_eDF.double(), wo_eFD.double())
+    y_ND = engine(x_ND, copies, *engine.prepare(wi_eDF, wo_eFD))
     assert y_ND.shape == x_ND.shape and y_ND.dtype == dtype
     difference = (y_ND - expected)[order_N[:used]]
     return float(difference.norm() / expected[order_N[:used]].norm().clamp(min=1e-30))
@@ -175,9 +175,9 @@ def test_block_indices_stay_exact_when_multiplied_by_the_block():
 
 def test_matrices_beyond_32_bit_offsets_are_refused(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "stk", ModuleType("stk"))
-    huge_HD = torch.empty(1).expand(2**24, 128)
+    huge_HD, copies = torch.empty(1).expand(2**24, 128), Copies(torch.tensor([0]), torch.tensor([1]))
     with pytest.raises(ValueError, match="less than 2\\*\\*31 elements, got 2147483648"):
-        find_engine("megablocks")(torch.empty(1, 128), torch.tensor([0]), torch.tensor([1]), huge_HD, huge_HD)
+        find_engine("megablocks")(torch.empty(1, 128), copies, huge_HD, huge_HD)
 
 
 @pytest.mark.parametrize("rows", [1, 16, 64, 4096])
@@ -191,14 +191,15 @@ def test_tiles_are_powers_of_two_of_whole_cache_lines(interpreter, rows: int, it
         assert 16 <= sizes["BLOCK_M"] <= 128 and sizes["BLOCK_K"] * itemsize % 128 == 0
 
 
+@pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("top_k", [1, 2])
-def test_copies_of_a_token_stand_together_in_the_interpreter(interpreter, engine: Engine, top_k: int):
+def test_copies_of_a_token_stand_together_in_the_interpreter(interpreter, engine: Engine, top_k: int, weighted: bool):
     generator = torch.Generator().manual_seed(0)
     x_MD, expert_N = torch.randn(20, 128, generator=generator), torch.randint(3, (20 * top_k,), generator=generator)
     wi_eDF, wo_eFD = torch.randn(2, 3, 128, 128, generator=generator)
-    order_N, rows_e = group_by_expert(expert_N, 3)
-    expected = find_engine("loop")(x_MD, order_N, rows_e, wi_eDF, wo_eFD, top_k)
-    y_ND = engine(x_MD, order_N, rows_e, *engine.prepare(wi_eDF, wo_eFD), top_k)
+    copies = Copies(*group_by_expert(expert_N, 3), top_k, torch.rand(20 * top_k) if weighted else None)
+    expected = find_engine("loop")(x_MD, copies, wi_eDF, wo_eFD)
+    y_ND = engine(x_MD, copies, *engine.prepare(wi_eDF, wo_eFD))
     torch.testing.assert_close(y_ND, expected, rtol=1e-4, atol=1e-2)
 
 
@@ -222,7 +223,7 @@ def test_megablocks_counts_beyond_256_blocks_in_the_interpreter(interpreter):
 def test_relu_keeps_nan_in_the_interpreter(interpreter, engine: Engine):
     x_RD, weights = torch.ones(2, 128), engine.prepare(torch.ones(1, 128, 128), torch.ones(1, 128, 128))
     x_RD[0, 0] = torch.nan
-    assert engine(x_RD, torch.arange(2), torch.tensor([2]), *weights).isnan().all(1).tolist() == [True, False]
+    assert engine(x_RD, Copies(torch.arange(2), torch.tensor([2])), *weights).isnan().all(1).tolist() == [True, False]
 
 
 @pytest.mark.gpu
@@ -257,12 +258,12 @@ def test_triton_replays_as_a_cuda_graph_with_another_routing(gpu):
     engine, loop = find_engine("triton"), find_engine("loop")
     x_RD, rows_e = torch.randn(300, 128, device=CUDA), torch.tensor([300, 0, 0], device=CUDA)
     wi_eDF, wo_eFD = torch.randn(3, 128, 256, device=CUDA), torch.randn(3, 256, 128, device=CUDA)
-    prepared, order_N = engine.prepare(wi_eDF, wo_eFD), torch.randperm(300, device=CUDA)
-    engine(x_RD, order_N, rows_e, *prepared)
+    prepared, copies = engine.prepare(wi_eDF, wo_eFD), Copies(torch.randperm(300, device=CUDA), rows_e)
+    engine(x_RD, copies, *prepared)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        y_RD = engine(x_RD, order_N, rows_e, *prepared)
+        y_RD = engine(x_RD, copies, *prepared)
     rows_e.copy_(torch.tensor([20, 150, 130]))
     graph.replay()
-    expected = loop(x_RD.double(), order_N, rows_e, wi_eDF.double(), wo_eFD.double())
+    expected = loop(x_RD.double(), copies, wi_eDF.double(), wo_eFD.double())
     assert (y_RD - expected).norm() < 2e-3 * expected.norm()
