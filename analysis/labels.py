@@ -23,11 +23,15 @@ KNOWN = {
     "moeshard_no_megablocks": ("MoEShard loop", ORANGE, "h"),
     "ep": ("EP", BLUE, "^"),
     "ep_round_robin": ("EP round-robin", SKY, "v"),
+    "ep_planned": ("EP, planned", BLUE, ">"),
     "dense": ("dense", GREEN, "D"),
 }
 OTHERS = [(GREEN, "P"), (PURPLE, "X"), (BLUE, "<"), (SKY, ">"), (ORANGE, "p")]
 # In the order in which a layer runs them.
-SECTIONS = {"route": PURPLE, "metadata": SKY, "dispatch": BLUE, "experts": ORANGE, "combine": GREEN}
+SECTIONS = {
+    **{"route": PURPLE, "metadata": SKY, "plan": BLACK, "weights": VERMILLION},
+    **{"dispatch": BLUE, "experts": ORANGE, "combine": GREEN},
+}
 SERIES = ["system", "engine", "precision"]  # what makes a series of its own
 AXES = {
     "num_experts": "number of experts",

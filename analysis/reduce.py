@@ -9,7 +9,7 @@ import pandas as pd
 from analysis.frames import select
 
 KEYS = ["iteration", "layer", "rank"]
-SECTIONS = ["route", "metadata", "dispatch", "experts", "combine"]
+SECTIONS = ["route", "metadata", "plan", "weights", "dispatch", "experts", "combine"]
 SECTION = "section_ms/"  # prefix of a section's reduced metric: "section_ms/experts"
 
 

@@ -33,12 +33,14 @@ from systems.base import System
 from systems.collectives import all_gather
 from systems.engines import find_engine
 from systems.engines.loop import LoopEngine
+from systems.planners.base import Profile
 from workloads.batches import TokenSource
 from workloads.checkpoint import open_checkpoint
 from workloads.encoder import build_encoder
 from workloads.weights import CheckpointLayer, SeededLayer, SharedLayer
 
 Progress = Callable[[str], None]
+PROFILE_FROM, PROFILED = 1_000_000, 4  # first iteration and number of the batches that offline placements are made from
 
 
 class Bench:
@@ -88,9 +90,11 @@ class Bench:
         shape = layer_shape(self.config)
         if kind.needs_draws(**given):
             shape = replace(shape, max_expert_tokens=self.max_expert_tokens)
+        profiled = kind.needs_profile(**given)
         self.systems[cell] = {
             block: kind(
                 **given,
+                **({"profile": self.profile[block]} if profiled else {}),
                 shape=shape,
                 weights=self.shared[block],
                 group=self.session.group,
@@ -113,6 +117,34 @@ class Bench:
         keys = [(block, i) for block in self.layers for iterations in planned.values() for i in iterations]
         mine = max(np.bincount(router.draw(num_tokens, layer=block, iteration=i)).max() for block, i in keys)
         return int(all_gather(torch.tensor([mine], device=self.device), self.session.group).max())
+
+    @cached_property
+    def profile(self) -> dict[int, Profile]:
+        """By block: the experts of other tokens than those measured, of all ranks and layers, gathered once."""
+        drawn = [[self._profiled(block, i) for i in range(PROFILED)] for block in self.layers]
+        expert_LM = torch.stack([torch.cat(draws) for draws in drawn])
+        expert_GLM = all_gather(expert_LM.unsqueeze(0), self.session.group).cpu().numpy()
+        first = Profile(expert_GLM.transpose(1, 0, 2), 0)
+        return {block: replace(first, layer=layer) for layer, block in enumerate(self.layers)}
+
+    def _profiled(self, block: int, batch: int) -> torch.Tensor:
+        """int64 [T]: the experts that this rank's tokens of one batch of the profile take in one layer."""
+        router, iteration = self.layers[block].router, PROFILE_FROM + batch
+        if isinstance(router, DrawnRouter):
+            expert_T = router.draw(layer_shape(self.config).max_tokens, layer=block, iteration=iteration)
+            return torch.from_numpy(expert_T).to(self.device)
+        return self._routed[block, iteration].expert_TK[:, 0]
+
+    @cached_property
+    @torch.inference_mode()
+    def _routed(self) -> dict[tuple[int, int], Routing]:
+        """What a router that looks at tokens says of the profile's batches, in forward passes of their own."""
+        self.add("profile", {"_target_": "systems.dense.Dense", "name": "profile"}, "loop", twin=False)
+        for batch in range(PROFILED):
+            self._forward("profile", self._embed(PROFILE_FROM + batch), PROFILE_FROM + batch)
+        del self.systems["profile"], self.names["profile"]
+        routed = {key: self.routings.pop(key) for key in list(self.routings) if key[0] == "profile"}
+        return {(block, iteration): routing for (_, block, iteration), routing in routed.items()}
 
     @torch.inference_mode()
     def measure(self, schedule: Iterable[tuple[str, range]], phase: str, progress: Progress) -> None:

@@ -146,18 +146,19 @@ def options(node: dict[str, Any]) -> dict[str, Any]:
     known = {name for constructor in constructors for name in inspect.signature(constructor).parameters}
     for name in given.keys() - known:
         raise ValueError(f"{node['name']} has no option {name!r}")
-    return given
+    return {name: instantiate(value) if _is_node(value) else value for name, value in given.items()}
 
 
 def code_digest(system: dict[str, Any]) -> str:
-    """Hash of the sources that ranks run: this repository's packages and the file of the system's own class."""
-    return _sources_digest(Path(inspect.getfile(find_class(system))))
+    """Hash of the sources that ranks run: this repository's packages and the files of the system's own classes."""
+    nodes = [system, *(value for value in system.values() if _is_node(value))]
+    return _sources_digest(frozenset(Path(inspect.getfile(find_class(node))) for node in nodes))
 
 
 @cache
-def _sources_digest(own: Path) -> str:
+def _sources_digest(own: frozenset[Path]) -> str:
     files = (path for package in RANK_PACKAGES for path in (ROOT / package).rglob("*.*"))
-    sources = {*(path for path in files if path.suffix in (".py", ".cpp")), own}
+    sources = {*(path for path in files if path.suffix in (".py", ".cpp")), *own}
     return _digest([path.read_text() for path in sorted(sources)])
 
 

@@ -113,6 +113,11 @@ class System(ABC):
         """Whether with these options the system wants `shape.max_expert_tokens`, which a learned router cannot tell."""
         return False
 
+    @classmethod
+    def needs_profile(cls, **options: object) -> bool:
+        """Whether with these options the system is built with a `profile` (systems.planners.base.Profile)."""
+        return False
+
     @abstractmethod
     def forward(self, x_TD: torch.Tensor, routing: Routing) -> torch.Tensor:
         """y_TD: each token's weighted sum of its experts' outputs; a dropped token gives zero."""

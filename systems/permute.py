@@ -16,14 +16,29 @@ def group_by_expert(expert_N: torch.Tensor, num_experts: int) -> tuple[torch.Ten
     return order_N, rows[:num_experts]
 
 
-def experts_of_arrivals(rows_Ge: torch.Tensor, num_rows: int) -> torch.Tensor:
-    """expert_R, the local expert of each row that arrives by (rank, expert): rows_Ge[g, e] from rank g for expert e.
+def experts_of_arrivals(rows_Ge: torch.Tensor, num_rows: int, slot_e: torch.Tensor | None = None) -> torch.Tensor:
+    """slot_R, the slot of each row that arrives by (rank, expert): rows_Ge[g, e] from rank g for expert e.
 
-    num_rows: their sum, which the caller knows. Example: [[2, 3], [1, 4]] -> [0, 0, 1, 1, 1, 0, 1, 1, 1, 1].
+    num_rows: their sum, which the caller knows. slot_e: where each expert is here, if not in this order.
+    Example: [[2, 3], [1, 4]] -> [0, 0, 1, 1, 1, 0, 1, 1, 1, 1].
     """
     num_ranks, num_local = rows_Ge.shape
-    expert_Ge = torch.arange(num_local, device=rows_Ge.device).expand(num_ranks, num_local)
-    return torch.repeat_interleave(expert_Ge.flatten(), rows_Ge.flatten(), output_size=num_rows)
+    slot_e = torch.arange(num_local, device=rows_Ge.device) if slot_e is None else slot_e
+    slot_Ge = slot_e.expand(num_ranks, num_local)
+    return torch.repeat_interleave(slot_Ge.flatten(), rows_Ge.flatten(), output_size=num_rows)
+
+
+def transposed_blocks(rows_AB: torch.Tensor, num_rows: int) -> torch.Tensor:
+    """Where rows stand in blocks by (a, b) that are wanted by (b, a): x_N[result] has block (0, 0), (1, 0), ...
+
+    rows_AB: rows of each block; num_rows: their sum, which the caller knows.
+    Example: [[1, 2], [2, 0]] -> [0, 3, 4, 1, 2].
+    """
+    rows_BA = rows_AB.T.contiguous()
+    begins_BA = (rows_AB.flatten().cumsum(0) - rows_AB.flatten()).view_as(rows_AB).T
+    shift_BA = begins_BA.flatten() - (rows_BA.flatten().cumsum(0) - rows_BA.flatten())
+    shift_N = torch.repeat_interleave(shift_BA, rows_BA.flatten(), output_size=num_rows)
+    return torch.arange(num_rows, device=rows_AB.device) + shift_N
 
 
 def inverse(order_N: torch.Tensor) -> torch.Tensor:

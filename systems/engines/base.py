@@ -37,7 +37,7 @@ class Engine(ABC):
         return
 
     def prepare(self, wi_eDF: torch.Tensor, wo_eFD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Bring the weights into the engine's own layout, once, before anything is timed."""
+        """Bring the weights into the engine's own layout, experts first, once, before anything is timed."""
         return wi_eDF, wo_eFD
 
     def group(self, expert_N: torch.Tensor, num_experts: int) -> tuple[torch.Tensor, torch.Tensor]:

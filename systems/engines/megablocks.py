@@ -38,8 +38,8 @@ class MegaBlocksEngine(SortedEngine):
             )
 
     def prepare(self, wi_eDF: torch.Tensor, wo_eFD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """(wi_HD, wo_HD): the experts' hidden units one after another."""
-        return wi_eDF.transpose(1, 2).contiguous().flatten(0, 1), wo_eFD.contiguous().flatten(0, 1)
+        """(wi_eFD, wo_eFD): the experts' hidden units one after another."""
+        return wi_eDF.transpose(1, 2).contiguous(), wo_eFD.contiguous()
 
     def ffn(self, x_ND: torch.Tensor, rows_e: torch.Tensor, wi: torch.Tensor, wo: torch.Tensor) -> torch.Tensor:
         import stk
@@ -47,7 +47,7 @@ class MegaBlocksEngine(SortedEngine):
         expert_B, row_P, place_R = padded_places(rows_e, len(x_ND))
         if not len(row_P):
             return torch.empty_like(x_ND)
-        width = len(wi) // len(rows_e)
+        width, wi, wo = wi.shape[1], wi.flatten(0, 1), wo.flatten(0, 1)
         largest = max(wi.numel(), len(row_P) * max(width, x_ND.shape[1]))
         if largest >= 2**31:
             raise ValueError(

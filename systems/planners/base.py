@@ -6,7 +6,7 @@ go to rank d. All int64, but loads, which may be estimates (float64).
 """
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -48,6 +48,23 @@ class Planner(ABC):
         num_experts = len(current_EG)
         loads_LGE = np.stack([tokens_per_expert(expert_GM, num_experts) for expert_GM in expert_LGM])
         return np.stack([self.place(loads_GE, current_EG, costs) for loads_GE in loads_LGE])
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Other data than what is measured, for placements made offline: expert_LGM (`Planner.place_layers`) and which of
+    its layers a system is. Layers that share `known` share what was solved for all of them.
+    """
+
+    expert_LGM: np.ndarray
+    layer: int
+    known: dict[int, tuple[Planner, np.ndarray]] = field(default_factory=dict)
+
+    def placed(self, planner: Planner, current_EG: np.ndarray, costs: Costs) -> np.ndarray:
+        """replicas_EG of this layer."""
+        if id(planner) not in self.known:
+            self.known[id(planner)] = planner, planner.place_layers(self.expert_LGM, current_EG, costs)
+        return self.known[id(planner)][1][self.layer]
 
 
 def tokens_per_expert(expert_GM: np.ndarray, num_experts: int) -> np.ndarray:

@@ -2,7 +2,11 @@
 
 from collections.abc import Callable
 
+import numpy as np
 import torch
+
+from systems.planners.base import Costs, Planner
+from systems.planners.dispatch import to_home
 
 
 def contiguous(num_experts: int, world_size: int) -> torch.Tensor:
@@ -16,3 +20,13 @@ def round_robin(num_experts: int, world_size: int) -> torch.Tensor:
 
 
 PLACEMENTS: dict[str, Callable[[int, int], torch.Tensor]] = {"contiguous": contiguous, "round_robin": round_robin}
+
+
+class Home(Planner):
+    """Experts stay where they are and every token goes there: dropless expert parallelism."""
+
+    def place(self, loads_GE: np.ndarray, current_EG: np.ndarray, costs: Costs) -> np.ndarray:
+        return current_EG
+
+    def dispatch(self, tokens_GE: np.ndarray, replicas_EG: np.ndarray, home_E: np.ndarray) -> np.ndarray:
+        return to_home(tokens_GE, replicas_EG, home_E)

@@ -1,0 +1,171 @@
+"""Weight movers: how experts get to the ranks where a plan puts them, within the timed layer.
+
+Weights travel in the engine's own layout. Letters: G ranks, E experts; replicas_EG[e, g] > 0: expert e is on rank g.
+moves_GEG[s, e, d]: rank s sends expert e to rank d.
+"""
+
+from abc import ABC, abstractmethod
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from systems.base import LayerWeights
+from systems.collectives import all_to_all
+from systems.engines import Engine
+
+
+class Held(NamedTuple):
+    """Prepared weights on this rank: experts[s] is the expert in slot s. Some may have no tokens."""
+
+    wi: torch.Tensor
+    wo: torch.Tensor
+    experts: list[int]
+
+
+class Mover(ABC):
+    """Built where experts are before anything is timed; `bring` makes this rank ready for a plan.
+
+    `permanent`: what is brought stays, and the next plan starts from there; else it is gone after the call.
+    """
+
+    permanent = False
+
+    def __init__(
+        self, *, replicas_EG: np.ndarray, weights: LayerWeights, engine: Engine, group: dist.ProcessGroup
+    ) -> None:
+        self.replicas_EG, self.group, self.rank = replicas_EG, group, group.rank()
+        experts = np.flatnonzero(replicas_EG[:, self.rank]).tolist()
+        self.held = Held(*engine.prepare(*weights.experts(experts)), experts)
+
+    @abstractmethod
+    def bring(self, replicas_EG: np.ndarray) -> Held:
+        """What this rank computes a plan with; all ranks ask for the same plan."""
+
+    @classmethod
+    def experts_sent(cls, before_EG: np.ndarray, after_EG: np.ndarray, rank: int) -> int:
+        """How many experts' weights a rank sends, counted once for each rank that gets them."""
+        return int(moves(before_EG, after_EG)[rank].sum())
+
+
+class Static(Mover):
+    """Every expert is where it was put before anything was timed."""
+
+    def bring(self, replicas_EG: np.ndarray) -> Held:
+        assert np.array_equal(replicas_EG > 0, self.replicas_EG > 0), "a static placement does not change"
+        return self.held
+
+
+class Broadcast(Mover):
+    """Homes send experts to all other ranks for one call (FasterMoE's shadows), two broadcasts for each such home."""
+
+    def bring(self, replicas_EG: np.ndarray) -> Held:
+        moves_GEG = moves(self.replicas_EG, replicas_EG)
+        parts = [self.held]
+        for home in range(self.group.size()):
+            if experts := np.flatnonzero(moves_GEG[home].any(1)).tolist():
+                wi, wo = (self._broadcast(w, experts, home) for w in (self.held.wi, self.held.wo))
+                parts += [Held(wi, wo, experts)] if home != self.rank else []
+        return _joined(parts)
+
+    def _broadcast(self, own: torch.Tensor, experts: list[int], home: int) -> torch.Tensor:
+        sent = own[_slots(self.held, experts)] if home == self.rank else own.new_empty(len(experts), *own.shape[1:])
+        dist.broadcast(sent, group=self.group, group_src=home)
+        return sent
+
+
+class PointToPoint(Mover):
+    """Experts go from the first rank that has them to those that lack them, for one call, by two all-to-alls."""
+
+    def bring(self, replicas_EG: np.ndarray) -> Held:
+        moves_GEG = moves(self.replicas_EG, replicas_EG)
+        if not moves_GEG.any():
+            return self.held
+        sent_GE, received_GE = moves_GEG[self.rank].T, moves_GEG[:, :, self.rank]
+        splits = received_GE.sum(1).tolist(), sent_GE.sum(1).tolist()
+        slots = _slots(self.held, np.nonzero(sent_GE)[1].tolist())
+        wi, wo = (all_to_all(w[slots], self.group, *splits) for w in (self.held.wi, self.held.wo))
+        return self._with(Held(wi, wo, np.nonzero(received_GE)[1].tolist()), replicas_EG)
+
+    def _with(self, arrived: Held, replicas_EG: np.ndarray) -> Held:
+        return _joined([self.held, arrived])
+
+
+class Swap(PointToPoint):
+    """As `PointToPoint`, but experts stay: as many come to a rank as leave it, and take their slots."""
+
+    permanent = True
+
+    def __init__(self, **layer) -> None:
+        super().__init__(**layer)
+        # Other systems may share the prepared weights; these are written to.
+        self.held = Held(self.held.wi.clone(), self.held.wo.clone(), self.held.experts)
+
+    def _with(self, arrived: Held, replicas_EG: np.ndarray) -> Held:
+        free = [slot for slot, expert in enumerate(self.held.experts) if not replicas_EG[expert, self.rank]]
+        assert len(free) == len(arrived.experts), "a swap leaves every rank as many experts as it had"
+        self.held.wi[free], self.held.wo[free] = arrived.wi, arrived.wo
+        for slot, expert in zip(free, arrived.experts, strict=True):
+            self.held.experts[slot] = expert
+        self.replicas_EG = replicas_EG
+        return self.held
+
+
+class SwapIn(Mover):
+    """Every rank has all experts in host memory and copies those that it lacks to its device (Lina).
+
+    An expert stays until its slot is wanted. Nothing travels between ranks.
+    """
+
+    permanent = True
+
+    def __init__(self, *, weights: LayerWeights, engine: Engine, replicas_EG: np.ndarray, **layer) -> None:
+        super().__init__(weights=weights, engine=engine, replicas_EG=replicas_EG, **layer)
+        every = engine.prepare(*weights.experts(list(range(len(replicas_EG)))))
+        self._host = [w.cpu().pin_memory() if w.is_cuda else w for w in every]
+        self.held = Held(self.held.wi.clone(), self.held.wo.clone(), self.held.experts)
+
+    def bring(self, replicas_EG: np.ndarray) -> Held:
+        wanted = np.flatnonzero(replicas_EG[:, self.rank]).tolist()
+        missing = sorted(set(wanted) - set(self.held.experts))
+        free = [slot for slot, expert in enumerate(self.held.experts) if expert not in set(wanted)]
+        if len(missing) > len(free):
+            self._grow(len(missing) - len(free))
+            free += range(len(self.held.experts) - (len(missing) - len(free)), len(self.held.experts))
+        for slot, expert in zip(free, missing, strict=False):
+            for here, host in zip(self.held[:2], self._host, strict=True):
+                here[slot].copy_(host[expert], non_blocking=True)
+            self.held.experts[slot] = expert
+        self.replicas_EG = replicas_EG
+        return self.held
+
+    def _grow(self, slots: int) -> None:
+        wi, wo = (torch.cat([w, w.new_empty(slots, *w.shape[1:])]) for w in self.held[:2])
+        self.held = Held(wi, wo, [*self.held.experts, *[-1] * slots])
+
+    @classmethod
+    def experts_sent(cls, before_EG: np.ndarray, after_EG: np.ndarray, rank: int) -> int:
+        return 0
+
+
+MOVERS = {"static": Static, "broadcast": Broadcast, "point_to_point": PointToPoint, "swap": Swap, "swap_in": SwapIn}
+
+
+def moves(before_EG: np.ndarray, after_EG: np.ndarray) -> np.ndarray:
+    """moves_GEG (bool): the first rank that has an expert sends it to each rank that lacks it."""
+    home_GE = (before_EG > 0).argmax(1) == np.arange(before_EG.shape[1])[:, None]
+    lacking_EG = (after_EG > 0) & (before_EG == 0)
+    return home_GE[:, :, None] & lacking_EG[None]
+
+
+def _slots(held: Held, experts: list[int]) -> list[int]:
+    slot_of = {expert: slot for slot, expert in enumerate(held.experts)}
+    return [slot_of[expert] for expert in experts]
+
+
+def _joined(parts: list[Held]) -> Held:
+    if len(parts) == 1:
+        return parts[0]
+    wi, wo = (torch.cat(ws) for ws in zip(*(part[:2] for part in parts), strict=True))
+    return Held(wi, wo, [expert for part in parts for expert in part.experts])

@@ -1,0 +1,191 @@
+"""One executor for every system that decides where experts are and where tokens go: expert parallelism with a plan.
+
+A planner (systems/planners/) says which ranks hold which experts and how many of each rank's tokens go where; a mover
+(systems/movers.py) brings weights there; this moves rows. Counts are gathered by all ranks, so that all make the same
+plan without talking. With experts at home and every token sent there it is dropless expert parallelism.
+"""
+
+from collections import deque
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from routers.base import Routing
+from systems.base import Account, LayerShape, System, divisible
+from systems.collectives import all_gather, all_to_all
+from systems.engines import Copies
+from systems.movers import MOVERS, Held, Mover
+from systems.permute import experts_of_arrivals, transposed_blocks, weighted_sum
+from systems.planners.base import Costs, Planner, Profile, as_replicas, home_of
+from systems.planners.placement import PLACEMENTS
+
+LOADS = ("none", "oracle", "lagged", "profiled")
+FLOPS_PER_S = {"cpu": 1e11, "cuda": 60e12}  # what planners take for a rank's speed unless they are told
+
+
+class Plan(NamedTuple):
+    """before_EG, replicas_EG: where experts were and are (`Planner.place`); sent_GEG: where tokens go (`dispatch`)."""
+
+    before_EG: np.ndarray
+    replicas_EG: np.ndarray
+    sent_GEG: np.ndarray
+
+
+class PlannedExpertParallel(System):
+    """Expert parallelism by plan.
+
+    planner: decides. loads: what it places experts by: nothing, they stay at home (none); this batch's counts (oracle);
+    those of the last `window` batches, every `every` batches (lagged); a profile of other data, once, before anything
+    is timed (profiled). mover: how weights travel. home: where experts are before any plan. flops_per_s, bytes_per_s:
+    of one rank and of its link, as the planner weighs them.
+    """
+
+    def __init__(
+        self,
+        *,
+        planner: Planner,
+        loads: str = "none",
+        mover: str = "static",
+        home: str = "contiguous",
+        every: int = 1,
+        window: int = 1,
+        flops_per_s: float | None = None,
+        bytes_per_s: float = 200e9,
+        profile: Profile | None = None,
+        **layer: Any,
+    ) -> None:
+        super().__init__(**layer)
+        shape, ranks = self.shape, self.world_size
+        self.check(shape, ranks, planner=planner, loads=loads, mover=mover, home=home, every=every, window=window)
+        self._planner, self._loads, self._every = planner, loads, every
+        self._home_E = PLACEMENTS[home](shape.num_experts, ranks).numpy()
+        self._replicas_EG = as_replicas(self._home_E, ranks)  # where experts are by the last plan
+        given = {name: layer[name] for name in ("weights", "engine", "group")}
+        self._mover: Mover = MOVERS["static" if profile else mover](replicas_EG=self._replicas_EG, **given)
+        wi = self._mover.held.wi
+        self._costs = costs_of(shape, wi.element_size(), flops_per_s or FLOPS_PER_S[wi.device.type], bytes_per_s)
+        if profile:
+            self._replicas_EG = self._placed_by(profile, wi.device)
+            self._mover = MOVERS[mover](replicas_EG=self._replicas_EG, **given)
+        self._past: deque[np.ndarray] = deque(maxlen=window)
+        self._calls = 0
+        self._plans: dict[bytes, Plan] = {}  # of every batch that was computed, for `account`
+
+    @classmethod
+    def check(cls, shape: LayerShape, world_size: int, **options: Any) -> None:
+        divisible("model.num_experts", shape.num_experts, world_size, "every rank is home to E/G experts")
+        loads, mover = options.get("loads", "none"), options.get("mover", "static")
+        for name, value, known in (
+            ("loads", loads, LOADS),
+            ("mover", mover, MOVERS),
+            ("home", options.get("home", "contiguous"), PLACEMENTS),
+        ):
+            if value not in known:
+                raise ValueError(f"system.{name} is {value!r}; it must be one of {', '.join(known)}")
+        for name in ("every", "window"):
+            value = options.get(name, 1)
+            if type(value) is not int or value < 1:
+                raise ValueError(f"system.{name} is {value!r}; it must be a whole number of at least 1")
+        if mover == "static" and loads in ("oracle", "lagged"):
+            raise ValueError(
+                f"system.mover is 'static' and system.loads {loads!r}; experts that stay where they are cannot follow "
+                "the batches: use system.loads=profiled, or another system.mover"
+            )
+        if planner := options.get("planner"):  # one that cannot place these numbers of experts and ranks says so
+            home_EG = as_replicas(PLACEMENTS["contiguous"](shape.num_experts, world_size).numpy(), world_size)
+            planner.place(np.ones((world_size, shape.num_experts), np.int64), home_EG, Costs(1.0, 1.0, 1.0))
+
+    @classmethod
+    def needs_profile(cls, **options: Any) -> bool:
+        return options.get("loads") == "profiled"
+
+    def forward(self, x_TD: torch.Tensor, routing: Routing) -> torch.Tensor:
+        with self.span("metadata"):
+            order_N, rows_E = self.engine.group(routing.expert_TK.flatten(), self.shape.num_experts)
+            tokens_GE = all_gather(rows_E.unsqueeze(0), self.group).cpu().numpy()
+        with self.span("plan"):
+            plan = self._plan(tokens_GE, routing)
+        with self.span("weights"):
+            held = self._mover.bring(plan.replicas_EG)
+        with self.span("dispatch"):
+            order_N, sent_G, received_G = self._addressed(order_N, plan.sent_GEG)
+            x_RD = all_to_all(x_TD[order_N // self.shape.top_k], self.group, received_G, sent_G)
+        with self.span("experts"):
+            y_RD = self._compute(x_RD, held, plan.sent_GEG[:, :, self.rank])
+        with self.span("combine"):
+            y_ND = all_to_all(y_RD, self.group, sent_G, received_G)
+            y_ND = torch.empty_like(y_ND).index_copy_(0, order_N, y_ND)
+            return weighted_sum(y_ND, routing.weight_TK)
+
+    def _plan(self, tokens_GE: np.ndarray, routing: Routing) -> Plan:
+        loads_GE = self._expected(tokens_GE, routing)
+        before_EG = self._mover.replicas_EG
+        if loads_GE is not None:
+            self._replicas_EG = self._planner.place(loads_GE, before_EG, self._costs)
+        plan = self._plans[tokens_GE.tobytes()] = self._plan_of(tokens_GE, before_EG)
+        self._past.append(tokens_GE)
+        self._calls += 1
+        return plan
+
+    def _expected(self, tokens_GE: np.ndarray, routing: Routing) -> np.ndarray | None:
+        """The loads to place experts by; None: they stay where the last plan put them."""
+        if self._loads == "oracle":
+            return tokens_GE
+        if self._loads == "lagged" and self._past and self._calls % self._every == 0:
+            return np.mean(self._past, axis=0)
+        return None
+
+    def _plan_of(self, tokens_GE: np.ndarray, before_EG: np.ndarray) -> Plan:
+        replicas_EG = self._replicas_EG
+        transient = not self._mover.permanent and self._loads != "profiled"
+        home_E = self._home_E if transient else home_of(replicas_EG)
+        return Plan(before_EG, replicas_EG, self._planner.dispatch(tokens_GE, replicas_EG, home_E))
+
+    def _addressed(self, order_N: torch.Tensor, sent_GEG: np.ndarray) -> tuple[torch.Tensor, list[int], list[int]]:
+        """Copies by (rank they go to, expert), and how many rows go to and come from each rank."""
+        sent_EG, received_GE = sent_GEG[self.rank], sent_GEG[:, :, self.rank]
+        blocks_EG = torch.from_numpy(sent_EG).to(order_N.device)
+        order_N = order_N[transposed_blocks(blocks_EG, len(order_N))]
+        return order_N, sent_EG.sum(0).tolist(), received_GE.sum(1).tolist()
+
+    def _compute(self, x_RD: torch.Tensor, held: Held, received_GE: np.ndarray) -> torch.Tensor:
+        """Rows that arrive by (rank, expert), each through the slot of its expert."""
+        slot_e = np.argsort(held.experts)  # of the experts here in ascending order
+        rows_Ge = torch.from_numpy(received_GE[:, np.asarray(held.experts)[slot_e]]).to(x_RD.device)
+        slot_R = experts_of_arrivals(rows_Ge, len(x_RD), torch.from_numpy(slot_e).to(x_RD.device))
+        return self.engine(x_RD, Copies(*self.engine.group(slot_R, len(held.experts))), held.wi, held.wo)
+
+    def _placed_by(self, profile: Profile, device: torch.device) -> np.ndarray:
+        """Rank 0's placement on all ranks: a solver with a time limit may find another one elsewhere."""
+        placed_EG = np.empty_like(self._replicas_EG)
+        if self.rank == 0:
+            placed_EG = profile.placed(self._planner, self._replicas_EG, self._costs)
+        shared = torch.from_numpy(placed_EG).to(device)
+        dist.broadcast(shared, group=self.group, group_src=0)
+        return shared.cpu().numpy()
+
+    def account(self, tokens_GE: torch.Tensor, element_size: int) -> Account:
+        """By the plan that a batch had; for one that never came, by what would be planned now."""
+        here, tokens = self.rank, tokens_GE.cpu().numpy()
+        plan = self._plans.get(tokens.tobytes()) or self._plan_of(tokens, self._replicas_EG)
+        received_GE = plan.sent_GEG[:, :, here]
+        rows, stay = float(received_GE.sum()), float(received_GE[here].sum())
+        leaving, returning = float(plan.sent_GEG[here].sum()) - stay, rows - stay
+        experts = self._mover.experts_sent(plan.before_EG, plan.replicas_EG, here)
+        counts = 8 * self.shape.num_experts * (self.world_size - 1)
+        moved = (leaving + returning) * self.shape.d_model * element_size
+        moved += experts * sum(w[0].numel() for w in self._mover.held[:2]) * element_size
+        memory_bytes = self.ffn_bytes(rows, int(np.count_nonzero(received_GE.sum(0))), element_size)
+        return Account(rows, rows, dropped=0, bytes_sent=counts + moved, memory_bytes=memory_bytes)
+
+
+def costs_of(shape: LayerShape, element_size: int, flops_per_s: float, bytes_per_s: float) -> Costs:
+    """Two products a row; a row and two matrices in bytes over the link."""
+    expert = shape.d_model * shape.d_ff
+    return Costs(
+        row_s=4 * expert / flops_per_s,
+        move_row_s=shape.d_model * element_size / bytes_per_s,
+        move_expert_s=2 * expert * element_size / bytes_per_s,
+    )
