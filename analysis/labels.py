@@ -29,8 +29,13 @@ KNOWN = {
 OTHERS = [(GREEN, "P"), (PURPLE, "X"), (BLUE, "<"), (SKY, ">"), (ORANGE, "p")]
 # In the order in which a layer runs them.
 SECTIONS = {
-    **{"route": PURPLE, "metadata": SKY, "plan": BLACK, "weights": VERMILLION},
-    **{"dispatch": BLUE, "experts": ORANGE, "combine": GREEN},
+    "route": PURPLE,
+    "metadata": SKY,
+    "plan": BLACK,
+    "weights": VERMILLION,
+    "dispatch": BLUE,
+    "experts": ORANGE,
+    "combine": GREEN,
 }
 SERIES = ["system", "engine", "precision"]  # what makes a series of its own
 AXES = {

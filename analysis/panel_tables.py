@@ -32,7 +32,20 @@ SYSTEMS = {
     "padding": ("padding", number),
     "imbalance": ("max ÷ mean rows", number),
 }
-COUNTED = {"padding", "imbalance"}  # not timed: summary.csv has their spread over iterations
+LEAGUE = SYSTEMS | {
+    "bytes_sent": ("sent a pass, MB", lambda value: number(value / 1e6)),
+    "weight_bytes": ("expert weights of a rank, MB", lambda value: number(value / 1e6)),
+    "section_ms/plan": ("plan, ms", number),
+    "section_ms/weights": ("moving weights, ms", number),
+    "dropped": ("dropped", number),
+}
+COUNTED = {
+    "padding",
+    "imbalance",
+    "bytes_sent",
+    "weight_bytes",
+    "dropped",
+}  # not timed: summary.csv has their spread over iterations
 Columns = dict[str, tuple[str, Callable[[float], str]]]
 
 
@@ -83,6 +96,7 @@ COLUMNS: dict[str, Callable[[pd.DataFrame], Columns]] = {
     "speedup": lambda rows: SYSTEMS,
     "counterfactual": lambda rows: SYSTEMS,
     "fidelity": lambda rows: SYSTEMS,
+    "league": lambda rows: LEAGUE,
     "layers": layer_columns,
     "sections": section_columns,
 }

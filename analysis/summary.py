@@ -31,6 +31,7 @@ MEDIANS = {
     "empty_experts": "experts",
     "flops": "flop",
     "bytes_sent": "bytes",
+    "weight_bytes": "bytes",
 }
 # Name of the ratio: the reduced metrics above and below, and the statistic.
 RATIOS = {

@@ -63,7 +63,10 @@ class Bench:
         self.oracle_weights = {block: SharedLayer(layer) for block, layer in self.weights.items()}
         self.recorder = Recorder(session.clock, self._align)
         router = build_router(config, rank=session.rank, classifier=lambda block: self.weights[block].router())
-        self.layers = {block: MoELayer(block, router, self.recorder) for block in model.moe_blocks}
+        self.layers: dict[int, MoELayer] = {}
+        for block in model.moe_blocks:
+            before = next(reversed(self.layers.values()), None)
+            self.layers[block] = MoELayer(block, router, self.recorder, before)
         self.encoder = build_encoder(
             model,
             lambda block: self.layers[block],

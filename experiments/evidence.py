@@ -17,8 +17,11 @@ def accounts(bench: Bench, cell: str, iterations: int) -> tuple[list[dict[str, A
     keys = [(cell, block, iteration) for block in bench.layers for iteration in range(iterations)]
     counted, routed = [], []
     for (_, block, iteration), tokens_GE in zip(keys, bench.count_tokens(keys), strict=True):
-        account = bench.systems[cell][block].account(tokens_GE, bench.dtype.itemsize)
+        system, model = bench.systems[cell][block], bench.config["model"]
+        account = system.account(tokens_GE, bench.dtype.itemsize)
         labels = {"cell": cell, "iteration": iteration, "layer": block}
+        held = {"weight_bytes": system.experts_held() * 2 * model["d_model"] * model["d_ff"] * bench.dtype.itemsize}
+        known = vars(account) | held | {"flops": _flops(account, model)}
         for metric, unit in (
             ("rows_computed", "rows"),
             ("rows_useful", "rows"),
@@ -26,9 +29,9 @@ def accounts(bench: Bench, cell: str, iterations: int) -> tuple[list[dict[str, A
             ("bytes_sent", "bytes"),
             ("flops", "flop"),
             ("memory_bytes", "bytes"),
+            ("weight_bytes", "bytes"),
         ):
-            value = _flops(account, bench.config["model"]) if metric == "flops" else getattr(account, metric)
-            counted.append({**labels, "phase": "measure", "metric": metric, "value": value, "unit": unit})
+            counted.append({**labels, "phase": "measure", "metric": metric, "value": known[metric], "unit": unit})
         routed += [labels | row for row in _loads(bench, tokens_GE[bench.session.rank], block, iteration)]
     return counted, routed
 

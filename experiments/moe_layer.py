@@ -1,5 +1,7 @@
 """The MoE layer that stands in the encoder: router + system, whichever system is being measured."""
 
+from dataclasses import replace
+
 import torch
 from torch import nn
 
@@ -11,13 +13,15 @@ from systems.base import System
 class MoELayer(nn.Module):
     """Hidden states [B, L, D] -> [B, L, D]. `system` and `iteration` are set before each forward pass.
 
-    `routing` is that of the last call; `seen` its input, routing and output while `remember` is set, for the check.
+    `before` is the MoE layer before this one, whose last routing belongs to the same tokens. `routing` is that of the
+    last call; `seen` its input, routing and output while `remember` is set, for the check.
     """
 
     system: System
 
-    def __init__(self, block: int, router: Router, recorder: Recorder) -> None:
+    def __init__(self, block: int, router: Router, recorder: Recorder, before: "MoELayer | None" = None) -> None:
         super().__init__()
+        self._before = (before,)  # in a tuple, so that it is no submodule
         self.block, self.router, self.recorder = block, router, recorder
         self.iteration = 0
         self.routing: Routing | None = None
@@ -28,9 +32,16 @@ class MoELayer(nn.Module):
         x_TD = hidden_BLD.flatten(0, 1)
         with self.recorder.layer(self.block):
             with self.recorder.span("route"):
-                routing = self.router.route(x_TD, layer=self.block, iteration=self.iteration)
+                routing = self._follow(self.router.route(x_TD, layer=self.block, iteration=self.iteration))
             y_TD = self.system.forward(x_TD, routing)
         self.routing = routing
         if self.remember:
             self.seen = x_TD, routing, y_TD
         return y_TD.view_as(hidden_BLD)
+
+    def _follow(self, routing: Routing) -> Routing:
+        """The routing with what the layers before chose for the same tokens."""
+        (before,) = self._before
+        if before is None or before.routing is None:
+            return routing
+        return replace(routing, earlier=(*before.routing.earlier, before.routing.expert_TK))

@@ -13,12 +13,14 @@ class Routing:
     """The experts of every token on this rank.
 
     expert_TK: int64 expert ids. weight_TK: gate weights, in the dtype of the tokens.
-    logits_TE: router scores where the router has any; None where experts are drawn.
+    logits_TE: router scores where the router has any; None where experts are drawn. earlier: expert_TK of the same
+    tokens in the MoE layers before this one, first layer first.
     """
 
     expert_TK: torch.Tensor
     weight_TK: torch.Tensor
     logits_TE: torch.Tensor | None = None
+    earlier: tuple[torch.Tensor, ...] = ()
 
     def tokens_per_expert(self, num_experts: int) -> torch.Tensor:
         """int64 [E]: how many token copies go to each expert."""

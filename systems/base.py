@@ -126,6 +126,10 @@ class System(ABC):
     def account(self, tokens_GE: torch.Tensor, element_size: int) -> Account:
         """What a call costs this rank when rank g brings tokens_GE[g, e] token copies for expert e."""
 
+    def experts_held(self) -> float:
+        """Whole experts' worth of weights on this rank, the most so far; a shard of 1/G counts 1/G."""
+        return self.shape.num_experts / self.world_size
+
     def ffn_bytes(self, rows: float, num_experts: int, element_size: int) -> float:
         """Bytes that relu(x W_i) W_o at least moves: `num_experts` pairs of matrices read once, and for each of `rows`
         x read, the hidden layer written and read, y written. Padding that is computed counts as rows.

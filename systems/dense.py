@@ -37,6 +37,9 @@ class Dense(System):
                 y_ND[copies_R] = torch.relu(x_RD @ wi_1DF[0].to(x_RD.dtype)) @ wo_1FD[0].to(x_RD.dtype)
         return y_ND
 
+    def experts_held(self) -> float:
+        return float(self.shape.num_experts)
+
     def account(self, tokens_GE: torch.Tensor, element_size: int) -> Account:
         rows = float(tokens_GE[self.rank].sum())
         memory_bytes = self.ffn_bytes(rows, int(tokens_GE[self.rank].count_nonzero()), element_size)

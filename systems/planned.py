@@ -70,7 +70,7 @@ class PlannedExpertParallel(System):
             self._replicas_EG = self._placed_by(profile, wi.device)
             self._mover = MOVERS[mover](replicas_EG=self._replicas_EG, **given)
         self._past: deque[np.ndarray] = deque(maxlen=window)
-        self._calls = 0
+        self._calls = self._most_held = 0
         self._plans: dict[bytes, Plan] = {}  # of every batch that was computed, for `account`
 
     @classmethod
@@ -109,6 +109,7 @@ class PlannedExpertParallel(System):
             plan = self._plan(tokens_GE, routing)
         with self.span("weights"):
             held = self._mover.bring(plan.replicas_EG)
+            self._most_held = max(self._most_held, len(held.experts))
         with self.span("dispatch"):
             order_N, sent_G, received_G = self._addressed(order_N, plan.sent_GEG)
             x_RD = all_to_all(x_TD[order_N // self.shape.top_k], self.group, received_G, sent_G)
@@ -179,6 +180,9 @@ class PlannedExpertParallel(System):
         moved += experts * sum(w[0].numel() for w in self._mover.held[:2]) * element_size
         memory_bytes = self.ffn_bytes(rows, int(np.count_nonzero(received_GE.sum(0))), element_size)
         return Account(rows, rows, dropped=0, bytes_sent=counts + moved, memory_bytes=memory_bytes)
+
+    def experts_held(self) -> float:
+        return float(max(self._most_held, len(self._mover.held.experts)))
 
 
 def costs_of(shape: LayerShape, element_size: int, flops_per_s: float, bytes_per_s: float) -> Costs:

@@ -9,6 +9,7 @@ from analysis.figures.canvas import Picture
 from analysis.figures.expert_load import expert_tokens, plot_load, recorded_loads
 from analysis.figures.fidelity import plot_fidelity
 from analysis.figures.layers import plot_layers
+from analysis.figures.league import plot_league
 from analysis.figures.maps import plot_map
 from analysis.figures.sections import plot_sections, section_times
 from analysis.figures.speedup import plot_speedup
@@ -26,6 +27,7 @@ STATISTICS = (
     "All else: medians of the slowest rank."
 )
 SLOWEST = "Medians of the slowest rank, 95 % intervals (cut: no cap); ranks meet before each layer."
+LEAGUE = "Medians of the slowest rank, 95 % intervals, cut at half; ranks meet before each layer."
 INSIDE = "Medians; black: the whole layer, 95 % interval (cut: no cap). Collectives include waiting for other ranks."
 PAPER_LAYERS = "Published (4×A100, E = 128, batch 250, learned router): DeepSpeed 177–180 ms, MoEShard 41.5–43.5 ms."
 TOKENS = "Bars: mean over iterations, all ranks together; blue lines: range over iterations; dotted: the mean load."
@@ -75,6 +77,15 @@ def draw_load(findings: Findings, panel: dict) -> Iterator[Picture]:
         sentences = [describe(findings.campaign), TOKENS, RECORDED if recorded else ""]
         title = f"{panel['title']}: tokens per expert{at}"
         yield plot_load(tokens, path, title=title, note=" ".join(filter(None, sentences)), recorded=recorded)
+
+
+def draw_league(findings: Findings, panel: dict) -> Iterator[Picture]:
+    for point, at, path in places(findings.campaign, panel):
+        here = select(findings.summary, experiment=panel["name"], x=point["x"])
+        if here.empty:
+            continue
+        sentences = [describe(findings.campaign), LEAGUE, absent(findings.campaign, panel)]
+        yield plot_league(here, path, title=f"{panel['title']}{at}", note=" ".join(filter(None, sentences)))
 
 
 def draw_layers(findings: Findings, panel: dict) -> Iterator[Picture]:
@@ -130,6 +141,7 @@ def draw_fidelity(findings: Findings, panel: dict) -> Iterator[Picture]:
 KINDS: dict[str, Callable[[Findings, dict], Iterator[Picture]]] = {
     "speedup": draw_speedup,
     "load": draw_load,
+    "league": draw_league,
     "layers": draw_layers,
     "sections": draw_sections,
     "map": draw_map,

@@ -1,0 +1,55 @@
+"""All systems at one point, fastest first: the whole forward pass and one MoE layer."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+
+from analysis.figures.canvas import BOUNDS, FONT, SMALL, Picture, drawing, margins, new_figure, save, tidy
+from analysis.frames import select
+from analysis.labels import SERIES, number, series_names, system_styles
+
+METRICS = {"ttft_ms": "forward pass, ms", "layer_moe_ms": "one MoE layer, ms"}
+WIDE = 5  # a factor between slowest and fastest above which a linear axis hides the fast ones
+
+
+@drawing
+def plot_league(rows: pd.DataFrame, path: Path, *, title: str, note: str = "") -> Picture:
+    """A bar with its interval for each series and metric, in the order of the forward pass.
+
+    rows: one point's rows of `summarise`.
+    """
+    rows = rows.loc[rows["metric"].isin(METRICS)]
+    names = series_names(rows)
+    whole = select(rows, metric="ttft_ms").set_index(SERIES)["value"]
+    order = sorted(names, key=lambda key: -float(whole.get(key, np.inf)))
+    styles = system_styles([system for system, *_ in names])
+    figure = new_figure(1.6 + 0.2 * len(order))
+    margins(figure, left=0.3 + max(map(len, names.values())) * 0.6 * SMALL / 72, right=0.45, top=0.62, wspace=0.12)
+    for axis, (metric, heading) in zip(figure.subplots(1, 2, sharey=True), METRICS.items(), strict=True):
+        mine = select(rows, metric=metric).set_index(SERIES).reindex(pd.MultiIndex.from_tuples(order, names=SERIES))
+        value, bounds = mine["value"].to_numpy(float), mine[BOUNDS].to_numpy(float)
+        error = np.clip(np.abs(bounds.T - value), 0, 0.5 * value)
+        colours = [styles[system][0] for system, *_ in order]
+        axis.barh(range(len(order)), value, color=colours, height=0.7, xerr=error, error_kw={"elinewidth": 0.8})
+        for place, (length, high) in enumerate(zip(value, value + error[1], strict=True)):
+            if np.isfinite(length):
+                axis.text(np.nanmax([length, high]) * 1.03, place, number(length), fontsize=SMALL, va="center")
+        finish(axis, value)
+        axis.set_xlabel(heading, fontsize=FONT)
+        axis.set_yticks(range(len(order)), [names[key] for key in order], fontsize=SMALL)
+    return save(figure, title, note, path)
+
+
+def finish(axis: Axes, value: np.ndarray) -> None:
+    """Milliseconds from zero, or on a log axis where a linear one would hide the fast systems."""
+    tidy(axis, "x")
+    low, high = float(np.nanmin(value)), float(np.nanmax(value))
+    if high > WIDE * low:
+        axis.set_xscale("log")
+        axis.set_xlim(low / 1.5, high * 2)
+        axis.xaxis.set_major_formatter(lambda tick, _: f"{tick:g}")
+        axis.minorticks_off()
+    else:
+        axis.set_xlim(0, 1.2 * high)
