@@ -1,0 +1,51 @@
+"""DeepSeek's EPLB (deepseek-ai/EPLB, global policy): replicate the busiest experts, then pack the replicas."""
+
+import numpy as np
+
+from systems.planners.base import Costs, Planner
+from systems.planners.dispatch import evenly
+from systems.planners.options import check_whole_number
+from systems.planners.packing import count_replicas, pack
+
+
+class EPLB(Planner):
+    """Each extra replica goes to the expert with the most tokens per replica; heaviest replicas first fill the ranks.
+
+    Replicas of an expert may share a rank. 32 extra ones are DeepSeek-V3's choice in prefill.
+    Ours: `dispatch`, which is no part of EPLB. Its packing counts on equal parts, so tokens are split evenly, whatever
+    is near. vLLM deals them out in turn (second-hand), which is as even.
+    Left out: the hierarchical policy; with one node and one group of experts it is this one.
+    """
+
+    def __init__(self, extra_replicas: int = 32) -> None:
+        check_whole_number("extra_replicas", extra_replicas, 0)
+        self.extra_replicas = extra_replicas
+
+    def place(self, loads_GE: np.ndarray, current_EG: np.ndarray, costs: Costs) -> np.ndarray:
+        num_experts, ranks = current_EG.shape
+        if (num_experts + self.extra_replicas) % ranks:
+            raise ValueError(
+                f"planner.extra_replicas is {self.extra_replicas}; with {num_experts} experts on {ranks} ranks it must "
+                f"be {-num_experts % ranks} plus a multiple of {ranks}"
+            )
+        load_E = loads_GE.sum(0)
+        expert_R = replicate(load_E, self.extra_replicas)
+        weights_R = (load_E / np.bincount(expert_R))[expert_R]
+        # One slot a rank leaves nothing to balance: upstream keeps the replicas in order.
+        rank_R = np.arange(ranks) if len(expert_R) == ranks else pack(weights_R, ranks)
+        return count_replicas(expert_R, rank_R, num_experts, ranks)
+
+    def dispatch(self, tokens_GE: np.ndarray, replicas_EG: np.ndarray, home_E: np.ndarray) -> np.ndarray:
+        return evenly(tokens_GE, replicas_EG, home_E)
+
+
+def replicate(load_E: np.ndarray, extra: int) -> np.ndarray:
+    """int64 [R]: the expert of each replica: one of each, then the extra ones in the order they were given out."""
+    experts, count_E = list(range(len(load_E))), np.ones(len(load_E), np.int64)
+    per_replica_E = load_E.astype(np.float64)
+    for _ in range(extra):
+        busiest = int(per_replica_E.argmax())
+        experts.append(busiest)
+        count_E[busiest] += 1
+        per_replica_E[busiest] = load_E[busiest] / count_E[busiest]
+    return np.array(experts)

@@ -1,0 +1,74 @@
+"""Prophet's lightweight placement (Wang et al., CLUSTER'23), per the text of Pro-Prophet (arXiv 2411.10003)."""
+
+import math
+
+import numpy as np
+
+from systems.planners.base import Costs, Planner, as_replicas, home_of
+from systems.planners.dispatch import stay_or_go_home
+from systems.planners.options import check_whole_number
+from systems.planners.shadowing import at_home, changes, forward_s
+
+
+class Prophet(Planner):
+    """The busiest rank's heaviest expert is sent to more ranks, again and again; the cheapest of the states seen wins.
+
+    Experts live on one rank each: `current_EG` says where. A sent expert goes to all ranks but the `excluded` (n of the
+    text) with the fewest tokens for it; tokens there still go home. The search ends when the ranks' rows differ by less
+    than `stop_share` (alpha) of their mean: a smaller one takes longer and never predicts a worse plan.
+    Unconfirmed: of Prophet itself only the abstract was available. No values of n and alpha are given; 0 and 0.05 are
+    our defaults.
+    Ours: the text has one expert per rank and ends when a rank is busiest a second time; here the rank's next expert
+    follows, until it has none with tokens. A home is not among the excluded. Costs are of a forward pass, in which no
+    transfer hides behind other work.
+    """
+
+    def __init__(self, excluded: int = 0, stop_share: float = 0.05) -> None:
+        check_whole_number("excluded", excluded, 0)
+        if not 0 <= stop_share < math.inf:
+            raise ValueError(f"planner.stop_share is {stop_share}; it must not be negative, infinite or NaN")
+        self.excluded, self.stop_share = excluded, stop_share
+
+    def place(self, loads_GE: np.ndarray, current_EG: np.ndarray, costs: Costs) -> np.ndarray:
+        assert (current_EG.sum(1) == 1).all()
+        home_E = home_of(current_EG)
+        hosts_EG = self._hosts(loads_GE, home_E)
+        sent = self._choose(loads_GE, home_E, hosts_EG, costs)
+        replicas_EG = current_EG.copy()
+        replicas_EG[sent] = hosts_EG[sent]
+        return replicas_EG
+
+    def dispatch(self, tokens_GE: np.ndarray, replicas_EG: np.ndarray, home_E: np.ndarray) -> np.ndarray:
+        return stay_or_go_home(tokens_GE, replicas_EG, home_E)
+
+    def _hosts(self, loads_GE: np.ndarray, home_E: np.ndarray) -> np.ndarray:
+        """hosts_EG: where each expert would be if it were sent."""
+        ranks = len(loads_GE)
+        if self.excluded >= ranks:
+            raise ValueError(f"planner.excluded is {self.excluded}; on {ranks} ranks it must be at most {ranks - 1}")
+        tokens_EG = np.where(as_replicas(home_E, ranks), np.inf, loads_GE.T)
+        fewest_EG = np.argsort(tokens_EG, axis=1, kind="stable")
+        hosts_EG = np.ones(tokens_EG.shape, np.int64)
+        np.put_along_axis(hosts_EG, fewest_EG[:, : self.excluded], 0, axis=1)
+        return hosts_EG
+
+    def _choose(self, loads_GE: np.ndarray, home_E: np.ndarray, hosts_EG: np.ndarray, costs: Costs) -> list[int]:
+        """The experts to send, in the order of the search."""
+        ranks = len(loads_GE)
+        send_s = costs.move_expert_s * (ranks - self.excluded) / ranks
+        rows_G, received_G = at_home(loads_GE, home_E)
+        rows_EG, received_EG = changes(loads_GE, home_E, hosts_EG)
+        tokens_E = loads_GE.sum(0)  # 0 once sent
+        listed, kept, best_s = [], 0, forward_s(rows_G, received_G, costs)
+        while rows_G.max() - rows_G.min() >= self.stop_share * rows_G.mean():
+            on_busiest_E = tokens_E * (home_E == rows_G.argmax())
+            expert = int(on_busiest_E.argmax())
+            if not on_busiest_E[expert]:
+                break
+            tokens_E[expert] = 0
+            listed.append(expert)
+            rows_G, received_G = rows_G + rows_EG[expert], received_G + received_EG[expert]
+            cost_s = forward_s(rows_G, received_G, costs) + len(listed) * send_s
+            if cost_s < best_s:
+                best_s, kept = cost_s, len(listed)
+        return listed[:kept]

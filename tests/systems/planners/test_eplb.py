@@ -1,0 +1,71 @@
+from itertools import product
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from systems.planners.eplb import EPLB, replicate
+
+
+def placed(load_E: list[int], ranks: int, extra: int, costs) -> list[list[int]]:
+    """The experts of each rank."""
+    num_experts = len(load_E)
+    loads_GE = np.zeros((ranks, num_experts), np.int64)
+    loads_GE[0] = load_E
+    replicas_EG = EPLB(extra).place(loads_GE, np.ones((num_experts, ranks), np.int64), costs)
+    return [np.repeat(np.arange(num_experts), replicas_G).tolist() for replicas_G in replicas_EG.T]
+
+
+def test_by_hand(costs):
+    # Expert 0 is halved. 4 to rank 0; 3 and 3 to rank 1, which is full; 2 to rank 0.
+    assert placed([6, 2, 4], 2, 1, costs) == [[1, 2], [0, 0]]
+    assert placed([6, 2, 4, 4], 2, 0, costs) == [[0, 1], [2, 3]]
+
+
+def test_one_slot_a_rank_keeps_the_replicas_in_order(costs):
+    assert placed([6, 2, 4], 4, 1, costs) == [[0], [1], [2], [0]]
+    assert placed([1, 9], 2, 0, costs) == [[0], [1]]
+
+
+def test_the_loads_of_the_upstream_readme(costs):
+    """Its two layers of 12 experts in 16 replicas on 8 GPUs: what the published code gives by its global policy."""
+    assert placed([90, 132, 40, 61, 104, 165, 39, 4, 73, 56, 183, 86], 8, 4, costs) == [
+        *([6, 10], [7, 10], [0, 2], [4, 11], [5, 9], [4, 5], [3, 8], [1, 1])
+    ]
+    assert placed([20, 107, 104, 64, 19, 197, 187, 157, 172, 86, 16, 27], 8, 4, costs) == [
+        *([1, 10], [2, 4], [5, 11], [0, 5], [6, 7], [3, 6], [8, 8], [7, 9])
+    ]
+
+
+def test_replicas_in_the_order_they_are_given_out():
+    # 9, 4, 2; then 4.5, 4, 2; then 3, 4, 2.
+    assert replicate(np.array([9, 4, 2]), 3).tolist() == [0, 1, 2, 0, 0, 1]
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(0, 50), min_size=1, max_size=4), st.integers(0, 4))
+def test_no_other_numbers_of_replicas_have_a_lighter_heaviest_one(load_E, extra):
+    load_E = np.array(load_E)
+    count_E = np.bincount(replicate(load_E, extra))
+    assert count_E.sum() == len(load_E) + extra and count_E.min() >= 1
+    others = product(range(1, extra + 2), repeat=len(load_E))
+    best = min((load_E / other).max() for other in others if sum(other) == count_E.sum())
+    assert (load_E / count_E).max() == best
+
+
+def test_equal_parts_whatever_is_near(costs):
+    planner, tokens_GE = EPLB(1), np.array([[10, 0, 0], [0, 4, 2]])
+    replicas_EG = planner.place(tokens_GE, np.ones((3, 2), np.int64), costs)
+    assert replicas_EG.tolist() == [[1, 1], [1, 0], [0, 1]]
+    sent_GEG = planner.dispatch(tokens_GE, replicas_EG, np.zeros(3, np.int64))
+    assert sent_GEG.tolist() == [[[5, 5], [0, 0], [0, 0]], [[0, 0], [4, 0], [0, 2]]]
+
+
+def test_numbers_that_do_not_fit_the_ranks_are_named(costs):
+    with pytest.raises(ValueError, match=r"planner.extra_replicas is 2; with 8 experts on 4 ranks it must be 0 plus"):
+        placed([1] * 8, 4, 2, costs)
+    with pytest.raises(ValueError, match=r"with 7 experts on 4 ranks it must be 1 plus a multiple of 4"):
+        placed([1] * 7, 4, 0, costs)
+    with pytest.raises(ValueError, match=r"planner.extra_replicas is -4; it must be a whole number of at least 0"):
+        EPLB(-4)
