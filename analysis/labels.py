@@ -23,6 +23,10 @@ KNOWN = {
     "moeshard_no_megablocks": ("MoEShard loop", ORANGE, "h"),
     "ep": ("EP", BLUE, "^"),
     "ep_round_robin": ("EP round-robin", SKY, "v"),
+    "tutel": ("Tutel", GREEN, "P"),
+    "tutel_overlap": ("Tutel overlapped", GREEN, "*"),
+    "tutel_gathered_weights": ("Tutel gathered weights", GREEN, "<"),
+    "gshard": ("GShard", BLACK, "P"),
     "dense": ("dense", GREEN, "D"),
 }
 OTHERS = [(GREEN, "P"), (PURPLE, "X"), (BLUE, "<"), (SKY, ">"), (ORANGE, "p")]
