@@ -64,3 +64,15 @@ def all_to_all(
         group=group,
     )
     return exchanged
+
+
+def start_all_to_all(
+    x: torch.Tensor, group: dist.ProcessGroup, *, into: torch.Tensor | None = None, overlap: bool = True
+) -> InFlight:
+    """`all_to_all` of equal parts that may go on meanwhile, where it can overlap with something.
+
+    into: where to put what arrives, a contiguous tensor like x; a new one if not given.
+    """
+    x = x.contiguous()
+    exchanged = torch.empty_like(x) if into is None else into
+    return InFlight(exchanged, dist.all_to_all_single(exchanged, x, group=group, async_op=overlap), x)

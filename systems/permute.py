@@ -41,6 +41,21 @@ def transposed_blocks(rows_AB: torch.Tensor, num_rows: int) -> torch.Tensor:
     return torch.arange(num_rows, device=rows_AB.device) + shift_N
 
 
+def places_in_experts(expert_TK: torch.Tensor, num_experts: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Number the copies of each expert.
+
+    Returns (place_TK, rows_E): place_TK[t, k] copies of the same expert come before copy (t, k), and rows_E counts the
+    copies of each expert. All first choices come before any second one, and tokens keep their order.
+    Example: [[1, 0], [0, 1], [1, 0]] -> [[0, 1], [0, 2], [1, 2]], [3, 3].
+    """
+    expert_KT = expert_TK.T
+    expert_N = expert_KT.flatten()
+    order_N, rows_E = group_by_expert(expert_N, num_experts)
+    first_E = rows_E.cumsum(0) - rows_E
+    place_N = inverse(order_N) - first_E[expert_N]
+    return place_N.view(expert_KT.shape).T, rows_E
+
+
 def inverse(order_N: torch.Tensor) -> torch.Tensor:
     """The permutation that undoes order_N."""
     undo_N = torch.empty_like(order_N)

@@ -16,8 +16,10 @@ from systems.deepspeed_moe import LOGIT, DeepSpeedMoE, lossless_capacity_factor
 from systems.dense import Dense
 from systems.engines import find_engine
 from systems.expert_parallel import ExpertParallel
+from systems.gshard import GShard
 from systems.moeshard import MoEShard
 from systems.moeshard_published import MoEShardPublished
+from systems.tutel import Tutel
 
 BYTES = 4  # of an element
 # Two ranks of at most 5 tokens, four experts, rows of 2 elements.
@@ -52,7 +54,13 @@ SYSTEMS: dict[str, tuple[type[System], dict[str, Any]]] = {
     "deepspeed_paper": (UnbuiltDeepSpeedMoE, {"capacity_factor": "paper"}),
     "deepspeed_lossless": (UnbuiltDeepSpeedMoE, {"capacity_factor": "lossless"}),
     "deepspeed_dropless": (UnbuiltDeepSpeedMoE, {"drop_tokens": False}),
+    "tutel": (Tutel, {}),
+    "tutel_overlap": (Tutel, {"overlap_degree": 2}),
+    "tutel_gathered_weights": (Tutel, {"r": 0}),
+    "tutel_tight": (Tutel, {"capacity_factor": 1.0}),
+    "gshard": (GShard, {}),
 }
+PADDED = ("deepspeed", "tutel", "gshard")
 
 
 def build(name: str, shape: LayerShape, world_size: int, rank: int) -> Any:
@@ -89,6 +97,14 @@ def accounts(name: str, shape: LayerShape, tokens_GE: torch.Tensor) -> list[Acco
         ("deepspeed_lossless", [Account(20, 3, 0, 160, 1088), Account(20, 7, 0, 160, 1088)]),
         # The same, which both ranks learn from an all-reduce of 8 bytes.
         ("deepspeed_dropless", [Account(20, 3, 0, 168, 1088), Account(20, 7, 0, 168, 1088)]),
+        ("tutel", [Account(20, 3, 0, 168, 1088), Account(20, 7, 0, 168, 1088)]),
+        # C = 6, the next even number; each of two chunks reads the weights.
+        ("tutel_overlap", [Account(24, 3, 0, 200, 1408), Account(24, 7, 0, 200, 1408)]),
+        # Two experts of 16 weights to the other rank, 8 bytes of all-reduce; four experts read here.
+        ("tutel_gathered_weights", [Account(20, 5, 0, 136, 1216), Account(20, 5, 0, 136, 1216)]),
+        # C = 1 * ceil(5 / 4) = 2
+        ("tutel_tight", [Account(8, 2, 1, 64, 512), Account(8, 4, 3, 64, 512)]),
+        ("gshard", [Account(8, 2, 1, 64, 512), Account(8, 4, 3, 64, 512)]),
     ],
 )
 def test_by_hand(name, expected):
@@ -166,10 +182,13 @@ def test_every_copy_is_computed_once_or_dropped(name, drawn):
     ranks = accounts(name, shape, tokens_GE)
     assert sum(rank.rows_useful + rank.dropped for rank in ranks) == pytest.approx(int(tokens_GE.sum()))
     assert all(rank.rows_computed >= rank.rows_useful for rank in ranks)
-    if not name.startswith("deepspeed"):
+    if not name.startswith(PADDED):
         assert all(rank.rows_computed == rank.rows_useful and rank.dropped == 0 for rank in ranks)
     if name == "deepspeed_lossless":
         slots = 8 * max(int(tokens_GE.max()), DeepSpeedMoE.MIN_CAPACITY)
+        assert all(rank.dropped == 0 and rank.rows_computed == slots for rank in ranks)
+    if name in ("tutel", "tutel_gathered_weights"):
+        slots = 8 * max(int(tokens_GE.max()), 1)
         assert all(rank.dropped == 0 and rank.rows_computed == slots for rank in ranks)
     if name == "deepspeed_dropless":
         assert all(rank.dropped == 0 and rank.rows_computed == 8 * int(tokens_GE.max()) for rank in ranks)

@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from systems.engines import find_engine
-from systems.permute import experts_of_arrivals, group_by_expert, inverse, weighted_sum
+from systems.permute import experts_of_arrivals, group_by_expert, inverse, places_in_experts, weighted_sum
 
 NUM_EXPERTS = 5
 # An id of NUM_EXPERTS is padding.
@@ -75,6 +75,23 @@ def test_engines_group_alike(ids):
 def test_cpu_refuses_an_expert_that_is_not_there():
     with pytest.raises(RuntimeError, match="expert 7 of 5"):
         find_engine("cpu").group(torch.tensor([1, 7]), 5)
+
+
+def test_places_by_hand():
+    place_T1, rows_E = places_in_experts(torch.tensor([[2], [0], [2], [2], [0]]), 4)
+    assert place_T1.tolist() == [[0], [0], [1], [2], [1]] and rows_E.tolist() == [2, 0, 3, 0]
+    # Expert 1 is the first choice of tokens 0 and 2, so token 1, whose second choice it is, comes after both.
+    place_TK, rows_E = places_in_experts(torch.tensor([[1, 0], [0, 1], [1, 0]]), 2)
+    assert place_TK.tolist() == [[0, 1], [0, 2], [1, 2]] and rows_E.tolist() == [3, 3]
+    assert places_in_experts(torch.empty(0, 2, dtype=torch.int64), 2)[0].shape == (0, 2)
+
+
+@settings(deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4)), max_size=40))
+def test_places_count_what_comes_before(choices):
+    place_TK, _ = places_in_experts(torch.tensor(choices, dtype=torch.int64).view(-1, 2), 5)
+    copies = [choice[k] for k in (0, 1) for choice in choices]
+    assert place_TK.T.flatten().tolist() == [copies[:i].count(expert) for i, expert in enumerate(copies)]
 
 
 def test_weighted_sum_by_hand():
