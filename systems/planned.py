@@ -59,9 +59,12 @@ class PlannedExpertParallel(System):
         super().__init__(**layer)
         shape, ranks = self.shape, self.world_size
         self.check(shape, ranks, planner=planner, loads=loads, mover=mover, home=home, every=every, window=window)
+        if loads == "profiled" and profile is None:
+            raise ValueError("system.loads is 'profiled' and there is no profile")
         self._planner, self._loads, self._every = planner, loads, every
         self._home_E = PLACEMENTS[home](shape.num_experts, ranks).numpy()
-        self._replicas_EG = as_replicas(self._home_E, ranks)  # where experts are by the last plan
+        self._home_EG = as_replicas(self._home_E, ranks)
+        self._replicas_EG = self._home_EG  # where experts are by the last plan
         given = {name: layer[name] for name in ("weights", "engine", "group")}
         self._mover: Mover = MOVERS["static" if profile else mover](replicas_EG=self._replicas_EG, **given)
         wi = self._mover.held.wi
@@ -162,7 +165,7 @@ class PlannedExpertParallel(System):
         """Rank 0's placement on all ranks: a solver with a time limit may find another one elsewhere."""
         placed_EG = np.empty_like(self._replicas_EG)
         if self.rank == 0:
-            placed_EG = profile.placed(self._planner, self._replicas_EG, self._costs)
+            placed_EG[:] = profile.placed(self._planner, self._replicas_EG, self._costs)
         shared = torch.from_numpy(placed_EG).to(device)
         dist.broadcast(shared, group=self.group, group_src=0)
         return shared.cpu().numpy()

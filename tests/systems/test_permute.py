@@ -4,7 +4,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from systems.engines import find_engine
-from systems.permute import experts_of_arrivals, group_by_expert, inverse, places_in_experts, weighted_sum
+from systems.permute import (
+    experts_of_arrivals,
+    group_by_expert,
+    inverse,
+    places_in_experts,
+    transposed_blocks,
+    weighted_sum,
+)
 
 NUM_EXPERTS = 5
 # An id of NUM_EXPERTS is padding.
@@ -111,3 +118,12 @@ def test_inverse_undoes(order):
     order_N, x_N = torch.tensor(order, dtype=torch.int64), torch.arange(len(order)) * 10
     assert torch.equal(x_N[order_N][inverse(order_N)], x_N)
     assert torch.equal(x_N[inverse(order_N)][order_N], x_N)
+
+
+@given(st.lists(st.lists(st.integers(0, 5), min_size=3, max_size=3), min_size=1, max_size=6))
+def test_transposed_blocks(rows):
+    rows_AB = torch.tensor(rows)
+    blocks = [[(a, b, i) for i in range(count)] for a, row in enumerate(rows) for b, count in enumerate(row)]
+    stand = [place for block in blocks for place in block]
+    order_N = transposed_blocks(rows_AB, len(stand))
+    assert [stand[i] for i in order_N] == sorted(stand, key=lambda place: (place[1], place[0], place[2]))

@@ -1,0 +1,100 @@
+"""The planners' executor beside what the conformance kit says of it: options, moves, accounts, balance that is measured."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from systems.base import LayerShape
+from systems.engines import find_engine
+from systems.movers import MOVERS, SwapIn, moves
+from systems.planned import PlannedExpertParallel, costs_of
+from systems.planners.base import as_replicas
+from systems.planners.eplb import EPLB
+from systems.planners.fastermoe import FasterMoE
+from systems.planners.placement import Home
+
+SHAPE = LayerShape(num_experts=8, d_model=4, d_ff=8, max_tokens=10)
+
+
+class Weights:
+    """Expert e is filled with e."""
+
+    def experts(self, expert_ids: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
+        e = torch.tensor(expert_ids, dtype=torch.float32).view(-1, 1, 1)
+        return e.expand(-1, 4, 8).contiguous(), e.expand(-1, 8, 4).contiguous()
+
+
+def build(rank: int = 0, world_size: int = 2, **options: Any) -> PlannedExpertParallel:
+    group: Any = SimpleNamespace(rank=lambda: rank, size=lambda: world_size)
+    return PlannedExpertParallel(
+        shape=SHAPE, weights=Weights(), group=group, engine=find_engine("loop"), **({"planner": Home()} | options)
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"loads": "guessed"}, r"system\.loads is 'guessed'; it must be one of none, oracle, lagged, profiled"),
+        ({"mover": "train"}, r"system\.mover is 'train'; it must be one of static, broadcast, point_to_point, swap"),
+        ({"home": "nowhere"}, r"system\.home is 'nowhere'; it must be one of contiguous, round_robin"),
+        ({"every": 0}, r"system\.every is 0; it must be a whole number of at least 1"),
+        ({"window": 1.5}, r"system\.window is 1\.5; it must be a whole number of at least 1"),
+        (
+            {"loads": "oracle"},
+            r"experts that stay where they are cannot follow the batches: use system\.loads=profiled",
+        ),
+        ({"loads": "profiled"}, r"system\.loads is 'profiled' and there is no profile"),
+        ({"planner": EPLB(extra_replicas=1)}, r"planner\.extra_replicas"),
+    ],
+)
+def test_bad_options_are_named(options: dict, sentence: str):
+    with pytest.raises(ValueError, match=sentence):
+        build(**options)
+
+
+@given(st.data())
+def test_moves_bring_every_expert_where_it_is_wanted_and_nothing_that_is_there(data):
+    num_experts, ranks = data.draw(st.integers(1, 9)), data.draw(st.integers(1, 4))
+    numbers = st.lists(st.integers(0, 2), min_size=num_experts * ranks, max_size=num_experts * ranks)
+    before_EG, after_EG = (np.reshape(data.draw(numbers), (num_experts, ranks)) for _ in range(2))
+    before_EG[:, 0] += ~before_EG.any(1)
+    moves_GEG = moves(before_EG, after_EG)
+    assert (((before_EG > 0) | moves_GEG.any(0)) >= (after_EG > 0)).all()
+    assert not (moves_GEG & (before_EG > 0)).any() and moves_GEG.sum(0).max() <= 1
+    assert not (moves_GEG & (before_EG.T == 0)[:, :, None]).any(), "only a rank that has an expert sends it"
+
+
+def test_swapped_in_experts_take_the_slots_of_those_not_wanted():
+    group: Any = SimpleNamespace(rank=lambda: 0, size=lambda: 2)
+    home_EG = as_replicas(np.arange(8) // 4, 2)
+    mover = SwapIn(replicas_EG=home_EG, weights=Weights(), engine=find_engine("loop"), group=group)
+    for wanted in ([0, 1, 2, 7], [0, 5, 6, 7], [1, 2, 3, 4, 5, 6], [3]):
+        replicas_EG = home_EG.copy()
+        replicas_EG[:, 0] = np.isin(np.arange(8), wanted)
+        held = mover.bring(replicas_EG)
+        assert set(wanted) <= set(held.experts)
+        assert held.wi[:, 0, 0].tolist() == held.wo[:, 0, 0].tolist() == held.experts
+
+
+def test_account_of_shadowed_experts():
+    """FasterMoE: expert 0 is worth a broadcast; the others' tokens go home."""
+    tokens_GE = torch.tensor([[1000, 0, 0, 0, 5, 0, 0, 0], [1000, 0, 0, 0, 5, 0, 0, 0]])
+    system = build(planner=FasterMoE(), loads="oracle", mover="broadcast", flops_per_s=1.0)
+    system._replicas_EG = system._planner.place(tokens_GE.numpy(), system._home_EG, system._costs)
+    account = system.account(tokens_GE, element_size=4)
+    row, expert, counts = 4 * 4, 2 * 4 * 8 * 4, 8 * 8
+    assert account.rows_computed == 1000 and account.bytes_sent == counts + 5 * row + expert
+
+
+def test_costs_by_hand():
+    costs = costs_of(SHAPE, 2, flops_per_s=128.0, bytes_per_s=8.0)
+    assert (costs.row_s, costs.move_row_s, costs.move_expert_s) == (1.0, 1.0, 16.0)
+
+
+def test_every_mover_has_a_name():
+    assert list(MOVERS) == ["static", "broadcast", "point_to_point", "swap", "swap_in"]
