@@ -29,6 +29,21 @@ def spread(num_blocks: int, num_layers: int) -> list[int]:
     return [round(block * (num_layers - 1) / max(num_blocks - 1, 1)) for block in range(num_blocks)]
 
 
+def layers_of(moe_blocks: Sequence[int], recorded: Sequence[int], layers: Sequence[int] | None) -> dict[int, int]:
+    """The recorded layer of each MoE block: `layers` in order, or if None evenly spaced ones.
+
+    Raises ValueError, naming router.layers, unless there is a recorded one for every block.
+    """
+    if layers is None:
+        layers = [recorded[index] for index in spread(len(moe_blocks), len(recorded))]
+    if len(layers) != len(moe_blocks) or not set(layers) <= set(recorded):
+        raise ValueError(
+            f"router.layers is {list(layers)}; it must name, for each of the model's {len(moe_blocks)} MoE blocks, "
+            f"one of the recorded layers {', '.join(map(str, recorded))}"
+        )
+    return dict(zip(moe_blocks, layers, strict=True))
+
+
 def read_trace(path: Path, num_experts: int) -> dict[int, np.ndarray]:
     """Recorded loads by layer: int64 [I, E] in the order of the iterations.
 
@@ -91,15 +106,8 @@ class TraceRouter(CountedRouter):
     ) -> None:
         super().__init__(num_experts=num_experts, moe_blocks=moe_blocks, **workload)
         trace = read_trace(self.trace_file(path), num_experts)
-        recorded = list(trace)
-        if layers is None:
-            layers = [recorded[index] for index in spread(len(moe_blocks), len(recorded))]
-        if len(layers) != len(moe_blocks) or not set(layers) <= set(recorded):
-            raise ValueError(
-                f"router.layers is {list(layers)}; it must name, for each of the model's {len(moe_blocks)} MoE blocks, "
-                f"one of the recorded layers {', '.join(map(str, recorded))}"
-            )
-        self._tokens_IE = {block: trace[layer] for block, layer in zip(moe_blocks, layers, strict=True)}
+        chosen = layers_of(moe_blocks, list(trace), layers)
+        self._tokens_IE = {block: trace[layer] for block, layer in chosen.items()}
 
     @staticmethod
     def trace_file(path: str | None = None, **unused: object) -> Path:

@@ -22,8 +22,11 @@ CONFIGS: Any = OmegaConf.to_container(OmegaConf.create({**FILES, "cluster": {"wo
 del CONFIGS["cluster"]
 DRAWN = sorted(CONFIGS.keys() - {"learned"})
 COUNTED = ["balanced", "matched", "trace"]
+REPLAYED = ["token_trace"]  # recorded tokens, whose number of experts is theirs
 NUM_TOKENS = 1000
+NUM_EXPERTS = dict.fromkeys(DRAWN, 16) | dict.fromkeys(REPLAYED, 128)
 BALANCED = [14, 8, 0, 13, 2, 3, 10, 12, 15, 9, 1, 11]
+TOKENS = [72, 44, 77, 87, 87, 77, 87, 102, 122, 63, 5, 117]
 TRACE = [14, 6, 1, 13, 4, 5, 8, 11, 15, 7, 3, 10]
 
 
@@ -32,13 +35,23 @@ def options(name: str) -> dict[str, Any]:
 
 
 def build(name: str, *, rank: int = 0, seed: int = 0, **changed: Any) -> DrawnRouter:
-    """The router of a configuration file on a model with 16 experts and MoE in blocks 1 and 3."""
-    given = {"num_experts": 16, "rank": rank, "seed": seed, "moe_blocks": [1, 3], "classifier": None}
+    """The router of a configuration file on a model with MoE in blocks 1 and 3, mostly of 16 experts."""
+    given = {"num_experts": NUM_EXPERTS[name], "rank": rank, "seed": seed, "moe_blocks": [1, 3], "classifier": None}
     return get_class(CONFIGS[name]["_target_"])(**options(name), **given, **changed)
 
 
 def test_there_is_a_configuration_of_every_router():
-    assert set(CONFIGS) == {"balanced", "drift", "learned", "lognormal", "matched", "synthetic", "trace", "zipf"}
+    assert set(CONFIGS) == {
+        "balanced",
+        "drift",
+        "learned",
+        "lognormal",
+        "matched",
+        "synthetic",
+        "token_trace",
+        "trace",
+        "zipf",
+    }
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -67,7 +80,7 @@ def test_same_key_same_bytes_in_any_order_of_calls(name):
     for b, i in reversed(keys):
         again_T = backwards.draw(NUM_TOKENS, layer=b, iteration=i)
         assert again_T.dtype == np.int64 and again_T.tobytes() == seen[b, i].tobytes()
-        assert again_T.min() >= 0 and again_T.max() < 16
+        assert again_T.min() >= 0 and again_T.max() < NUM_EXPERTS[name]
 
 
 @pytest.mark.parametrize("name", DRAWN)
@@ -88,20 +101,21 @@ def test_intended_sums_to_the_tokens(name, num_tokens):
     router = build(name, rank=2)
     for layer, iteration in [(1, 0), (3, 11)]:
         intended_E = router.intended(num_tokens, layer=layer, iteration=iteration)
-        assert intended_E.dtype == np.float64 and intended_E.shape == (16,) and intended_E.min() >= 0
+        assert intended_E.dtype == np.float64 and intended_E.shape == (NUM_EXPERTS[name],) and intended_E.min() >= 0
         assert intended_E.sum() == pytest.approx(num_tokens)
 
 
-@pytest.mark.parametrize("name", COUNTED)
-def test_counted_routers_do_exactly_what_is_intended(name):
+@pytest.mark.parametrize("name", COUNTED + REPLAYED)
+def test_routers_that_know_numbers_do_exactly_what_is_intended(name):
     for rank, iteration in [(0, 0), (1, 0), (3, 40)]:
         router = build(name, rank=rank)
-        assert isinstance(router, CountedRouter)
-        realised_E = np.bincount(router.draw(NUM_TOKENS, layer=3, iteration=iteration), minlength=16)
+        assert isinstance(router, CountedRouter) == (name in COUNTED)
+        drawn_T = router.draw(NUM_TOKENS, layer=3, iteration=iteration)
+        realised_E = np.bincount(drawn_T, minlength=NUM_EXPERTS[name])
         assert realised_E.tolist() == router.intended(NUM_TOKENS, layer=3, iteration=iteration).tolist()
 
 
-@pytest.mark.parametrize("name", sorted(set(DRAWN) - set(COUNTED)))
+@pytest.mark.parametrize("name", sorted(set(DRAWN) - set(COUNTED + REPLAYED)))
 def test_multinomial_routers_do_on_average_what_is_intended(name):
     router = build(name)
     assert isinstance(router, MultinomialRouter)
@@ -130,7 +144,7 @@ def test_counted_tokens_are_mixed_not_in_runs(name):
     assert np.mean(expert_T[1:] == expert_T[:-1]) < 0.2  # sorted by expert it would be 0.98
 
 
-@pytest.mark.parametrize(("name", "drawn"), [("balanced", BALANCED), ("trace", TRACE)])
+@pytest.mark.parametrize(("name", "drawn"), [("balanced", BALANCED), ("token_trace", TOKENS), ("trace", TRACE)])
 def test_draws_that_stored_campaigns_rest_on(name, drawn):
     """The same on every machine; a change here makes old results and new ones incomparable."""
     assert build(name, rank=2, seed=5).draw(12, layer=1, iteration=3).tolist() == drawn

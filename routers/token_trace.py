@@ -1,0 +1,101 @@
+"""Replay of recorded tokens: which experts a real model's router chose for each token of a text, layer after layer.
+
+Letters in names: L recorded layers, T recorded tokens, K experts of a token that are kept, S sequences.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from zipfile import BadZipFile
+
+import numpy as np
+
+from routers.drawn import DrawnRouter
+from routers.trace import layers_of
+
+DEFAULT_PATH = Path(__file__).parents[1] / "results/reference/token_trace.npz"
+
+
+@dataclass(frozen=True)
+class TokenTrace:
+    """A text through a model.
+
+    expert_LTK: int16, the K best experts of each token, best first. logits_LTK: float16, their router scores.
+    start_S: int64, the first token of each sequence. block_L: int64, the encoder block of each layer. num_experts: a
+    number. source: where it is from, in words.
+    """
+
+    expert_LTK: np.ndarray
+    logits_LTK: np.ndarray
+    start_S: np.ndarray
+    block_L: np.ndarray
+    num_experts: np.ndarray
+    source: np.ndarray
+
+    def write(self, path: Path) -> None:
+        """The same trace gives the same bytes."""
+        np.savez_compressed(path, **vars(self))
+
+    @classmethod
+    def read(cls, path: Path) -> "TokenTrace":
+        """ValueError, naming router.path, for a file that is none."""
+        try:
+            with np.load(path, allow_pickle=False) as arrays:
+                trace = cls(**arrays)
+        except (OSError, EOFError, BadZipFile, TypeError, ValueError) as error:
+            problem = " ".join(str(error).split())
+            raise ValueError(
+                f"router.path is {path}, which scripts.record_token_trace did not write: {problem}"
+            ) from error
+        trace._check(path)
+        return trace
+
+    def _check(self, path: Path) -> None:
+        layers, tokens = self.expert_LTK.shape[:2] if self.expert_LTK.ndim == 3 else (0, 0)
+        if not layers * tokens or len(self.block_L) != layers:
+            raise ValueError(f"router.path is {path}; it must have tokens, and a block for each layer")
+        if self.expert_LTK.min() < 0 or self.expert_LTK.max() >= self.num_experts:
+            raise ValueError(f"router.path is {path}; its experts must be 0 to {self.num_experts - 1}")
+
+
+class TokenTraceRouter(DrawnRouter):
+    """The best expert of recorded tokens, the same tokens in every layer of a forward pass.
+
+    A rank takes consecutive tokens from a place drawn by (seed, iteration, rank), the first one again after the last.
+    `path` None is the trace that comes with this repository; scripts/record_token_trace.py makes others. `layers` names
+    the recorded layer of each MoE block as in `TraceRouter`; blocks that share a recorded layer route a token alike.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_experts: int,
+        moe_blocks: Sequence[int],
+        path: str | None = None,
+        layers: Sequence[int] | None = None,
+        **workload: Any,
+    ) -> None:
+        super().__init__(num_experts=num_experts, moe_blocks=moe_blocks, **workload)
+        file = self.trace_file(path)
+        trace = TokenTrace.read(file)
+        if num_experts != trace.num_experts:
+            raise ValueError(f"router.path is {file}, a trace of num_experts={trace.num_experts}, not {num_experts}")
+        recorded = dict(zip(trace.block_L.tolist(), trace.expert_LTK[:, :, 0].astype(np.int64), strict=True))
+        chosen = layers_of(moe_blocks, list(recorded), layers)
+        self._expert_T = {block: recorded[layer] for block, layer in chosen.items()}
+        self._num_recorded = trace.expert_LTK.shape[1]
+
+    @staticmethod
+    def trace_file(path: str | None = None, **unused: object) -> Path:
+        """The file that decides the routing; its content is part of what a cell is."""
+        return DEFAULT_PATH if path is None else Path(path)
+
+    def draw(self, num_tokens: int, *, layer: int, iteration: int) -> np.ndarray:
+        # One generator for all layers: a token's experts stay together.
+        first = self.generator(layer=0, iteration=iteration).integers(self._num_recorded)
+        return self._expert_T[layer][(first + np.arange(num_tokens)) % self._num_recorded]
+
+    def intended(self, num_tokens: int, *, layer: int, iteration: int) -> np.ndarray:
+        expert_T = self.draw(num_tokens, layer=layer, iteration=iteration)
+        return np.bincount(expert_T, minlength=self.num_experts).astype(np.float64)
