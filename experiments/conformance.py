@@ -90,6 +90,7 @@ def judge_case(case: Case, node: dict[str, Any], session: Session) -> tuple[dict
     model = ModelShape(case.num_experts, D_MODEL, D_FF, 4, 4, 2, 2, 32)
     weights = SeededLayer(model, block=1, seed=0, dtype=torch.float32, device=session.device)
     x_TD, routing = case.draw(session.rank)
+    routing = replace(routing, earlier=(routing.expert_TK.flip(0),))  # as if a layer before had chosen these
     tokens_GE = all_gather(routing.tokens_per_expert(case.num_experts).unsqueeze(0), session.group)
     shape = replace(case.shape, max_expert_tokens=int(tokens_GE.max()))
     layer = {"shape": shape, "weights": weights, "group": session.group}

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from routers.base import Routing
-from systems.base import Account
+from systems.base import Account, LayerShape
 from systems.collectives import all_gather
 from systems.planned import PlannedExpertParallel
 from systems.planners.base import Profile
@@ -26,13 +26,13 @@ class LinaExpertParallel(PlannedExpertParallel):
     """
 
     def __init__(self, *, planner: Lina, profile: Profile, length: int = 3, top: int = 1, **layer: Any) -> None:
-        super().__init__(planner=planner, loads="predicted", mover="swap_in", **layer)
+        super().__init__(planner=planner, loads="oracle", mover="swap_in", **layer)
         self.check(self.shape, self.world_size, length=length, top=top)
         self._layer, self._top = profile.layer, top
         self._paths = PathProfile.fit(profile.expert_LGM, self.shape.num_experts, length)
 
     @classmethod
-    def check(cls, shape, world_size: int, **options: Any) -> None:
+    def check(cls, shape: LayerShape, world_size: int, **options: Any) -> None:
         super().check(shape, world_size, **options)
         for name in ("length", "top"):
             value = options.get(name, 1)

@@ -173,7 +173,7 @@ class PlannedExpertParallel(System):
     def account(self, tokens_GE: torch.Tensor, element_size: int) -> Account:
         """By the plan that a batch had; for one that never came, by what would be planned now."""
         here, tokens = self.rank, tokens_GE.cpu().numpy()
-        plan = self._plans.get(tokens.tobytes()) or self._plan_of(tokens, self._replicas_EG)
+        plan = self._plans.get(tokens.tobytes()) or self._plan_of(tokens, self._mover.replicas_EG)
         received_GE = plan.sent_GEG[:, :, here]
         rows, stay = float(received_GE.sum()), float(received_GE[here].sum())
         leaving, returning = float(plan.sent_GEG[here].sum()) - stay, rows - stay

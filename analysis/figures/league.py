@@ -22,8 +22,8 @@ def plot_league(rows: pd.DataFrame, path: Path, *, title: str, note: str = "") -
     """
     rows = rows.loc[rows["metric"].isin(METRICS)]
     names = series_names(rows)
-    whole = select(rows, metric="ttft_ms").set_index(SERIES)["value"]
-    order = sorted(names, key=lambda key: -float(whole.get(key, np.inf)))
+    slowest_first = select(rows, metric="ttft_ms").sort_values("value", ascending=False)
+    order = list(slowest_first[SERIES].itertuples(index=False, name=None))
     styles = system_styles([system for system, *_ in names])
     figure = new_figure(1.6 + 0.2 * len(order))
     margins(figure, left=0.3 + max(map(len, names.values())) * 0.6 * SMALL / 72, right=0.45, top=0.62, wspace=0.12)

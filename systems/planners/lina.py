@@ -10,6 +10,7 @@ import numpy as np
 
 from systems.planners.base import Costs, Planner
 from systems.planners.dispatch import evenly
+from systems.planners.options import check_whole_number
 
 
 class Lina(Planner):
@@ -24,8 +25,7 @@ class Lina(Planner):
     """
 
     def __init__(self, slack: int = 8) -> None:
-        if type(slack) is not int or slack < 1:
-            raise ValueError(f"slack is {slack!r}; it must be a whole number of at least 1")
+        check_whole_number("slack", slack, 1)
         self.slack = slack
 
     def place(self, loads_GE: np.ndarray, current_EG: np.ndarray, costs: Costs) -> np.ndarray:

@@ -71,7 +71,7 @@ def test_loads_of_the_paper_are_balanced():
 
 @pytest.mark.parametrize("slack", [0, -1, 1.5, True])
 def test_bad_slack_is_named(slack):
-    with pytest.raises(ValueError, match=r"^slack is .*; it must be a whole number of at least 1$"):
+    with pytest.raises(ValueError, match=r"^planner\.slack is .*; it must be a whole number of at least 1$"):
         Lina(slack)
 
 
