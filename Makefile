@@ -7,6 +7,7 @@ TIER     ?= quick
 CAMPAIGN ?= results/all
 CROSSOVER ?= results/crossover
 CHECKOUT ?=
+SYSTEM   ?=
 ARGS        ?=
 PYTEST_ARGS ?=
 TORCH_INDEX ?=
@@ -28,7 +29,7 @@ INSTALL = $(BIN)/python -m pip install -qq --disable-pip-version-check $(if $(TO
 
 .DEFAULT_GOAL := help
 .PHONY: help setup test lint conformance status resume figures report verify-paper clean
-.PHONY: calibrate fidelity fidelity-hosts attribution crossover scaling bench-engines bench-layer gpu
+.PHONY: zoo calibrate fidelity fidelity-hosts attribution crossover scaling bench-engines bench-layer gpu
 .PHONY: reproduce-fig1 reproduce-layers reproduce-fig3 reproduce-fig4 reproduce-skew reproduce-sections reproduce-all
 
 help:  ## list the targets and the variables
@@ -62,8 +63,8 @@ lint: $(STAMP)  ## check style, formatting and types
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 
-conformance: $(STAMP)  ## check that every system computes what the dense model does
-	$(BIN)/python -m pytest tests/systems/test_conformance.py -q $(PYTEST_ARGS)
+conformance: $(STAMP)  ## check that every system, or SYSTEM=its yaml, name or package.module.Class, equals the dense model
+	$(if $(SYSTEM),$(BIN)/python -m experiments.judge $(SYSTEM),$(BIN)/python -m pytest tests/systems/test_conformance.py -q $(PYTEST_ARGS))
 
 SETTINGS = scale=$(SCALE) cluster=$(CLUSTER) cluster.device=$(DEVICE) tier=$(TIER)
 
@@ -87,6 +88,9 @@ reproduce-sections: $(STAMP)  ## time per section of the MoE layer and rank
 
 reproduce-all: $(STAMP)  ## all of these as one campaign in results/all
 	$(BIN)/python -m experiments.run experiment=all $(SETTINGS) $(ARGS)
+
+zoo: $(STAMP)  ## the league table: every system on the paper's points, permuted, drifting, recorded loads and tokens
+	$(BIN)/python -m experiments.run experiment=zoo $(SETTINGS) $(ARGS)
 
 attribution: $(STAMP)  ## why MoEShard is faster than DeepSpeed: measured counterfactuals, step by step
 	$(BIN)/python -m experiments.run experiment=attribution $(SETTINGS) $(ARGS)

@@ -74,6 +74,7 @@ def cell_limits(campaign: Campaign, cell: str, ceilings: dict[str, float] | None
     ranks = run["point"]["world_size"]
     counted, observed = (cubes(frame, phase, ranks) for phase in ("measure", "instrumented"))
     found = {name: float(counted[name].max(axis=-1).mean()) for name in COUNTS if name in counted}
+    counted = observed if "flops" in observed else counted  # older campaigns counted one pass only
     compute_L = compute_bound_ms(counted, ceilings)
     if compute_L is None or "layer_moe_ms" not in observed:
         return found | {"reason": NO_CEILINGS if not ceilings else NOT_OBSERVED}

@@ -78,7 +78,8 @@ def reduce_counts(measured: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 def bound(measured: dict, observed: dict, ceilings: dict | None) -> dict[str, np.ndarray]:
     """Percent of the machine's ceilings that experts reach: the busiest rank's bound in the slowest rank's time."""
-    fastest_ms_L, experts_ILG = compute_bound_ms(measured, ceilings), observed.get(f"{SECTION}experts")
+    counted = observed if "flops" in observed else measured  # older campaigns counted one pass only
+    fastest_ms_L, experts_ILG = compute_bound_ms(counted, ceilings), observed.get(f"{SECTION}experts")
     if fastest_ms_L is None or experts_ILG is None:
         return {}
     return {"percent_of_bound/experts": 100 * fastest_ms_L / experts_ILG.max(axis=-1)}
@@ -91,7 +92,7 @@ def compute_bound_ms(measured: dict, ceilings: dict | None) -> np.ndarray | None
     if not ceilings or "flops" not in measured:
         return None
     rates = {"flops": ceilings["matmul_flops_per_s"], "memory_bytes": ceilings["copy_bytes_per_s"]}
-    # The two passes may differ in their number of iterations, so the counts' mean stands for each.
+    # Means, because the two passes may differ in their number of iterations.
     bounds_LG = [measured[name].mean(axis=0) / rate for name, rate in rates.items() if name in measured]
     return 1e3 * np.max(bounds_LG, axis=0).max(axis=-1)
 

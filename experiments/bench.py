@@ -26,9 +26,9 @@ from experiments.cells import (
 )
 from experiments.moe_layer import MoELayer
 from experiments.recorder import Recorder
-from experiments.schedule import is_steady, iterations_of
+from experiments.schedule import PROFILED, is_steady, iterations_of
 from routers.base import Routing
-from routers.drawn import DrawnRouter
+from routers.drawn import PROFILE_FROM, DrawnRouter
 from systems.base import System
 from systems.collectives import all_gather
 from systems.engines import find_engine
@@ -40,7 +40,6 @@ from workloads.encoder import build_encoder
 from workloads.weights import CheckpointLayer, SeededLayer, SharedLayer
 
 Progress = Callable[[str], None]
-PROFILE_FROM, PROFILED = 1_000_000, 4  # first iteration and number of the batches that offline placements are made from
 
 
 class Bench:
@@ -142,9 +141,12 @@ class Bench:
     @torch.inference_mode()
     def _routed(self) -> dict[tuple[int, int], Routing]:
         """What a router that looks at tokens says of the profile's batches, in forward passes of their own."""
-        self.add("profile", {"_target_": "systems.dense.Dense", "name": "profile"}, "loop", twin=False)
+        self.add(
+            "profile", {"_target_": "systems.dense.Dense", "name": "profile", "resident": False}, "loop", twin=False
+        )
+        last = iterations_of(self.config["tier"])["warmup"].stop
         for batch in range(PROFILED):
-            self._forward("profile", self._embed(PROFILE_FROM + batch), PROFILE_FROM + batch)
+            self._forward("profile", self._embed(last + batch), PROFILE_FROM + batch)
         del self.systems["profile"], self.names["profile"]
         routed = {key: self.routings.pop(key) for key in list(self.routings) if key[0] == "profile"}
         return {(block, iteration): routing for (_, block, iteration), routing in routed.items()}

@@ -32,6 +32,8 @@ DEFINING = (
 SHOWING = ("experiment", "scale", "logger", "out")  # the other keys of a configuration
 ROOT = Path(__file__).parents[1]
 RANK_PACKAGES = ("systems", "routers", "workloads", "clusters", "experiments")
+# What constructors of systems and routers get from the harness, not from a configuration.
+SUPPLIED = {"self", "shape", "weights", "group", "span", "profile", "rank", "moe_blocks", "classifier"}
 OPTIONAL_PHASES = ("warmup", "instrumented")
 
 
@@ -143,7 +145,8 @@ def options(node: dict[str, Any]) -> dict[str, Any]:
     """The arguments of a system's or router's class in its node; ValueError names one that the class does not have."""
     given = _without(node, "_target_", "name", "engine")
     constructors = [kind.__init__ for kind in find_class(node).__mro__ if "__init__" in vars(kind)]
-    known = {name for constructor in constructors for name in inspect.signature(constructor).parameters}
+    parameters = [p for constructor in constructors for p in inspect.signature(constructor).parameters.values()]
+    known = {parameter.name for parameter in parameters if parameter.kind != parameter.VAR_KEYWORD} - SUPPLIED
     for name in given.keys() - known:
         raise ValueError(f"{node['name']} has no option {name!r}")
     return {name: instantiate(value) if _is_node(value) else value for name, value in given.items()}
@@ -152,7 +155,8 @@ def options(node: dict[str, Any]) -> dict[str, Any]:
 def code_digest(system: dict[str, Any]) -> str:
     """Hash of the sources that ranks run: this repository's packages and the files of the system's own classes."""
     nodes = [system, *(value for value in system.values() if _is_node(value))]
-    return _sources_digest(frozenset(Path(inspect.getfile(find_class(node))) for node in nodes))
+    kinds = {kind for node in nodes for kind in find_class(node).__mro__ if kind.__module__ != "builtins"}
+    return _sources_digest(frozenset(Path(inspect.getfile(kind)) for kind in kinds))
 
 
 @cache

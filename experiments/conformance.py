@@ -115,6 +115,15 @@ def judge_case(case: Case, node: dict[str, Any], session: Session) -> tuple[dict
     }, y_TD
 
 
+def _refusal(case: Case, node: dict[str, Any], session: Session) -> str:
+    """Why the system cannot run these sizes, which is no fault; "" where it can."""
+    try:
+        find_class(node).check(case.shape, session.world_size, **options(node))
+    except ValueError as refusal:
+        return str(refusal)
+    return ""
+
+
 def _profile(case: Case, world_size: int) -> Profile:
     """Other tokens than those of the case, the first expert hot, in two layers of which the case is the second."""
     generator = np.random.default_rng(case.num_experts)
@@ -155,7 +164,10 @@ def judge_rank(spec_path: str) -> None:
             for case in cases(spec["max_top_k"].get(name, 1)):
                 faulthandler.dump_traceback_later(spec["cluster"]["timeout_s"], exit=True)
                 key = f"{name}/{case.name}"
-                verdicts[key], outputs[key] = judge_case(case, node, session)
+                if refusal := _refusal(case, node, session):
+                    verdicts[key] = {"unsupported": refusal}
+                else:
+                    verdicts[key], outputs[key] = judge_case(case, node, session)
     faulthandler.cancel_dump_traceback_later()
     (folder / f"verdicts.{session.rank}.json").write_text(json.dumps(verdicts))
     save_file({key: y.contiguous() for key, y in outputs.items()}, folder / f"outputs.{session.rank}.safetensors")
@@ -165,7 +177,7 @@ def judge(
     systems: dict[str, dict[str, Any]], cluster: ClusterSpec, folder: Path, max_top_k: dict[str, int] | None = None
 ) -> list[dict[str, dict[str, Any]]]:
     """Verdicts of each rank: "system/case" -> error, dropped, accounted, bytes_sent (0 unless emulated) and
-    bytes_accounted. Raises LaunchFailed if a rank dies.
+    bytes_accounted, or unsupported: why it cannot run these sizes. Raises LaunchFailed if a rank dies.
     """
     folder.mkdir(parents=True, exist_ok=True)
     spec = {"cluster": vars(cluster), "systems": systems, "max_top_k": max_top_k or {}}

@@ -7,33 +7,46 @@ import torch
 
 from experiments.agreement import agree, digest_strings, digest_tensors
 from experiments.bench import Bench
-from systems.base import Account
+from experiments.schedule import iterations_of
+from systems.base import System
 from systems.collectives import all_gather
 from workloads.batches import tokens_hash
 
+UNITS = {
+    **dict.fromkeys(["rows_computed", "rows_useful"], "rows"),
+    "dropped": "tokens",
+    **dict.fromkeys(["bytes_sent", "memory_bytes", "weight_bytes"], "bytes"),
+    "flops": "flop",
+}
+
 
 def accounts(bench: Bench, cell: str, iterations: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Rows of what this rank computed, dropped and sent, and of its tokens per expert, of every iteration."""
-    keys = [(cell, block, iteration) for block in bench.layers for iteration in range(iterations)]
+    """Rows of what this rank computed, dropped and sent in both passes, and of its tokens per expert in the first.
+
+    The passes have iterations of their own, and a system may compute other rows in each.
+    """
+    passes = {"measure": range(iterations), "instrumented": iterations_of(bench.config["tier"])["instrumented"]}
+    keys = [(block, phase, i) for block in bench.layers for phase, which in passes.items() for i in which]
+    tokens_nGE = bench.count_tokens([(cell, block, i) for block, _, i in keys])
     counted, routed = [], []
-    for (_, block, iteration), tokens_GE in zip(keys, bench.count_tokens(keys), strict=True):
-        system, model = bench.systems[cell][block], bench.config["model"]
-        account = system.account(tokens_GE, bench.dtype.itemsize)
+    for (block, phase, iteration), tokens_GE in zip(keys, tokens_nGE, strict=True):
         labels = {"cell": cell, "iteration": iteration, "layer": block}
-        held = {"weight_bytes": system.experts_held() * 2 * model["d_model"] * model["d_ff"] * bench.dtype.itemsize}
-        known = vars(account) | held | {"flops": _flops(account, model)}
-        for metric, unit in (
-            ("rows_computed", "rows"),
-            ("rows_useful", "rows"),
-            ("dropped", "tokens"),
-            ("bytes_sent", "bytes"),
-            ("flops", "flop"),
-            ("memory_bytes", "bytes"),
-            ("weight_bytes", "bytes"),
-        ):
-            counted.append({**labels, "phase": "measure", "metric": metric, "value": known[metric], "unit": unit})
-        routed += [labels | row for row in _loads(bench, tokens_GE[bench.session.rank], block, iteration)]
+        known = _account(bench, bench.systems[cell][block], tokens_GE)
+        counted += [
+            {**labels, "phase": phase, "metric": name, "value": known[name], "unit": unit}
+            for name, unit in UNITS.items()
+        ]
+        if phase == "measure":
+            routed += [labels | row for row in _loads(bench, tokens_GE[bench.session.rank], block, iteration)]
     return counted, routed
+
+
+def _account(bench: Bench, system: System, tokens_GE: torch.Tensor) -> dict[str, float]:
+    model, element_size = bench.config["model"], bench.dtype.itemsize
+    expert, account = model["d_model"] * model["d_ff"], system.account(tokens_GE, element_size)
+    # A multiplication and an addition are two; two matrices.
+    flops, weight_bytes = account.rows_computed * 4 * expert, system.experts_held() * 2 * expert * element_size
+    return vars(account) | {"flops": flops, "weight_bytes": weight_bytes}
 
 
 def _loads(bench: Bench, tokens_E: torch.Tensor, block: int, iteration: int) -> list[dict[str, Any]]:
@@ -104,8 +117,3 @@ def inputs(bench: Bench, cells: list[str]) -> dict[str, dict[str, Any]]:
         }
         for cell in cells
     }
-
-
-def _flops(account: Account, model: dict[str, Any]) -> float:
-    """Of the experts' two matrix products; a multiplication and an addition are two."""
-    return account.rows_computed * 4 * model["d_model"] * model["d_ff"]

@@ -19,7 +19,7 @@ from experiments.cells import Cell, Unsupported, check, instantiate
 from experiments.estimate import announce
 from experiments.loggers import Logger
 from experiments.plan import Plan, Point, make_plan
-from experiments.schedule import iterations_of
+from experiments.schedule import PROFILED, iterations_of
 from experiments.store import Store, StoreBusy
 from experiments.worker import PRELOAD, run_launch, run_rank
 from workloads.batches import TokenSource
@@ -102,7 +102,7 @@ def read_tokens(cell: Cell) -> None:
     checkpoint = open_checkpoint(model.checkpoint).folder if model.checkpoint else None
     source = TokenSource(instantiate(config["corpus"]), model.vocab_size, cache_dir(), checkpoint)
     tier, world_size = config["tier"], cell.cluster.world_size
-    last = iterations_of(tier)["warmup"].stop - 1
+    last = iterations_of(tier)["warmup"].stop - 1 + PROFILED
     sizes = {"batch_size": config["batch_size"], "seq_len": config["seq_len"], "seed": config["seed"]}
     source.batch(rank=world_size - 1, iteration=last, world_size=world_size, **sizes)
 

@@ -6,6 +6,8 @@ from typing import Any
 
 from scipy.stats import quantile_test
 
+PROFILED = 4  # batches that placements are made from beforehand; their tokens follow those of the last phase
+
 
 def iterations_of(tier: dict[str, Any]) -> dict[str, range]:
     """The iterations of each phase: no two share one, so that nothing kept from one phase can serve another.

@@ -13,6 +13,8 @@ import torch
 from routers.base import Routing
 from routers.options import check_switch
 
+PROFILE_FROM = 1_000_000  # iterations from here on are drawn for placements that are made beforehand, and never timed
+
 
 class DrawnRouter(ABC):
     """Top-1 routing with gate weight 1, as in the paper's synthetic router.

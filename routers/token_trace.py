@@ -11,7 +11,8 @@ from zipfile import BadZipFile
 
 import numpy as np
 
-from routers.drawn import DrawnRouter
+from routers.drawn import PROFILE_FROM, DrawnRouter
+from routers.options import held_out_from
 from routers.trace import layers_of
 
 DEFAULT_PATH = Path(__file__).parents[1] / "results/reference/token_trace.npz"
@@ -65,6 +66,7 @@ class TokenTraceRouter(DrawnRouter):
     A rank takes consecutive tokens from a place drawn by (seed, iteration, rank), the first one again after the last.
     `path` None is the trace that comes with this repository; scripts/record_token_trace.py makes others. `layers` names
     the recorded layer of each MoE block as in `TraceRouter`; blocks that share a recorded layer route a token alike.
+    The last `held_out` share of the tokens is kept for profiles; where it is 0 they come from all.
     """
 
     def __init__(
@@ -74,6 +76,7 @@ class TokenTraceRouter(DrawnRouter):
         moe_blocks: Sequence[int],
         path: str | None = None,
         layers: Sequence[int] | None = None,
+        held_out: float = 0.25,
         **workload: Any,
     ) -> None:
         super().__init__(num_experts=num_experts, moe_blocks=moe_blocks, **workload)
@@ -84,7 +87,10 @@ class TokenTraceRouter(DrawnRouter):
         recorded = dict(zip(trace.block_L.tolist(), trace.expert_LTK[:, :, 0].astype(np.int64), strict=True))
         chosen = layers_of(moe_blocks, list(recorded), layers)
         self._expert_T = {block: recorded[layer] for block, layer in chosen.items()}
-        self._num_recorded = trace.expert_LTK.shape[1]
+        recorded_tokens = trace.expert_LTK.shape[1]
+        first = held_out_from(held_out, recorded_tokens)
+        self._measured = range(first)
+        self._held_out = range(first, recorded_tokens) if held_out else self._measured
 
     @staticmethod
     def trace_file(path: str | None = None, **unused: object) -> Path:
@@ -93,8 +99,9 @@ class TokenTraceRouter(DrawnRouter):
 
     def draw(self, num_tokens: int, *, layer: int, iteration: int) -> np.ndarray:
         # One generator for all layers: a token's experts stay together.
-        first = self.generator(layer=0, iteration=iteration).integers(self._num_recorded)
-        return self._expert_T[layer][(first + np.arange(num_tokens)) % self._num_recorded]
+        part = self._held_out if iteration >= PROFILE_FROM else self._measured
+        first = self.generator(layer=0, iteration=iteration).integers(len(part))
+        return self._expert_T[layer][part.start + (first + np.arange(num_tokens)) % len(part)]
 
     def intended(self, num_tokens: int, *, layer: int, iteration: int) -> np.ndarray:
         expert_T = self.draw(num_tokens, layer=layer, iteration=iteration)

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from routers.drawn import CountedRouter
+from routers.drawn import PROFILE_FROM, CountedRouter
+from routers.options import held_out_from
 
 DEFAULT_PATH = Path(__file__).parents[1] / "results/reference/routing_traces.csv.gz"
 COLUMNS = ("num_experts", "layer", "iteration", "tokens_per_expert")
@@ -92,7 +93,8 @@ class TraceRouter(CountedRouter):
     The trace is a csv with the columns num_experts, layer, iteration, tokens_per_expert (numbers with spaces between),
     a row for one forward pass of one GPU; `path` None is the one that comes with this repository. Rank r replays at
     iteration i the recorded iteration (i + r) mod I, so ranks differ and all layers of a rank stay together. `layers`
-    names the recorded layer of each MoE block; None takes them evenly spaced from the first to the last.
+    names the recorded layer of each MoE block; None takes them evenly spaced from the first to the last. The last
+    `held_out` share of the iterations is kept for profiles; where it is 0 they come from all.
     """
 
     def __init__(
@@ -102,12 +104,18 @@ class TraceRouter(CountedRouter):
         moe_blocks: Sequence[int],
         path: str | None = None,
         layers: Sequence[int] | None = None,
+        held_out: float = 0.25,
         **workload: Any,
     ) -> None:
         super().__init__(num_experts=num_experts, moe_blocks=moe_blocks, **workload)
         trace = read_trace(self.trace_file(path), num_experts)
         chosen = layers_of(moe_blocks, list(trace), layers)
-        self._tokens_IE = {block: trace[layer] for block, layer in chosen.items()}
+        self._measured: dict[int, np.ndarray] = {}  # int64 [I, E] by block
+        self._held_out: dict[int, np.ndarray] = {}
+        for block, layer in chosen.items():
+            first = held_out_from(held_out, len(trace[layer]))
+            self._measured[block] = trace[layer][:first]
+            self._held_out[block] = trace[layer][first if held_out else 0 :]
 
     @staticmethod
     def trace_file(path: str | None = None, **unused: object) -> Path:
@@ -115,5 +123,5 @@ class TraceRouter(CountedRouter):
         return DEFAULT_PATH if path is None else Path(path)
 
     def counts(self, num_tokens: int, *, layer: int, iteration: int) -> np.ndarray:
-        tokens_IE = self._tokens_IE[layer]
+        tokens_IE = (self._held_out if iteration >= PROFILE_FROM else self._measured)[layer]
         return apportion(tokens_IE[(iteration + self.rank) % len(tokens_IE)], num_tokens)

@@ -34,6 +34,8 @@ class LinaExpertParallel(PlannedExpertParallel):
     @classmethod
     def check(cls, shape: LayerShape, world_size: int, **options: Any) -> None:
         super().check(shape, world_size, **options)
+        if "planner" in options and (given := sorted({"loads", "mover"} & options.keys())):
+            raise ValueError(f"system.{given[0]} does not apply to Lina, which foresees loads and swaps experts in")
         for name in ("length", "top"):
             value = options.get(name, 1)
             if type(value) is not int or value < 1:

@@ -2,7 +2,7 @@
 
 Source: "Accelerating MoE Model Inference with Expert Sharding" (EuroMLSys'25), section 3 and Algorithm 1. Every rank
 receives the same number of rows from every other, so shapes are static and the algorithm's exchange of metadata
-(step 2) is not needed: what is gathered is tokens in their original order, and their experts.
+(step 2) is not needed: what is gathered is tokens in their original order, and their experts with the gate weights.
 """
 
 from collections import deque

@@ -53,29 +53,54 @@ class Static(Mover):
     """Every expert is where it was put before anything was timed."""
 
     def bring(self, replicas_EG: np.ndarray) -> Held:
-        assert np.array_equal(replicas_EG > 0, self.replicas_EG > 0), "a static placement does not change"
+        assert replicas_EG is self.replicas_EG, "a static placement does not change"
         return self.held
 
 
-class Broadcast(Mover):
+class Transient(Mover):
+    """Own experts and, behind them, room for those that come for one call; it grows to the most that ever came."""
+
+    def __init__(self, **layer) -> None:
+        super().__init__(**layer)
+        # Other systems may share the prepared weights; these are given room.
+        self._room = Held(self.held.wi, self.held.wo, list(self.held.experts))
+
+    def _with_room(self, more: int) -> Held:
+        missing = len(self.held.experts) + more - len(self._room.wi)
+        if missing > 0:
+            wi, wo = (torch.cat([w, w.new_empty(missing, *w.shape[1:])]) for w in self._room[:2])
+            self._room = Held(wi, wo, self._room.experts)
+        return self._room
+
+
+class Broadcast(Transient):
     """Homes send experts to all other ranks for one call (FasterMoE's shadows), two broadcasts for each such home."""
 
     def bring(self, replicas_EG: np.ndarray) -> Held:
-        moves_GEG = moves(self.replicas_EG, replicas_EG)
-        parts = [self.held]
-        for home in range(self.group.size()):
-            if experts := np.flatnonzero(moves_GEG[home].any(1)).tolist():
-                wi, wo = (self._broadcast(w, experts, home) for w in (self.held.wi, self.held.wo))
-                parts += [Held(wi, wo, experts)] if home != self.rank else []
-        return _joined(parts)
+        sent_GE = moves(self.replicas_EG, replicas_EG).max(2)
+        if not sent_GE.any():
+            return self.held
+        experts, here = list(self.held.experts), len(self.held.experts)
+        room = self._with_room(int(np.delete(sent_GE, self.rank, 0).sum()))
+        for home in range(len(sent_GE)):
+            coming = np.flatnonzero(sent_GE[home]).tolist()
+            if coming and home == self.rank:
+                for w in self.held[:2]:
+                    dist.broadcast(w[_slots(self.held, coming)], group=self.group, group_src=home)
+            elif coming:
+                for w in room[:2]:
+                    dist.broadcast(w[here : here + len(coming)], group=self.group, group_src=home)
+                experts, here = experts + coming, here + len(coming)
+        return Held(room.wi[:here], room.wo[:here], experts)
 
-    def _broadcast(self, own: torch.Tensor, experts: list[int], home: int) -> torch.Tensor:
-        sent = own[_slots(self.held, experts)] if home == self.rank else own.new_empty(len(experts), *own.shape[1:])
-        dist.broadcast(sent, group=self.group, group_src=home)
-        return sent
+    @classmethod
+    def experts_sent(cls, before_EG: np.ndarray, after_EG: np.ndarray, rank: int) -> int:
+        """A broadcast goes to all other ranks, whoever wants it."""
+        moves_GEG = moves(before_EG, after_EG)
+        return int(moves_GEG[rank].any(1).sum()) * (len(moves_GEG) - 1)
 
 
-class PointToPoint(Mover):
+class PointToPoint(Transient):
     """Experts go from the first rank that has them to those that lack them, for one call, by two all-to-alls."""
 
     def bring(self, replicas_EG: np.ndarray) -> Held:
@@ -89,7 +114,10 @@ class PointToPoint(Mover):
         return self._with(Held(wi, wo, np.nonzero(received_GE)[1].tolist()), replicas_EG)
 
     def _with(self, arrived: Held, replicas_EG: np.ndarray) -> Held:
-        return _joined([self.held, arrived])
+        own, room = len(self.held.experts), self._with_room(len(arrived.experts))
+        used = own + len(arrived.experts)
+        room.wi[own:used], room.wo[own:used] = arrived.wi, arrived.wo
+        return Held(room.wi[:used], room.wo[:used], self.held.experts + arrived.experts)
 
 
 class Swap(PointToPoint):
@@ -162,10 +190,3 @@ def moves(before_EG: np.ndarray, after_EG: np.ndarray) -> np.ndarray:
 def _slots(held: Held, experts: list[int]) -> list[int]:
     slot_of = {expert: slot for slot, expert in enumerate(held.experts)}
     return [slot_of[expert] for expert in experts]
-
-
-def _joined(parts: list[Held]) -> Held:
-    if len(parts) == 1:
-        return parts[0]
-    wi, wo = (torch.cat(ws) for ws in zip(*(part[:2] for part in parts), strict=True))
-    return Held(wi, wo, [expert for part in parts for expert in part.experts])

@@ -58,7 +58,7 @@ class PlannedExpertParallel(System):
     ) -> None:
         super().__init__(**layer)
         shape, ranks = self.shape, self.world_size
-        self.check(shape, ranks, planner=planner, loads=loads, mover=mover, home=home, every=every, window=window)
+        self.check(shape, ranks, loads=loads, mover=mover, home=home, every=every, window=window)
         if loads == "profiled" and profile is None:
             raise ValueError("system.loads is 'profiled' and there is no profile")
         self._planner, self._loads, self._every = planner, loads, every
@@ -96,7 +96,14 @@ class PlannedExpertParallel(System):
                 f"system.mover is 'static' and system.loads {loads!r}; experts that stay where they are cannot follow "
                 "the batches: use system.loads=profiled, or another system.mover"
             )
-        if planner := options.get("planner"):  # one that cannot place these numbers of experts and ranks says so
+        for name in ("flops_per_s", "bytes_per_s"):
+            value = options.get(name)
+            if value is not None and not (isinstance(value, int | float) and 0 < value < float("inf")):
+                raise ValueError(f"system.{name} is {value!r}; it must be a positive number")
+        if "planner" in options:  # one that cannot place these numbers of experts and ranks says so
+            planner = options["planner"]
+            if not isinstance(planner, Planner):
+                raise ValueError(f"system.planner is {planner!r}; it must name a class of planners in its _target_")
             home_EG = as_replicas(PLACEMENTS["contiguous"](shape.num_experts, world_size).numpy(), world_size)
             planner.place(np.ones((world_size, shape.num_experts), np.int64), home_EG, Costs(1.0, 1.0, 1.0))
 
@@ -143,22 +150,27 @@ class PlannedExpertParallel(System):
 
     def _plan_of(self, tokens_GE: np.ndarray, before_EG: np.ndarray) -> Plan:
         replicas_EG = self._replicas_EG
-        transient = not self._mover.permanent and self._loads != "profiled"
-        home_E = self._home_E if transient else home_of(replicas_EG)
+        still_home_E = replicas_EG[np.arange(len(replicas_EG)), self._home_E] > 0
+        home_E = np.where(still_home_E, self._home_E, home_of(replicas_EG))
         return Plan(before_EG, replicas_EG, self._planner.dispatch(tokens_GE, replicas_EG, home_E))
 
     def _addressed(self, order_N: torch.Tensor, sent_GEG: np.ndarray) -> tuple[torch.Tensor, list[int], list[int]]:
         """Copies by (rank they go to, expert), and how many rows go to and come from each rank."""
         sent_EG, received_GE = sent_GEG[self.rank], sent_GEG[:, :, self.rank]
-        blocks_EG = torch.from_numpy(sent_EG).to(order_N.device)
-        order_N = order_N[transposed_blocks(blocks_EG, len(order_N))]
+        rank_of_block = sent_EG.nonzero()[1]
+        if (rank_of_block[1:] < rank_of_block[:-1]).any():  # else experts' order is ranks' order already
+            blocks_EG = torch.from_numpy(sent_EG).to(order_N.device)
+            order_N = order_N[transposed_blocks(blocks_EG, len(order_N))]
         return order_N, sent_EG.sum(0).tolist(), received_GE.sum(1).tolist()
 
     def _compute(self, x_RD: torch.Tensor, held: Held, received_GE: np.ndarray) -> torch.Tensor:
         """Rows that arrive by (rank, expert), each through the slot of its expert."""
-        slot_e = np.argsort(held.experts)  # of the experts here in ascending order
-        rows_Ge = torch.from_numpy(received_GE[:, np.asarray(held.experts)[slot_e]]).to(x_RD.device)
-        slot_R = experts_of_arrivals(rows_Ge, len(x_RD), torch.from_numpy(slot_e).to(x_RD.device))
+        experts = sorted(held.experts)
+        rows_Ge = torch.from_numpy(received_GE[:, experts]).to(x_RD.device)
+        slot_e = None
+        if experts != held.experts:
+            slot_e = torch.from_numpy(np.argsort(held.experts)).to(x_RD.device)
+        slot_R = experts_of_arrivals(rows_Ge, len(x_RD), slot_e)
         return self.engine(x_RD, Copies(*self.engine.group(slot_R, len(held.experts))), held.wi, held.wo)
 
     def _placed_by(self, profile: Profile, device: torch.device) -> np.ndarray:
@@ -168,7 +180,10 @@ class PlannedExpertParallel(System):
             placed_EG[:] = profile.placed(self._planner, self._replicas_EG, self._costs)
         shared = torch.from_numpy(placed_EG).to(device)
         dist.broadcast(shared, group=self.group, group_src=0)
-        return shared.cpu().numpy()
+        placed_EG = shared.cpu().numpy()
+        if (placed_EG > 0).any(0).all() and (placed_EG > 0).any(1).all():
+            return placed_EG
+        raise ValueError("the planner's placement leaves a rank without an expert, or an expert without a rank")
 
     def account(self, tokens_GE: torch.Tensor, element_size: int) -> Account:
         """By the plan that a batch had; for one that never came, by what would be planned now."""

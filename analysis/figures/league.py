@@ -1,22 +1,25 @@
 """All systems at one point, fastest first: the whole forward pass and one MoE layer."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.ticker import LogLocator
 
 from analysis.figures.canvas import BOUNDS, FONT, SMALL, Picture, drawing, margins, new_figure, save, tidy
 from analysis.frames import select
 from analysis.labels import SERIES, number, series_names, system_styles
 
+TEXT: dict[str, Any] = {"fontsize": SMALL, "va": "center"}
 METRICS = {"ttft_ms": "forward pass, ms", "layer_moe_ms": "one MoE layer, ms"}
 WIDE = 5  # a factor between slowest and fastest above which a linear axis hides the fast ones
 
 
 @drawing
 def plot_league(rows: pd.DataFrame, path: Path, *, title: str, note: str = "") -> Picture:
-    """A bar with its interval for each series and metric, in the order of the forward pass.
+    """A dot with its interval for each series and metric, in the order of the forward pass.
 
     rows: one point's rows of `summarise`.
     """
@@ -30,12 +33,16 @@ def plot_league(rows: pd.DataFrame, path: Path, *, title: str, note: str = "") -
     for axis, (metric, heading) in zip(figure.subplots(1, 2, sharey=True), METRICS.items(), strict=True):
         mine = select(rows, metric=metric).set_index(SERIES).reindex(pd.MultiIndex.from_tuples(order, names=SERIES))
         value, bounds = mine["value"].to_numpy(float), mine[BOUNDS].to_numpy(float)
-        error = np.clip(np.abs(bounds.T - value), 0, 0.5 * value)
-        colours = [styles[system][0] for system, *_ in order]
-        axis.barh(range(len(order)), value, color=colours, height=0.7, xerr=error, error_kw={"elinewidth": 0.8})
-        for place, (length, high) in enumerate(zip(value, value + error[1], strict=True)):
-            if np.isfinite(length):
-                axis.text(np.nanmax([length, high]) * 1.03, place, number(length), fontsize=SMALL, va="center")
+        error = np.clip(np.abs(bounds.T - value), 0, 0.5 * value)  # two launches can leave intervals without end
+        if not np.isfinite(value).any():
+            continue
+        for place, key in enumerate(order):
+            colour, marker = styles[key[0]]
+            look: dict[str, Any] = {"color": colour, "marker": marker, "markersize": 5}
+            axis.errorbar(value[place], place, xerr=error[:, place : place + 1], **look, elinewidth=1)
+            if np.isfinite(value[place]):
+                top = np.nanmax([value[place], value[place] + error[1, place]])
+                axis.annotate(number(value[place]), (top, place), (4, 0), textcoords="offset points", **TEXT)
         finish(axis, value)
         axis.set_xlabel(heading, fontsize=FONT)
         axis.set_yticks(range(len(order)), [names[key] for key in order], fontsize=SMALL)
@@ -48,8 +55,9 @@ def finish(axis: Axes, value: np.ndarray) -> None:
     low, high = float(np.nanmin(value)), float(np.nanmax(value))
     if high > WIDE * low:
         axis.set_xscale("log")
-        axis.set_xlim(low / 1.5, high * 2)
+        axis.set_xlim(low / 1.3, high * 2.2)
+        axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axis.xaxis.set_major_formatter(lambda tick, _: f"{tick:g}")
         axis.minorticks_off()
     else:
-        axis.set_xlim(0, 1.2 * high)
+        axis.set_xlim(0, 1.25 * high)

@@ -7,6 +7,7 @@ from scipy.optimize import linear_sum_assignment
 
 from systems.planners.base import Costs, Planner, as_replicas
 from systems.planners.dispatch import to_home
+from systems.planners.options import check_whole_number
 from systems.planners.placement import contiguous, per_rank
 
 
@@ -25,6 +26,8 @@ class ExFlow(Planner):
     """
 
     def __init__(self, starts: int = 16, seed: int = 0) -> None:
+        check_whole_number("starts", starts, 1)
+        check_whole_number("seed", seed, 0)
         self.starts, self.seed = starts, seed
 
     def place(self, loads_GE: np.ndarray, current_EG: np.ndarray, costs: Costs) -> np.ndarray:

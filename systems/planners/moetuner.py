@@ -13,6 +13,7 @@ from scipy.sparse import block_array, eye_array, kron
 from systems.planners.base import Costs, Planner, as_replicas, tokens_per_expert
 from systems.planners.dispatch import to_home
 from systems.planners.exflow import transitions
+from systems.planners.options import check_positive
 from systems.planners.placement import contiguous, per_rank
 
 logger = logging.getLogger(__name__)
@@ -31,6 +32,8 @@ class MoETuner(Planner):
     """
 
     def __init__(self, time_limit_s: float = 20, gap: float = 0.025) -> None:
+        check_positive("time_limit_s", time_limit_s)
+        check_positive("gap", gap)
         self.time_limit_s, self.gap = time_limit_s, gap
 
     def place(self, loads_GE: np.ndarray, current_EG: np.ndarray, costs: Costs) -> np.ndarray:

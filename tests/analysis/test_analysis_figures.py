@@ -34,10 +34,10 @@ def with_panels(folder, *kinds: str):
 @pytest.fixture(scope="module")
 def findings(tmp_path_factory):
     folder = write_fig3(tmp_path_factory.mktemp("figures") / "fig3", experts=(8, 64), batches=())
-    return find(with_panels(folder, "load", "layers", "sections"))
+    return find(with_panels(folder, "load", "layers", "sections", "league"))
 
 
-@pytest.mark.parametrize("name", ["fig3a", "load", "layers", "sections"])
+@pytest.mark.parametrize("name", ["fig3a", "load", "layers", "sections", "league"])
 def test_every_kind_of_panel_gets_a_png_and_an_svg(findings, name):
     (panel,) = [panel for panel in findings.campaign.plan["panels"] if panel["name"] == name]
     (picture,) = draw_panel(findings, panel)

@@ -4,6 +4,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from routers.drawn import PROFILE_FROM
 from routers.token_trace import DEFAULT_PATH, TokenTrace, TokenTraceRouter
 
 
@@ -119,3 +120,17 @@ def test_the_trace_of_this_repository_is_whole():
     assert (np.diff(found.logits_LTK.astype(np.float32), axis=2) <= 0).all()  # best first
     assert all(len(set(experts)) == 4 for experts in found.expert_LTK.reshape(-1, 4).tolist())
     assert DEFAULT_PATH.stat().st_size < 200_000
+
+
+def test_a_profile_sees_what_is_held_out_and_nothing_that_is_measured():
+    """Tokens that are told apart by their experts in two layers."""
+    whole = TokenTrace.read(DEFAULT_PATH).expert_LTK[:, :, 0].T.tolist()
+
+    def pairs(iteration: int) -> list[list[int]]:
+        held = TokenTraceRouter(num_experts=128, moe_blocks=[1, 3], rank=0, seed=0, held_out=0.25)
+        draws = [held.draw(8040, layer=layer, iteration=iteration) for layer in (1, 3)]
+        return np.stack(draws, 1).tolist()
+
+    first = int(0.75 * 8040)
+    assert sorted(pairs(0)[:first]) == sorted(whole[:first])
+    assert sorted(pairs(PROFILE_FROM)[: 8040 - first]) == sorted(whole[first:])

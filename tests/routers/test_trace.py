@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from routers.drawn import PROFILE_FROM
 from routers.trace import DEFAULT_PATH, TraceRouter, apportion, read_trace, spread
 
 HEADER = "num_experts,layer,iteration,tokens_per_expert\n"
@@ -144,3 +145,20 @@ def test_a_full_batch_replays_the_record_itself():
     recorded_E = read_trace(DEFAULT_PATH, 16)[3][5]
     replay = router(None, num_experts=16, rank=1, layers=[3, 3, 3])
     assert replay.counts(int(recorded_E.sum()), layer=1, iteration=4).tolist() == recorded_E.tolist()
+
+
+def test_a_profile_sees_what_is_held_out_and_nothing_that_is_measured():
+    def loads(held_out: float, iterations: range) -> set[tuple[int, ...]]:
+        router = TraceRouter(num_experts=128, moe_blocks=[1, 3], rank=0, seed=0, held_out=held_out)
+        return {tuple(router.counts(3000, layer=1, iteration=iteration)) for iteration in iterations}
+
+    measured, profile = range(24), range(PROFILE_FROM, PROFILE_FROM + 24)
+    assert len(loads(0.25, measured)) == 9 and len(loads(0.25, profile)) == 3
+    assert not loads(0.25, measured) & loads(0.25, profile)
+    assert loads(0, measured) == loads(0, profile)
+
+
+@pytest.mark.parametrize("share", [1, -0.1, "half", True, 0.01, 0.99])
+def test_a_share_that_leaves_nothing_is_named(share):
+    with pytest.raises(ValueError, match=r"router\.held_out is .*; it must be a share of the record, at least 0"):
+        TraceRouter(num_experts=128, moe_blocks=[1], rank=0, seed=0, held_out=share)

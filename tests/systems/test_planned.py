@@ -49,12 +49,20 @@ def build(rank: int = 0, world_size: int = 2, **options: Any) -> PlannedExpertPa
             r"experts that stay where they are cannot follow the batches: use system\.loads=profiled",
         ),
         ({"loads": "profiled"}, r"system\.loads is 'profiled' and there is no profile"),
-        ({"planner": EPLB(extra_replicas=1)}, r"planner\.extra_replicas"),
     ],
 )
 def test_bad_options_are_named(options: dict, sentence: str):
     with pytest.raises(ValueError, match=sentence):
         build(**options)
+
+
+def test_what_a_planner_cannot_place_is_known_before_anything_is_launched():
+    with pytest.raises(ValueError, match=r"planner\.extra_replicas"):
+        PlannedExpertParallel.check(SHAPE, 2, planner=EPLB(extra_replicas=1))
+    with pytest.raises(ValueError, match=r"system\.planner is None; it must name a class of planners"):
+        PlannedExpertParallel.check(SHAPE, 2, planner=None)
+    with pytest.raises(ValueError, match=r"system\.bytes_per_s is 0; it must be a positive number"):
+        PlannedExpertParallel.check(SHAPE, 2, bytes_per_s=0)
 
 
 @given(st.data())

@@ -1,0 +1,127 @@
+"""Write a card for every system: what the code declares, what its authors say, and what was measured.
+
+    python -m scripts.write_cards results/sample-zoo
+
+From conf/system/*.yaml, the classes' docstrings, docs/systems/cards.yaml and a campaign of `make zoo`, into
+docs/systems/*.md.
+"""
+
+import argparse
+import inspect
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import yaml
+from jinja2 import Environment, StrictUndefined
+
+from analysis.labels import number, system_name, times
+from analysis.load import load_campaign
+from experiments.cells import find_class
+
+ROOT = Path(__file__).parents[1]
+FOLDER = ROOT / "docs/systems"
+TOLD = ("_target_", "name", "engine", "planner", "loads", "mover")
+METRICS = {
+    "ttft_ms": ("forward pass, ms", number),
+    "speedup_ttft": ("over EP", times),
+    "layer_moe_ms": ("MoE layer, ms", number),
+    "imbalance": ("max ÷ mean rows", number),
+    "bytes_sent": ("sent a pass, MB", lambda value: number(value / 1e6)),
+    "weight_bytes": ("expert weights of a rank, MB", lambda value: number(value / 1e6)),
+    "plan": ("plan a layer, ms", number),
+    "dropped": ("tokens dropped", number),
+}
+CARD = """\
+# {{ name }}
+
+`system={{ key }}`: {{ facts }}.
+
+{{ mechanism }}
+
+| | |
+|---|---|
+| Source | {{ card.source }} |
+| Its authors report | {{ card.published }} |
+| Left out here | {{ card.left_out }} |
+| Not confirmed | {{ card.unconfirmed }} |
+| Held to, beside equality with the dense model on 1, 2 and 4 ranks | {{ card.proved }} |
+{% if rows %}
+Measured here ({{ source }}):
+
+| routing | {{ headings | join(" | ") }} |
+|---|{{ "---:|" * headings | length }}
+{% for row in rows %}| {{ row | join(" | ") }} |
+{% endfor %}{% endif %}"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description="Write a card for every system.", allow_abbrev=False)
+    parser.add_argument("campaign", type=Path, help="a campaign of make zoo")
+    campaign = parser.parse_args(arguments).campaign
+    measured = measured_rows(campaign)
+    nodes = {path.stem: yaml.safe_load(path.read_text()) for path in sorted((ROOT / "conf/system").glob("*.yaml"))}
+    for key, node in nodes.items():
+        (FOLDER / f"{key}.md").write_text(card(key, node, measured.get(key, []), source_of(campaign)))
+    (FOLDER / "README.md").write_text(index(nodes))
+    print(f"wrote {len(nodes)} cards in {FOLDER.relative_to(ROOT)}")
+    return 0
+
+
+def card(key: str, node: dict[str, Any], rows: list[list[str]], source: str) -> str:
+    """Raises KeyError for a system that docs/systems/cards.yaml lacks."""
+    told = yaml.safe_load((FOLDER / "cards.yaml").read_text())[key]
+    template = Environment(trim_blocks=True, undefined=StrictUndefined).from_string(CARD)
+    headings = [title for title, _ in METRICS.values()]
+    known = {"key": key, "name": system_name(key), "facts": facts(node), "mechanism": mechanism(node), "card": told}
+    return template.render(**known, rows=rows, headings=headings, source=source).rstrip() + "\n"
+
+
+def facts(node: dict[str, Any]) -> str:
+    """What the class and the configuration declare, in one line."""
+    kind = find_class(node)
+    found = [kind.exactness, f"engine {kind.own_engine or node.get('engine') or 'loop'}"]
+    found += [f"loads {node['loads']}"] if "loads" in node else []
+    found += [f"weights move by {node['mover']}"] if "mover" in node else []
+    planner = node.get("planner", {})
+    chosen = (node | planner).items()
+    shown = {name: value for name, value in chosen if name not in TOLD}
+    return ", ".join([*found, *(f"{name} {value}" for name, value in shown.items())])
+
+
+def mechanism(node: dict[str, Any]) -> str:
+    """The docstring of the planner, if there is one, else of the system's class and its module."""
+    kind = find_class(node.get("planner", node))
+    told = [kind] if "planner" in node else [inspect.getmodule(kind), kind]
+    return "\n\n".join(text for one in told if (text := inspect.getdoc(one)))
+
+
+def measured_rows(campaign: Path) -> dict[str, list[list[str]]]:
+    """By system: a row a panel and point, as text."""
+    summary = pd.read_csv(campaign / "summary.csv")
+    summary["metric"] = summary["metric"].where(summary["section"] != "plan", "plan")
+    titles = {panel["name"]: panel["title"] for panel in load_campaign(campaign).plan["panels"]}
+    found: dict[str, list[list[str]]] = {}
+    for place, rows in summary.groupby(["experiment", "x", "system"], sort=False):
+        panel, x, system = tuple(place)  # pyright: ignore[reportArgumentType]
+        value = rows.drop_duplicates("metric").set_index("metric")["value"]
+        texts = [form(value[name]) if name in value else "–" for name, (_, form) in METRICS.items()]
+        found.setdefault(str(system), []).append([f"{titles[panel]}, {x:g} experts", *texts])
+    return found
+
+
+def source_of(campaign: Path) -> str:
+    run = next(iter(load_campaign(campaign).runs.values()))
+    scale, ranks = run["config"]["scale"]["name"], run["point"]["world_size"]
+    return f"{run['source']}, {ranks} ranks, scale {scale}, tier {run['tier']}; {campaign}"
+
+
+def index(nodes: dict[str, Any]) -> str:
+    lines = [f"- [{system_name(key)}]({key}.md): {facts(node)}" for key, node in nodes.items()]
+    head = "# Systems\n\nA card each, written by `python -m scripts.write_cards CAMPAIGN` from code and measurements.\n"
+    return "\n".join([head, *lines]) + "\n"
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
