@@ -24,10 +24,10 @@ def check_switch(option: str, value: bool) -> None:
 def held_out_from(share: float, recorded: int) -> int:
     """How many of `recorded` things come before the share that is held out for profiles.
 
-    Raises ValueError unless the share is a number from 0 up to less than 1 and leaves something on both sides.
+    Raises ValueError unless the share is a number from 0 up to less than 1 that leaves something.
     """
     number = isinstance(share, int | float) and not isinstance(share, bool) and 0 <= share < 1
     first = recorded - round(share * recorded) if number else 0
-    if not number or first == 0 or (share and first == recorded):
+    if first == 0:
         raise ValueError(f"router.held_out is {share!r}; it must be a share of the record, at least 0 and below 1")
     return first

@@ -66,7 +66,7 @@ class TokenTraceRouter(DrawnRouter):
     A rank takes consecutive tokens from a place drawn by (seed, iteration, rank), the first one again after the last.
     `path` None is the trace that comes with this repository; scripts/record_token_trace.py makes others. `layers` names
     the recorded layer of each MoE block as in `TraceRouter`; blocks that share a recorded layer route a token alike.
-    The last `held_out` share of the tokens is kept for profiles; where it is 0 they come from all.
+    The last `held_out` share of the tokens is kept for profiles; where that is none they come from all.
     """
 
     def __init__(
@@ -90,7 +90,7 @@ class TokenTraceRouter(DrawnRouter):
         recorded_tokens = trace.expert_LTK.shape[1]
         first = held_out_from(held_out, recorded_tokens)
         self._measured = range(first)
-        self._held_out = range(first, recorded_tokens) if held_out else self._measured
+        self._held_out = range(first, recorded_tokens) if first < recorded_tokens else self._measured
 
     @staticmethod
     def trace_file(path: str | None = None, **unused: object) -> Path:

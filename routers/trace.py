@@ -94,7 +94,7 @@ class TraceRouter(CountedRouter):
     a row for one forward pass of one GPU; `path` None is the one that comes with this repository. Rank r replays at
     iteration i the recorded iteration (i + r) mod I, so ranks differ and all layers of a rank stay together. `layers`
     names the recorded layer of each MoE block; None takes them evenly spaced from the first to the last. The last
-    `held_out` share of the iterations is kept for profiles; where it is 0 they come from all.
+    `held_out` share of the iterations is kept for profiles; where that is none they come from all.
     """
 
     def __init__(
@@ -115,7 +115,7 @@ class TraceRouter(CountedRouter):
         for block, layer in chosen.items():
             first = held_out_from(held_out, len(trace[layer]))
             self._measured[block] = trace[layer][:first]
-            self._held_out[block] = trace[layer][first if held_out else 0 :]
+            self._held_out[block] = trace[layer][first:] if first < len(trace[layer]) else trace[layer]
 
     @staticmethod
     def trace_file(path: str | None = None, **unused: object) -> Path:

@@ -26,7 +26,7 @@ REPLAYED = ["token_trace"]  # recorded tokens, whose number of experts is theirs
 NUM_TOKENS = 1000
 NUM_EXPERTS = dict.fromkeys(DRAWN, 16) | dict.fromkeys(REPLAYED, 128)
 BALANCED = [14, 8, 0, 13, 2, 3, 10, 12, 15, 9, 1, 11]
-TOKENS = [72, 44, 77, 87, 87, 77, 87, 102, 122, 63, 5, 117]
+TOKENS = [77, 104, 87, 64, 104, 121, 64, 120, 28, 126, 116, 90]
 TRACE = [14, 6, 1, 13, 4, 5, 8, 11, 15, 7, 3, 10]
 
 

@@ -29,7 +29,7 @@ def small(tmp_path: Path) -> str:
 
 
 def router(path: str | None, **changed: Any) -> TokenTraceRouter:
-    given = {"num_experts": 4, "rank": 0, "seed": 0, "moe_blocks": [1, 3, 5]} | changed
+    given = {"num_experts": 4, "rank": 0, "seed": 0, "moe_blocks": [1, 3, 5], "held_out": 0} | changed
     return TokenTraceRouter(path=path, **given)
 
 

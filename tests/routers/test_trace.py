@@ -23,7 +23,7 @@ def small(tmp_path: Path) -> str:
 
 
 def router(path: str | None, num_experts: int = 2, rank: int = 0, **options: Any) -> TraceRouter:
-    given = {"moe_blocks": [1, 3, 5], "seed": 0} | options
+    given = {"moe_blocks": [1, 3, 5], "seed": 0, "held_out": 0} | options
     return TraceRouter(num_experts=num_experts, rank=rank, path=path, **given)
 
 
@@ -158,7 +158,7 @@ def test_a_profile_sees_what_is_held_out_and_nothing_that_is_measured():
     assert loads(0, measured) == loads(0, profile)
 
 
-@pytest.mark.parametrize("share", [1, -0.1, "half", True, 0.01, 0.99])
+@pytest.mark.parametrize("share", [1, -0.1, "half", True, 0.99])
 def test_a_share_that_leaves_nothing_is_named(share):
     with pytest.raises(ValueError, match=r"router\.held_out is .*; it must be a share of the record, at least 0"):
         TraceRouter(num_experts=128, moe_blocks=[1], rank=0, seed=0, held_out=share)
