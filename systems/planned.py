@@ -100,12 +100,11 @@ class PlannedExpertParallel(System):
             value = options.get(name)
             if value is not None and not (isinstance(value, int | float) and 0 < value < float("inf")):
                 raise ValueError(f"system.{name} is {value!r}; it must be a positive number")
-        if "planner" in options:  # one that cannot place these numbers of experts and ranks says so
+        if "planner" in options:
             planner = options["planner"]
             if not isinstance(planner, Planner):
                 raise ValueError(f"system.planner is {planner!r}; it must name a class of planners in its _target_")
-            home_EG = as_replicas(PLACEMENTS["contiguous"](shape.num_experts, world_size).numpy(), world_size)
-            planner.place(np.ones((world_size, shape.num_experts), np.int64), home_EG, Costs(1.0, 1.0, 1.0))
+            planner.check(shape.num_experts, world_size)
 
     @classmethod
     def needs_profile(cls, **options: Any) -> bool:

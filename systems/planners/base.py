@@ -43,6 +43,11 @@ class Planner(ABC):
         home_E: the rank that each expert lives on whatever this batch brings.
         """
 
+    def check(self, num_experts: int, world_size: int) -> None:
+        """Raise what `place` raises for these numbers, before anything is launched: by trying it."""
+        home_EG = as_replicas(np.arange(num_experts) * world_size // num_experts, world_size)
+        self.place(np.ones((world_size, num_experts), np.int64), home_EG, Costs(1.0, 1.0, 1.0))
+
     def place_layers(self, expert_LGM: np.ndarray, current_EG: np.ndarray, costs: Costs) -> np.ndarray:
         """replicas_LEG from a token-level profile: expert_LGM[l, g, m] is the expert of rank g's token m in layer l."""
         num_experts = len(current_EG)

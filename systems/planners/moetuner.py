@@ -36,6 +36,9 @@ class MoETuner(Planner):
         check_positive("gap", gap)
         self.time_limit_s, self.gap = time_limit_s, gap
 
+    def check(self, num_experts: int, world_size: int) -> None:
+        per_rank(num_experts, world_size)  # trying would solve a program
+
     def place(self, loads_GE: np.ndarray, current_EG: np.ndarray, costs: Costs) -> np.ndarray:
         return as_replicas(self._clusters(loads_GE.sum(0), len(loads_GE)), len(loads_GE))
 
