@@ -48,6 +48,7 @@ CARD = """\
 | Not confirmed | {{ card.unconfirmed }} |
 | Held to, beside equality with the dense model on 1, 2 and 4 ranks | {{ card.proved }} |
 {% if rows %}
+
 Measured here ({{ source }}):
 
 | routing | {{ headings | join(" | ") }} |
