@@ -75,8 +75,9 @@ def test_counts_are_those_of_the_accounts(measured):
         counted = samples[samples["metric"] == "rows_computed"]
         rows[system] = counted.groupby("iteration")["value"].sum().tolist()
     tokens, capacity = 2 * 24, 24  # capacity factor min(E, 50) = E = 4 makes C the number of tokens of a rank
-    assert rows["moeshard"] == rows["ep"] == [tokens, tokens]
-    assert rows["deepspeed"] == [2 * 4 * capacity] * 2
+    iterations = 4  # two of each pass
+    assert rows["moeshard"] == rows["ep"] == [tokens] * iterations
+    assert rows["deepspeed"] == [2 * 4 * capacity] * iterations
 
 
 def test_a_second_run_measures_nothing(measured, capsys):
