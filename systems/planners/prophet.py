@@ -53,22 +53,25 @@ class Prophet(Planner):
         return hosts_EG
 
     def _choose(self, loads_GE: np.ndarray, home_E: np.ndarray, hosts_EG: np.ndarray, costs: Costs) -> list[int]:
-        """The experts to send, in the order of the search."""
+        """The experts to send, in the order of the search: as many as make the cheapest state, fewest of equal ones."""
         ranks = len(loads_GE)
         send_s = costs.move_expert_s * (ranks - self.excluded) / ranks
         rows_G, received_G = at_home(loads_GE, home_E)
         rows_EG, received_EG = changes(loads_GE, home_E, hosts_EG)
-        tokens_E = loads_GE.sum(0)  # 0 once sent
-        listed, kept, best_s = [], 0, forward_s(rows_G, received_G, costs)
-        while rows_G.max() - rows_G.min() >= self.stop_share * rows_G.mean():
-            on_busiest_E = tokens_E * (home_E == rows_G.argmax())
-            expert = int(on_busiest_E.argmax())
-            if not on_busiest_E[expert]:
-                break
-            tokens_E[expert] = 0
-            listed.append(expert)
-            rows_G, received_G = rows_G + rows_EG[expert], received_G + received_EG[expert]
-            cost_s = forward_s(rows_G, received_G, costs) + len(listed) * send_s
-            if cost_s < best_s:
-                best_s, kept = cost_s, len(listed)
-        return listed[:kept]
+        order = self._search(loads_GE.sum(0), home_E, rows_G.tolist(), rows_EG.tolist())
+        rows_XG = np.vstack([rows_G, rows_G + rows_EG[order].cumsum(0)])
+        received_XG = np.vstack([received_G, received_G + received_EG[order].cumsum(0)])
+        cost_X = forward_s(rows_XG, received_XG, costs) + send_s * np.arange(len(order) + 1)
+        return order[: int(cost_X.argmin())]
+
+    def _search(self, tokens_E: np.ndarray, home_E: np.ndarray, rows: list, changes: list[list]) -> list[int]:
+        """The busiest rank's heaviest experts one after another; plain numbers, because a step is a few of them."""
+        waiting: list[list[int]] = [[] for _ in rows]  # heaviest last, the first of equal ones after the others
+        for expert in np.argsort(-tokens_E, kind="stable")[::-1].tolist():
+            if tokens_E[expert]:
+                waiting[home_E[expert]].append(expert)
+        order, enough = [], self.stop_share * sum(rows) / len(rows)
+        while (most := max(rows)) - min(rows) >= enough and waiting[busiest := rows.index(most)]:
+            order.append(waiting[busiest].pop())
+            rows = [have + more for have, more in zip(rows, changes[order[-1]], strict=True)]
+        return order
