@@ -25,6 +25,9 @@ def read_system(system: str) -> Any:
     """The configuration that a file, a name in conf/system or a class stands for."""
     named = CONF / f"{system}.yaml"
     if not system.endswith((".yaml", ".yml")) and not named.exists():
+        if "." not in system:
+            known = ", ".join(sorted(path.stem for path in CONF.glob("*.yaml")))
+            raise ValueError(f"there is no system {system!r}; it is one of {known}, a .yaml, or package.module.Class")
         return {"_target_": system, "name": system.rpartition(".")[2], "engine": "loop"}
     return OmegaConf.to_container(OmegaConf.load(named if named.exists() else system))
 

@@ -33,6 +33,12 @@ METRICS = {
     "plan": ("plan a layer, ms", number),
     "dropped": ("tokens dropped", number),
 }
+LEGEND = """\
+A card each, written by `python -m scripts.write_cards CAMPAIGN` from code and measurements. In their tables
+"over EP" is EP's forward pass divided by the system's (above 1: faster); bytes are those that all ranks send and
+tokens those that all drop in a forward pass; expert weights are the most that a rank held; planning is timed within
+the layer.
+"""
 CARD = """\
 # {{ name }}
 
@@ -120,7 +126,7 @@ def source_of(campaign: Path) -> str:
 
 def index(nodes: dict[str, Any]) -> str:
     lines = [f"- [{system_name(key)}]({key}.md): {facts(node)}" for key, node in nodes.items()]
-    head = "# Systems\n\nA card each, written by `python -m scripts.write_cards CAMPAIGN` from code and measurements.\n"
+    head = f"# Systems\n\n{LEGEND}\n"
     return "\n".join([head, *lines]) + "\n"
 
 

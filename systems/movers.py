@@ -132,7 +132,8 @@ class Swap(PointToPoint):
 
     def _with(self, arrived: Held, replicas_EG: np.ndarray) -> Held:
         free = [slot for slot, expert in enumerate(self.held.experts) if not replicas_EG[expert, self.rank]]
-        assert len(free) == len(arrived.experts), "a swap leaves every rank as many experts as it had"
+        if len(free) != len(arrived.experts):
+            raise ValueError("system.mover is 'swap' and the planner makes replicas; a rank must keep as many experts")
         self.held.wi[free], self.held.wo[free] = arrived.wi, arrived.wo
         for slot, expert in zip(free, arrived.experts, strict=True):
             self.held.experts[slot] = expert

@@ -94,7 +94,7 @@ class PlannedExpertParallel(System):
         if mover == "static" and loads in ("oracle", "lagged"):
             raise ValueError(
                 f"system.mover is 'static' and system.loads {loads!r}; experts that stay where they are cannot follow "
-                "the batches: use system.loads=profiled, or another system.mover"
+                "the batches: use system.loads=profiled, or another +system.mover"
             )
         for name in ("flops_per_s", "bytes_per_s"):
             value = options.get(name)
@@ -134,7 +134,10 @@ class PlannedExpertParallel(System):
         before_EG = self._mover.replicas_EG
         if loads_GE is not None:
             self._replicas_EG = self._planner.place(loads_GE, before_EG, self._costs)
-        plan = self._plans[tokens_GE.tobytes()] = self._plan_of(tokens_GE, before_EG)
+        plan = self._plan_of(tokens_GE, before_EG)
+        if not self._calls:
+            self._check_plan(plan, tokens_GE)
+        self._plans[tokens_GE.tobytes()] = plan
         self._past.append(tokens_GE)
         self._calls += 1
         return plan
@@ -152,6 +155,24 @@ class PlannedExpertParallel(System):
         still_home_E = replicas_EG[np.arange(len(replicas_EG)), self._home_E] > 0
         home_E = np.where(still_home_E, self._home_E, home_of(replicas_EG))
         return Plan(before_EG, replicas_EG, self._planner.dispatch(tokens_GE, replicas_EG, home_E))
+
+    def _check_plan(self, plan: Plan, tokens_GE: np.ndarray) -> None:
+        """Raise ValueError for a plan that breaks the rules of planners; only of the first, because it takes time."""
+        nowhere_E = np.flatnonzero(~(plan.replicas_EG > 0).any(1))
+        lost_GE = np.argwhere(plan.sent_GEG.sum(2) != tokens_GE)
+        homeless_ED = np.argwhere((plan.sent_GEG.sum(0) > 0) & (plan.replicas_EG == 0))
+        name = type(self._planner).__name__
+        if len(nowhere_E):
+            raise ValueError(f"planner {name} places expert {nowhere_E[0]} nowhere; every expert needs a replica")
+        if len(lost_GE):
+            rank, expert = lost_GE[0]
+            had, sent = tokens_GE[rank, expert], plan.sent_GEG[rank, expert].sum()
+            raise ValueError(f"planner {name} sends {sent} of rank {rank}'s {had} tokens for expert {expert}")
+        if len(homeless_ED):
+            expert, rank = homeless_ED[0]
+            raise ValueError(
+                f"planner {name} sends tokens for expert {expert} to rank {rank}, which has no replica of it"
+            )
 
     def _addressed(self, order_N: torch.Tensor, sent_GEG: np.ndarray) -> tuple[torch.Tensor, list[int], list[int]]:
         """Copies by (rank they go to, expert), and how many rows go to and come from each rank."""

@@ -99,6 +99,23 @@ def test_account_of_shadowed_experts():
     assert account.rows_computed == 1005 and account.bytes_sent == counts + expert
 
 
+@pytest.mark.parametrize(
+    ("sent", "sentence"),
+    [
+        (np.zeros((2, 8, 2), np.int64), r"planner Home sends 0 of rank 0's 5 tokens for expert 0$"),
+        (np.full((2, 8, 2), [0, 5]), r"planner Home sends tokens for expert 0 to rank 1, which has no replica of it$"),
+    ],
+)
+def test_a_plan_that_breaks_a_rule_is_named(sent, sentence):
+    system, tokens_GE = build(), np.full((2, 8), 5)
+    plan = system._plan_of(tokens_GE, system._replicas_EG)
+    system._check_plan(plan, tokens_GE)
+    with pytest.raises(ValueError, match=sentence):
+        system._check_plan(plan._replace(sent_GEG=sent), tokens_GE)
+    with pytest.raises(ValueError, match=r"planner Home places expert 0 nowhere; every expert needs a replica"):
+        system._check_plan(plan._replace(replicas_EG=np.zeros((8, 2))), tokens_GE)
+
+
 def test_costs_by_hand():
     costs = costs_of(SHAPE, 2, flops_per_s=128.0, bytes_per_s=8.0)
     assert (costs.row_s, costs.move_row_s, costs.move_expert_s) == (1.0, 1.0, 16.0)
