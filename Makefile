@@ -89,7 +89,7 @@ reproduce-sections: $(STAMP)  ## time per section of the MoE layer and rank
 reproduce-all: $(STAMP)  ## all of these as one campaign in results/all
 	$(BIN)/python -m experiments.run experiment=all $(SETTINGS) $(ARGS)
 
-zoo: $(STAMP)  ## the league table: every system on the paper's points, permuted, drifting, recorded loads and tokens
+zoo: $(STAMP)  ## the league table: every system at the paper's point, with permuted and drifting hot experts, recorded loads and tokens
 	$(BIN)/python -m experiments.run experiment=zoo $(SETTINGS) $(ARGS)
 
 attribution: $(STAMP)  ## why MoEShard is faster than DeepSpeed: measured counterfactuals, step by step

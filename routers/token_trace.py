@@ -12,7 +12,7 @@ from zipfile import BadZipFile
 import numpy as np
 
 from routers.drawn import PROFILE_FROM, DrawnRouter
-from routers.options import held_out_from
+from routers.options import record_parts
 from routers.trace import layers_of
 
 DEFAULT_PATH = Path(__file__).parents[1] / "results/reference/token_trace.npz"
@@ -87,10 +87,7 @@ class TokenTraceRouter(DrawnRouter):
         recorded = dict(zip(trace.block_L.tolist(), trace.expert_LTK[:, :, 0].astype(np.int64), strict=True))
         chosen = layers_of(moe_blocks, list(recorded), layers)
         self._expert_T = {block: recorded[layer] for block, layer in chosen.items()}
-        recorded_tokens = trace.expert_LTK.shape[1]
-        first = held_out_from(held_out, recorded_tokens)
-        self._measured = range(first)
-        self._held_out = range(first, recorded_tokens) if first < recorded_tokens else self._measured
+        self._measured, self._held_out = record_parts(held_out, trace.expert_LTK.shape[1])
 
     @staticmethod
     def trace_file(path: str | None = None, **unused: object) -> Path:

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from routers.drawn import PROFILE_FROM, CountedRouter
-from routers.options import held_out_from
+from routers.options import record_parts
 
 DEFAULT_PATH = Path(__file__).parents[1] / "results/reference/routing_traces.csv.gz"
 COLUMNS = ("num_experts", "layer", "iteration", "tokens_per_expert")
@@ -113,9 +113,8 @@ class TraceRouter(CountedRouter):
         self._measured: dict[int, np.ndarray] = {}  # int64 [I, E] by block
         self._held_out: dict[int, np.ndarray] = {}
         for block, layer in chosen.items():
-            first = held_out_from(held_out, len(trace[layer]))
-            self._measured[block] = trace[layer][:first]
-            self._held_out[block] = trace[layer][first:] if first < len(trace[layer]) else trace[layer]
+            measured, profiled = record_parts(held_out, len(trace[layer]))
+            self._measured[block], self._held_out[block] = trace[layer][measured], trace[layer][profiled]
 
     @staticmethod
     def trace_file(path: str | None = None, **unused: object) -> Path:

@@ -229,6 +229,7 @@ def record(found: pd.DataFrame, device: torch.device) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    """Time, write the table and the plot, and record what `engine=auto` chooses by if asked to."""
     parser = argparse.ArgumentParser(
         description="Time the engines on the same expert FFN in turns.", allow_abbrev=False
     )

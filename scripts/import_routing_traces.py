@@ -66,6 +66,7 @@ def write_trace(rows: pd.DataFrame, out: Path) -> None:
 
 
 def main() -> None:
+    """Read the authors' checkout and write one trace."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkout", type=Path)
     parser.add_argument("out", type=Path)

@@ -111,6 +111,7 @@ def describe(encoder: Encoder, folder: Path, training: dict[str, Any]) -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
+    """Train, and write the checkpoint."""
     args = parse(arguments)
     torch.use_deterministic_algorithms(True)
     torch.set_num_threads(1)  # sums are added in an order that depends on the number of threads

@@ -64,6 +64,7 @@ Measured here ({{ source }}):
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    """Write a card for each system in conf/system, and their index."""
     parser = argparse.ArgumentParser(description="Write a card for every system.", allow_abbrev=False)
     parser.add_argument("campaign", type=Path, help="a campaign of make zoo")
     campaign = parser.parse_args(arguments).campaign

@@ -128,6 +128,7 @@ def networks_table(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def main(arguments: list[str] | None = None) -> int:
+    """Price a campaign's cells on other networks; 2, with a sentence, for a folder that cannot be."""
     parser = argparse.ArgumentParser(prog="python -m simulation.replay", description="Map of ranks and networks.")
     parser.add_argument("campaign", type=Path)
     parser.add_argument("--experts", type=int, default=128, help="the panel's cells with so many experts (128)")

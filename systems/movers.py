@@ -14,6 +14,7 @@ import torch.distributed as dist
 from systems.base import LayerWeights
 from systems.collectives import all_to_all
 from systems.engines import Engine
+from systems.planners.base import home_of
 
 
 class Held(NamedTuple):
@@ -183,7 +184,7 @@ MOVERS = {"static": Static, "broadcast": Broadcast, "point_to_point": PointToPoi
 
 def moves(before_EG: np.ndarray, after_EG: np.ndarray) -> np.ndarray:
     """moves_GEG (bool): the first rank that has an expert sends it to each rank that lacks it."""
-    home_GE = (before_EG > 0).argmax(1) == np.arange(before_EG.shape[1])[:, None]
+    home_GE = home_of(before_EG) == np.arange(before_EG.shape[1])[:, None]
     lacking_EG = (after_EG > 0) & (before_EG == 0)
     return home_GE[:, :, None] & lacking_EG[None]
 

@@ -63,8 +63,7 @@ class PlannedExpertParallel(System):
             raise ValueError("system.loads is 'profiled' and there is no profile")
         self._planner, self._loads, self._every = planner, loads, every
         self._home_E = PLACEMENTS[home](shape.num_experts, ranks).numpy()
-        self._home_EG = as_replicas(self._home_E, ranks)
-        self._replicas_EG = self._home_EG  # where experts are by the last plan
+        self._replicas_EG = as_replicas(self._home_E, ranks)  # where experts are by the last plan
         given = {name: layer[name] for name in ("weights", "engine", "group")}
         self._mover: Mover = MOVERS["static" if profile else mover](replicas_EG=self._replicas_EG, **given)
         wi = self._mover.held.wi

@@ -14,6 +14,7 @@ from systems.planners.base import Costs, Planner, as_replicas, tokens_per_expert
 from systems.planners.dispatch import to_home
 from systems.planners.exflow import transitions
 from systems.planners.options import check_positive
+from systems.planners.packing import pack
 from systems.planners.placement import contiguous, per_rank
 
 logger = logging.getLogger(__name__)
@@ -54,7 +55,8 @@ class MoETuner(Planner):
 
     def _clusters(self, loads_E: np.ndarray, ranks: int) -> np.ndarray:
         """int64 [E]: the first program's, or where time ran out too early those of a heuristic."""
-        simple = [longest_first(loads_E, ranks), contiguous(len(loads_E), ranks).numpy()]
+        per_rank(len(loads_E), ranks)
+        simple = [pack(loads_E, ranks), contiguous(len(loads_E), ranks).numpy()]
         solved_E = solve_clusters(loads_E, ranks, self.time_limit_s, self.gap)
         candidates = simple if solved_E is None else [solved_E, *simple]
         best_E = min(candidates, key=lambda cluster_E: deviation(loads_E, cluster_E, ranks))
@@ -73,18 +75,6 @@ def least_deviation(loads_E: np.ndarray, ranks: int) -> float:
     """What no clusters of whole loads go below, lest a solver search on: `over` of them have one token more."""
     over = loads_E.sum() % ranks if (loads_E % 1 == 0).all() else 0
     return 2 * over * (ranks - over) / ranks
-
-
-def longest_first(loads_E: np.ndarray, ranks: int) -> np.ndarray:
-    """int64 [E]: longest processing time first, each to the least loaded cluster with fewer than E/G experts."""
-    cluster_E, loads = np.empty(len(loads_E), np.int64), [0.0] * ranks
-    free = [per_rank(len(loads_E), ranks)] * ranks
-    for expert in np.argsort(-loads_E, kind="stable"):
-        lightest = min((c for c in range(ranks) if free[c]), key=loads.__getitem__)
-        cluster_E[expert] = lightest
-        loads[lightest] += float(loads_E[expert])
-        free[lightest] -= 1
-    return cluster_E
 
 
 def solve_clusters(loads_E: np.ndarray, ranks: int, time_limit_s: float, gap: float) -> np.ndarray | None:

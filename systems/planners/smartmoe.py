@@ -5,6 +5,7 @@ import numpy as np
 from systems.planners.base import Costs, Planner, as_replicas, home_of
 from systems.planners.dispatch import to_home
 from systems.planners.packing import pack
+from systems.planners.placement import per_rank
 
 
 class SmartMoE(Planner):
@@ -17,11 +18,7 @@ class SmartMoE(Planner):
 
     def place(self, loads_GE: np.ndarray, current_EG: np.ndarray, costs: Costs) -> np.ndarray:
         num_experts, ranks = current_EG.shape
-        if num_experts % ranks:
-            raise ValueError(
-                f"num_experts ({num_experts}) must be divisible by cluster.world_size ({ranks}): "
-                "planner smartmoe gives every rank as many experts"
-            )
+        per_rank(num_experts, ranks)
         load_E = loads_GE.sum(0)
         mapped_EG = as_replicas(pack(load_E, ranks, preferred_R=home_of(current_EG)), ranks)
         return mapped_EG if _busiest(load_E, mapped_EG) < _busiest(load_E, current_EG) else current_EG.copy()

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from systems.base import LayerShape
 from systems.engines import find_engine
-from systems.movers import MOVERS, SwapIn, moves
+from systems.movers import SwapIn, moves
 from systems.planned import PlannedExpertParallel, costs_of
 from systems.planners.base import as_replicas
 from systems.planners.eplb import EPLB
@@ -93,7 +93,7 @@ def test_account_of_shadowed_experts():
     """FasterMoE: both busy experts are worth a broadcast where rows are dear, so no token travels."""
     tokens_GE = torch.tensor([[1000, 0, 0, 0, 5, 0, 0, 0], [1000, 0, 0, 0, 5, 0, 0, 0]])
     system = build(planner=FasterMoE(), loads="oracle", mover="broadcast", flops_per_s=1.0)
-    system._replicas_EG = system._planner.place(tokens_GE.numpy(), system._home_EG, system._costs)
+    system._replicas_EG = system._planner.place(tokens_GE.numpy(), system._replicas_EG, system._costs)
     account = system.account(tokens_GE, element_size=4)
     expert, counts = 2 * 4 * 8 * 4, 8 * 8
     assert account.rows_computed == 1005 and account.bytes_sent == counts + expert
@@ -119,7 +119,3 @@ def test_a_plan_that_breaks_a_rule_is_named(sent, sentence):
 def test_costs_by_hand():
     costs = costs_of(SHAPE, 2, flops_per_s=128.0, bytes_per_s=8.0)
     assert (costs.row_s, costs.move_row_s, costs.move_expert_s) == (1.0, 1.0, 16.0)
-
-
-def test_every_mover_has_a_name():
-    assert list(MOVERS) == ["static", "broadcast", "point_to_point", "swap", "swap_in"]

@@ -13,11 +13,11 @@ from systems.planners.moetuner import (
     deviation,
     flows,
     least_deviation,
-    longest_first,
     match,
     on_ranks,
     solve_clusters,
 )
+from systems.planners.packing import pack
 from systems.planners.placement import contiguous
 
 COSTS = Costs(row_s=1e-6, move_row_s=1e-6, move_expert_s=1e-3)
@@ -38,17 +38,17 @@ def draw_profile(ranks: int, per_rank: int, layers: int, seed: int, tokens: int 
 
 def test_clusters_by_hand():
     # 7 + 1 = 5 + 3, which longest processing time finds; 8 | 5 4 3 it may not: two experts a cluster
-    assert deviation(np.array([7, 5, 3, 1]), longest_first(np.array([7, 5, 3, 1]), 2), 2) == 0
-    assert longest_first(np.array([8, 5, 4, 3]), 2).tolist() == [0, 1, 1, 0]
+    assert deviation(np.array([7, 5, 3, 1]), pack(np.array([7, 5, 3, 1]), 2), 2) == 0
+    assert pack(np.array([8, 5, 4, 3]), 2).tolist() == [0, 1, 1, 0]
     # 6 5 | 4 3 2 2: longest processing time pairs 6 3 2 and 5 4 2
     loads_E = np.array([6, 5, 4, 3, 2, 2])
-    assert longest_first(loads_E, 2).tolist() == [0, 1, 1, 0, 0, 1]
+    assert pack(loads_E, 2).tolist() == [0, 1, 1, 0, 0, 1]
     assert deviation(loads_E, solve_clusters(loads_E, 2, 5, 0), 2) == 0
 
 
 def test_the_program_finds_what_longest_processing_time_misses():
     loads_E = np.array([9, 8, 7, 6, 5, 1])  # 9 8 1 = 7 6 5
-    assert deviation(loads_E, longest_first(loads_E, 2), 2) == 4
+    assert deviation(loads_E, pack(loads_E, 2), 2) == 4
     home_E = home_of(MoETuner(time_limit_s=5).place(np.tile(loads_E, (2, 1)), current(6, 2), COSTS))
     assert deviation(loads_E, home_E, 2) == 0
 
@@ -62,7 +62,7 @@ def test_clusters_are_equal_in_number_and_no_worse_than_simple_ones(sizes, seed)
     replicas_EG = PLANNER.place(loads_GE, current(ranks * per_rank, ranks), COSTS)
     assert (replicas_EG.sum(1) == 1).all() and (replicas_EG.sum(0) == per_rank).all()
     reached = deviation(loads_E, home_of(replicas_EG), ranks)
-    for simple_E in (contiguous(len(loads_E), ranks).numpy(), longest_first(loads_E, ranks)):
+    for simple_E in (contiguous(len(loads_E), ranks).numpy(), pack(loads_E, ranks)):
         assert reached <= deviation(loads_E, simple_E, ranks) + 1e-9
     assert reached >= least_deviation(loads_E, ranks) - 1e-9
 
