@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from clusters.session import Session
 from experiments.agreement import sketch
+from experiments.ceilings import measure_ceilings, measure_link
 from experiments.cells import (
     DTYPES,
     build_router,
@@ -29,11 +30,11 @@ from experiments.recorder import Recorder
 from experiments.schedule import PROFILED, is_steady, iterations_of
 from routers.base import Routing
 from routers.drawn import PROFILE_FROM, DrawnRouter
-from systems.base import System
+from systems.base import Account, System
 from systems.collectives import all_gather
 from systems.engines import find_engine
 from systems.engines.loop import LoopEngine
-from systems.planners.base import Profile
+from systems.planners.base import Profile, Rates
 from workloads.batches import TokenSource
 from workloads.checkpoint import open_checkpoint
 from workloads.encoder import build_encoder
@@ -80,7 +81,8 @@ class Bench:
         self.names: dict[str, str] = {}
         self.twins: set[str] = set()
         self.systems: dict[str, dict[int, System]] = {}
-        self.routings: dict[tuple[str, int, int], Routing] = {}
+        self.routings: dict[tuple[str, int, int], Routing] = {}  # by cell, block, iteration; plans too
+        self.plans: dict[tuple[str, int, int], Any] = {}
         self.sketches: dict[str, dict[int, torch.Tensor]] = defaultdict(dict)
         self._order: Counter[str] = Counter()
 
@@ -90,13 +92,15 @@ class Bench:
         self.twins |= {cell} if twin else set()
         kind, given = find_class(node), options(node)
         shape = layer_shape(self.config)
-        if kind.needs_draws(**given):
+        needed = kind.needs(**given)
+        if "draws" in needed:
             shape = replace(shape, max_expert_tokens=self.max_expert_tokens)
-        profiled = kind.needs_profile(**given)
+        if "rates" in needed:
+            given["rates"] = self.rates
         self.systems[cell] = {
             block: kind(
                 **given,
-                **({"profile": self.profile[block]} if profiled else {}),
+                **({"profile": self.profile[block]} if "profile" in needed else {}),
                 shape=shape,
                 weights=self.shared[block],
                 group=self.session.group,
@@ -105,6 +109,19 @@ class Bench:
             )
             for block in self.layers
         }
+
+    @cached_property
+    def ceilings(self) -> dict[str, Any]:
+        """What this machine can do at most, as rank 0 finds it while the others sleep; the same on all ranks."""
+        link = measure_link(self.session, instantiate(self.config["network"]))
+        found = [measure_ceilings(self.device, self.dtype) if self.session.rank == 0 else {}]
+        found[0]["link_bytes_per_s"] = link if link < float("inf") else None
+        dist.broadcast_object_list(found, src=0, group=self.session.group, device=self.device)
+        return found[0]
+
+    @property
+    def rates(self) -> Rates:
+        return Rates(self.ceilings["matmul_flops_per_s"], self.ceilings["link_bytes_per_s"] or float("inf"))
 
     @cached_property
     def max_expert_tokens(self) -> int | None:
@@ -190,6 +207,7 @@ class Bench:
         for block, layer in self.layers.items():
             assert layer.routing is not None
             self.routings[cell, block, iteration] = layer.routing
+            self.plans[cell, block, iteration] = self.systems[cell][block].plan
         return hidden_BLD
 
     def _align(self) -> None:
@@ -216,7 +234,16 @@ class Bench:
         for block, layer in self.layers.items():
             layer.router.prefetch(num_tokens, layer=block, iteration=iteration, like=like)
 
-    def count_tokens(self, keys: list[tuple[str, int, int]]) -> torch.Tensor:
+    def accounts(self, keys: list[tuple[str, int, int]]) -> list[tuple[torch.Tensor, Account]]:
+        """(tokens_GE on the host, what the call cost this rank) for each (cell, block, iteration) that was run."""
+        accounts = []
+        for (cell, block, iteration), tokens_GE in zip(keys, self._tokens_of(keys), strict=True):
+            system = self.systems[cell][block]
+            system.plan = self.plans[cell, block, iteration]
+            accounts.append((tokens_GE, system.account(tokens_GE, self.dtype.itemsize)))
+        return accounts
+
+    def _tokens_of(self, keys: list[tuple[str, int, int]]) -> torch.Tensor:
         """int64 [n, G, E] on the host: token copies per source rank and expert, for each (cell, block, iteration)."""
         num_experts = self.config["model"]["num_experts"]
         tokens_nE = torch.stack([self.routings[key].tokens_per_expert(num_experts) for key in keys])

@@ -1,13 +1,21 @@
-"""Upper bounds of the machine, measured in the launch that they are held against: a matrix product and a copy."""
+"""Upper bounds of the machine, measured in the launch that they are held against: matrix product, copy and link."""
 
 from typing import Any
 
+import numpy as np
 import torch
+import torch.distributed as dist
 from torch.utils.benchmark import Timer
+
+from clusters.clocks import VirtualClock
+from clusters.network import NetworkModel
+from clusters.session import Session
+from systems.collectives import all_to_all
 
 # Large enough to be compute or memory bound, small enough for a tenth of a second: (matrix side, bytes copied).
 SIZES = {"cpu": (1024, 1 << 26), "cuda": (8192, 1 << 30)}
 SECONDS = 0.1
+LINK_BYTES = 1 << 24
 
 
 def measure_ceilings(device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
@@ -24,6 +32,39 @@ def measure_ceilings(device: torch.device, dtype: torch.dtype) -> dict[str, Any]
         "dtype": str(dtype).removeprefix("torch."),
         "threads": torch.get_num_threads(),
     }
+
+
+def measure_link(session: Session, network: NetworkModel) -> float:
+    """Bytes/s that a rank sends to all others together, latency apart; inf where it sends to nobody.
+
+    By the network model where the cluster is emulated; else the best of repeated exchanges, which all ranks make.
+    """
+    if session.world_size == 1:
+        return float("inf")
+    modelled = isinstance(session.clock, VirtualClock)
+    latency_s, exchange_s = (
+        _modelled_s(network, session.world_size, sent) if modelled else _measured_s(session, sent)
+        for sent in (session.world_size - 1, LINK_BYTES)
+    )
+    return LINK_BYTES / (exchange_s - latency_s) if exchange_s > latency_s else float("inf")
+
+
+def _modelled_s(network: NetworkModel, ranks: int, num_bytes: int) -> float:
+    sent_GG = np.full((ranks, ranks), num_bytes / (ranks - 1)) * ~np.eye(ranks, dtype=bool)
+    return network.seconds("all_to_all", network.volumes("all_to_all", sent_GG, range(ranks)), ranks)
+
+
+def _measured_s(session: Session, num_bytes: int) -> float:
+    ranks, clock = session.world_size, session.clock
+    sent = torch.zeros(ranks, num_bytes // (ranks - 1), dtype=torch.uint8, device=session.device)
+
+    def exchange_s() -> float:
+        dist.barrier(group=session.group)
+        start = clock.mark()
+        all_to_all(sent, session.group)
+        return clock.seconds(start, clock.mark())
+
+    return min(exchange_s() for _ in range(5))
 
 
 def _best_s(statement: str, **names: Any) -> float:

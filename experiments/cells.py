@@ -7,6 +7,7 @@ import hashlib
 import importlib
 import inspect
 import json
+import sys
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
@@ -33,7 +34,7 @@ SHOWING = ("experiment", "scale", "logger", "out")  # the other keys of a config
 ROOT = Path(__file__).parents[1]
 RANK_PACKAGES = ("systems", "routers", "workloads", "clusters", "experiments")
 # What constructors of systems and routers get from the harness, not from a configuration.
-SUPPLIED = {"self", "shape", "weights", "group", "span", "profile", "rank", "moe_blocks", "classifier"}
+SUPPLIED = {"self", "shape", "weights", "group", "span", "rates", "profile", "rank", "moe_blocks", "classifier"}
 OPTIONAL_PHASES = ("warmup", "instrumented")
 
 
@@ -153,10 +154,17 @@ def options(node: dict[str, Any]) -> dict[str, Any]:
 
 
 def code_digest(system: dict[str, Any]) -> str:
-    """Hash of the sources that ranks run: this repository's packages and the files of the system's own classes."""
+    """Hash of the sources that ranks run: this repository's packages and those of the system's own classes."""
     nodes = [system, *(value for value in system.values() if _is_node(value))]
     kinds = {kind for node in nodes for kind in find_class(node).__mro__ if kind.__module__ != "builtins"}
-    return _sources_digest(frozenset(Path(inspect.getfile(kind)) for kind in kinds))
+    return _sources_digest(frozenset(path for kind in kinds for path in _sources(kind)))
+
+
+def _sources(kind: type) -> list[Path]:
+    """All of the package that a class is from; its file, where that is installed and known by its version."""
+    package = sys.modules[kind.__module__.partition(".")[0]]
+    folders = [Path(folder) for folder in getattr(package, "__path__", ()) if "site-packages" not in folder]
+    return [path for folder in folders for path in folder.rglob("*.py")] or [Path(inspect.getfile(kind))]
 
 
 @cache
@@ -244,7 +252,7 @@ def _check_system(cell: Cell) -> None:
         raise ValueError(f"system {cell.system} brings its own engine; engine={config['engine']} does not apply to it")
     try:
         system.check(shape, cluster.world_size, **given)
-        if system.needs_draws(**given) and not issubclass(find_class(config["router"]), DrawnRouter):
+        if "draws" in system.needs(**given) and not issubclass(find_class(config["router"]), DrawnRouter):
             router = config["router"]["name"]
             raise ValueError(f"system {cell.system} must know every draw beforehand; router={router} cannot tell")
         if engine:

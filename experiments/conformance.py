@@ -26,7 +26,7 @@ from systems.collectives import all_gather
 from systems.dense import Dense
 from systems.engines import Engine, find_engine
 from systems.engines.auto import choose
-from systems.planners.base import Profile
+from systems.planners.base import Profile, Rates
 from workloads.model import ModelShape
 from workloads.weights import SeededLayer
 
@@ -95,8 +95,8 @@ def judge_case(case: Case, node: dict[str, Any], session: Session) -> tuple[dict
     shape = replace(case.shape, max_expert_tokens=int(tokens_GE.max()))
     layer = {"shape": shape, "weights": weights, "group": session.group}
     kind, given = find_class(node), options(node)
-    if kind.needs_profile(**given):
-        given["profile"] = _profile(case, session.world_size)
+    needed = {"profile": _profile(case, session.world_size), "rates": Rates(1e11, 2e11)}
+    given |= {name: needed[name] for name in kind.needs(**given) & needed.keys()}
     system: System = kind(**given, **layer, engine=_engine(node, shape, session))
     first_TD = system.forward(x_TD, routing)
     with _bytes_on_the_wire(session) as sent:

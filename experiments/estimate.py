@@ -48,7 +48,7 @@ def forward_flops(cell: Cell) -> float:
     dense_blocks = model.num_blocks - len(model.moe_blocks)
     ffn = 4 * model.d_model * model.d_ff
     system, given = system_class(config), options(config["system"])
-    if system.needs_draws(**given):
+    if "draws" in system.needs(**given):
         shape = replace(shape, max_expert_tokens=_busiest_expert(config))
     padding = system.padding(shape, cluster.world_size, **given)
     per_token = model.num_blocks * attention + (dense_blocks + len(model.moe_blocks) * padding) * ffn

@@ -8,7 +8,7 @@ import torch
 from experiments.agreement import agree, digest_strings, digest_tensors
 from experiments.bench import Bench
 from experiments.schedule import iterations_of
-from systems.base import System
+from systems.base import Account, System
 from systems.collectives import all_gather
 from workloads.batches import tokens_hash
 
@@ -27,11 +27,11 @@ def accounts(bench: Bench, cell: str, iterations: int) -> tuple[list[dict[str, A
     """
     passes = {"measure": range(iterations), "instrumented": iterations_of(bench.config["tier"])["instrumented"]}
     keys = [(block, phase, i) for block in bench.layers for phase, which in passes.items() for i in which]
-    tokens_nGE = bench.count_tokens([(cell, block, i) for block, _, i in keys])
+    found = bench.accounts([(cell, block, i) for block, _, i in keys])
     counted, routed = [], []
-    for (block, phase, iteration), tokens_GE in zip(keys, tokens_nGE, strict=True):
+    for (block, phase, iteration), (tokens_GE, account) in zip(keys, found, strict=True):
         labels = {"cell": cell, "iteration": iteration, "layer": block}
-        known = _account(bench, bench.systems[cell][block], tokens_GE)
+        known = _known(bench, bench.systems[cell][block], account)
         counted += [
             {**labels, "phase": phase, "metric": name, "value": known[name], "unit": unit}
             for name, unit in UNITS.items()
@@ -41,11 +41,10 @@ def accounts(bench: Bench, cell: str, iterations: int) -> tuple[list[dict[str, A
     return counted, routed
 
 
-def _account(bench: Bench, system: System, tokens_GE: torch.Tensor) -> dict[str, float]:
-    model, element_size = bench.config["model"], bench.dtype.itemsize
-    expert, account = model["d_model"] * model["d_ff"], system.account(tokens_GE, element_size)
+def _known(bench: Bench, system: System, account: Account) -> dict[str, float]:
+    expert = bench.config["model"]["d_model"] * bench.config["model"]["d_ff"]
     # A multiplication and an addition are two; two matrices.
-    flops, weight_bytes = account.rows_computed * 4 * expert, system.experts_held() * 2 * expert * element_size
+    flops, weight_bytes = account.rows_computed * 4 * expert, system.experts_held() * 2 * expert * bench.dtype.itemsize
     return vars(account) | {"flops": flops, "weight_bytes": weight_bytes}
 
 
@@ -87,10 +86,7 @@ def agreement(bench: Bench, cells: list[str]) -> dict[str, dict[str, Any]]:
 def _drops(bench: Bench, cell: str) -> bool:
     """Whether any rank drops a token in any layer and timed iteration of either pass."""
     keys = [(cell, block, iteration) for block in bench.layers for iteration in sorted(bench.sketches[cell])]
-    dropped = sum(
-        bench.systems[cell][block].account(tokens_GE, bench.dtype.itemsize).dropped
-        for (_, block, _), tokens_GE in zip(keys, bench.count_tokens(keys), strict=True)
-    )
+    dropped = sum(account.dropped for _, account in bench.accounts(keys))
     mine = torch.tensor([float(dropped)], device=bench.device)
     return bool(all_gather(mine, bench.session.group).sum() > 0)
 

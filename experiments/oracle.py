@@ -31,11 +31,8 @@ def verify(bench: Bench, cell: str) -> dict[str, Any]:
         errors, dropped = zip(*(_layer_error(bench, block) for block in bench.layers), strict=True)
     for layer in bench.layers.values():
         layer.remember, layer.seen = False, None
-    tokens_BGE = bench.count_tokens([(cell, block, iteration) for block in bench.layers])
-    accounted = [
-        bench.systems[cell][block].account(tokens_GE, bench.dtype.itemsize).dropped
-        for block, tokens_GE in zip(bench.layers, tokens_BGE, strict=True)
-    ]
+    accounts = bench.accounts([(cell, block, iteration) for block in bench.layers])
+    accounted = [account.dropped for _, account in accounts]
     largest = float(torch.tensor(errors).max())  # keeps NaN, which Python's max may lose
     mine = torch.tensor([[largest, float(list(dropped) != accounted)]], device=bench.device)
     worst, miscounted = all_gather(mine, bench.session.group).amax(0).tolist()

@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 import torch.distributed as dist
@@ -79,6 +79,7 @@ class System(ABC):
 
     exactness: ClassVar[str] = "exact"
     own_engine: ClassVar[str | None] = None
+    plan: Any = None  # what the last call decided, if anything; it may be set to an earlier one for `account`
 
     def __init__(
         self,
@@ -109,14 +110,11 @@ class System(ABC):
         return 1.0
 
     @classmethod
-    def needs_draws(cls, **options: object) -> bool:
-        """Whether with these options the system wants `shape.max_expert_tokens`, which a learned router cannot tell."""
-        return False
-
-    @classmethod
-    def needs_profile(cls, **options: object) -> bool:
-        """Whether with these options the system is built with a `profile` (systems.planners.base.Profile)."""
-        return False
+    def needs(cls, **options: object) -> frozenset[str]:
+        """What else a system with these options is built with: `rates` and `profile` (systems.planners.base), arguments
+        of these names; `draws`: `shape.max_expert_tokens`, which a learned router cannot tell.
+        """
+        return frozenset()
 
     @abstractmethod
     def forward(self, x_TD: torch.Tensor, routing: Routing) -> torch.Tensor:
@@ -124,7 +122,10 @@ class System(ABC):
 
     @abstractmethod
     def account(self, tokens_GE: torch.Tensor, element_size: int) -> Account:
-        """What a call costs this rank when rank g brings tokens_GE[g, e] token copies for expert e."""
+        """What a call costs this rank when rank g brings tokens_GE[g, e] token copies for expert e.
+
+        A system that decides call by call tells of the one whose `plan` it has.
+        """
 
     def experts_held(self) -> float:
         """Whole experts' worth of weights on this rank, the most so far; a shard of 1/G counts 1/G."""

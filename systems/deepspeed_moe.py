@@ -81,13 +81,14 @@ class DeepSpeedMoE(System):
             raise ValueError(f"system deepspeed is driven with top-1 routing only, got top_k = {shape.top_k}")
 
     @classmethod
-    def needs_draws(cls, **options: object) -> bool:
-        return options.get("capacity_factor") == "lossless" and options.get("drop_tokens", True) is True
+    def needs(cls, **options: object) -> frozenset[str]:
+        lossless = options.get("capacity_factor") == "lossless" and options.get("drop_tokens", True) is True
+        return frozenset({"draws"} if lossless else ())
 
     @classmethod
     def padding(cls, shape: LayerShape, world_size: int, **options: object) -> float:
         factor: Any = options.get("capacity_factor", "paper")
-        unknown = cls.needs_draws(**options) and shape.max_expert_tokens is None
+        unknown = "draws" in cls.needs(**options) and shape.max_expert_tokens is None
         if unknown or not options.get("drop_tokens", True):
             return 1.0  # as many as the busiest expert gets: at least this
         return resolve_capacity_factor(factor, shape)

@@ -42,8 +42,8 @@ class LinaExpertParallel(PlannedExpertParallel):
                 raise ValueError(f"system.{name} is {value!r}; it must be a whole number of at least 1")
 
     @classmethod
-    def needs_profile(cls, **options: Any) -> bool:
-        return True
+    def needs(cls, **options: Any) -> frozenset[str]:
+        return frozenset({"rates", "profile"})
 
     def _expected(self, tokens_GE: np.ndarray, routing: Routing) -> np.ndarray:
         foreseen_E = self._paths.predict(self._path(routing), self._layer)

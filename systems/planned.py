@@ -18,11 +18,10 @@ from systems.collectives import all_gather, all_to_all
 from systems.engines import Copies
 from systems.movers import MOVERS, Held, Mover
 from systems.permute import experts_of_arrivals, transposed_blocks, weighted_sum
-from systems.planners.base import Costs, Planner, Profile, as_replicas, home_of
+from systems.planners.base import Costs, Planner, Profile, Rates, as_replicas, home_of
 from systems.planners.placement import PLACEMENTS
 
 LOADS = ("none", "oracle", "lagged", "profiled")
-FLOPS_PER_S = {"cpu": 1e11, "cuda": 60e12}  # what planners take for a rank's speed unless they are told
 
 
 class Plan(NamedTuple):
@@ -38,8 +37,8 @@ class PlannedExpertParallel(System):
 
     planner: decides. loads: what it places experts by: nothing, they stay at home (none); this batch's counts (oracle);
     those of the last `window` batches, every `every` batches (lagged); a profile of other data, once, before anything
-    is timed (profiled). mover: how weights travel. home: where experts are before any plan. flops_per_s, bytes_per_s:
-    of one rank and of its link, as the planner weighs them.
+    is timed (profiled). mover: how weights travel. home: where experts are before any plan. rates: of this machine, by
+    which the planner weighs costs.
     """
 
     def __init__(
@@ -51,8 +50,7 @@ class PlannedExpertParallel(System):
         home: str = "contiguous",
         every: int = 1,
         window: int = 1,
-        flops_per_s: float | None = None,
-        bytes_per_s: float = 200e9,
+        rates: Rates,
         profile: Profile | None = None,
         **layer: Any,
     ) -> None:
@@ -64,16 +62,14 @@ class PlannedExpertParallel(System):
         self._planner, self._loads, self._every = planner, loads, every
         self._home_E = PLACEMENTS[home](shape.num_experts, ranks).numpy()
         self._replicas_EG = as_replicas(self._home_E, ranks)  # where experts are by the last plan
-        given = {name: layer[name] for name in ("weights", "engine", "group")}
-        self._mover: Mover = MOVERS["static" if profile else mover](replicas_EG=self._replicas_EG, **given)
-        wi = self._mover.held.wi
-        self._costs = costs_of(shape, wi.element_size(), flops_per_s or FLOPS_PER_S[wi.device.type], bytes_per_s)
+        some_wi_eDF, _ = layer["weights"].experts([0])  # for its type and device
+        self._costs = costs_of(shape, some_wi_eDF.element_size(), rates)
         if profile:
-            self._replicas_EG = self._placed_by(profile, wi.device)
-            self._mover = MOVERS[mover](replicas_EG=self._replicas_EG, **given)
+            self._replicas_EG = self._placed_by(profile, some_wi_eDF.device)
+        given = {name: layer[name] for name in ("weights", "engine", "group")}
+        self._mover: Mover = MOVERS[mover](replicas_EG=self._replicas_EG, **given)
         self._past: deque[np.ndarray] = deque(maxlen=window)
         self._calls = self._most_held = 0
-        self._plans: dict[bytes, Plan] = {}  # of every batch that was computed, for `account`
 
     @classmethod
     def check(cls, shape: LayerShape, world_size: int, **options: Any) -> None:
@@ -95,26 +91,27 @@ class PlannedExpertParallel(System):
                 f"system.mover is 'static' and system.loads {loads!r}; experts that stay where they are cannot follow "
                 "the batches: use system.loads=profiled, or another +system.mover"
             )
-        for name in ("flops_per_s", "bytes_per_s"):
-            value = options.get(name)
-            if value is not None and not (isinstance(value, int | float) and 0 < value < float("inf")):
-                raise ValueError(f"system.{name} is {value!r}; it must be a positive number")
         if "planner" in options:
             planner = options["planner"]
             if not isinstance(planner, Planner):
                 raise ValueError(f"system.planner is {planner!r}; it must name a class of planners in its _target_")
+            if mover == "swap" and planner.replicates:
+                raise ValueError(
+                    f"system.mover is 'swap' and {type(planner).__name__} makes replicas, for which ranks that change "
+                    "experts one for one have no room; use another system.mover"
+                )
             planner.check(shape.num_experts, world_size)
 
     @classmethod
-    def needs_profile(cls, **options: Any) -> bool:
-        return options.get("loads") == "profiled"
+    def needs(cls, **options: Any) -> frozenset[str]:
+        return frozenset({"rates", "profile"} if options.get("loads") == "profiled" else {"rates"})
 
     def forward(self, x_TD: torch.Tensor, routing: Routing) -> torch.Tensor:
         with self.span("metadata"):
             order_N, rows_E = self.engine.group(routing.expert_TK.flatten(), self.shape.num_experts)
             tokens_GE = all_gather(rows_E.unsqueeze(0), self.group).cpu().numpy()
         with self.span("plan"):
-            plan = self._plan(tokens_GE, routing)
+            self.plan = plan = self._plan(tokens_GE, routing)
         with self.span("weights"):
             held = self._mover.bring(plan.replicas_EG)
             self._most_held = max(self._most_held, len(held.experts))
@@ -136,7 +133,6 @@ class PlannedExpertParallel(System):
         plan = self._plan_of(tokens_GE, before_EG)
         if not self._calls:
             self._check_plan(plan, tokens_GE)
-        self._plans[tokens_GE.tobytes()] = plan
         self._past.append(tokens_GE)
         self._calls += 1
         return plan
@@ -205,9 +201,9 @@ class PlannedExpertParallel(System):
         raise ValueError("the planner's placement leaves a rank without an expert, or an expert without a rank")
 
     def account(self, tokens_GE: torch.Tensor, element_size: int) -> Account:
-        """By the plan that a batch had; for one that never came, by what would be planned now."""
-        here, tokens = self.rank, tokens_GE.cpu().numpy()
-        plan = self._plans.get(tokens.tobytes()) or self._plan_of(tokens, self._mover.replicas_EG)
+        """By `plan`; before the first call by what would be planned now."""
+        here = self.rank
+        plan: Plan = self.plan or self._plan_of(tokens_GE.cpu().numpy(), self._mover.replicas_EG)
         received_GE = plan.sent_GEG[:, :, here]
         rows, stay = float(received_GE.sum()), float(received_GE[here].sum())
         leaving, returning = float(plan.sent_GEG[here].sum()) - stay, rows - stay
@@ -222,11 +218,11 @@ class PlannedExpertParallel(System):
         return float(max(self._most_held, len(self._mover.held.experts)))
 
 
-def costs_of(shape: LayerShape, element_size: int, flops_per_s: float, bytes_per_s: float) -> Costs:
+def costs_of(shape: LayerShape, element_size: int, rates: Rates) -> Costs:
     """Two products a row; a row and two matrices in bytes over the link."""
     expert = shape.d_model * shape.d_ff
     return Costs(
-        row_s=4 * expert / flops_per_s,
-        move_row_s=shape.d_model * element_size / bytes_per_s,
-        move_expert_s=2 * expert * element_size / bytes_per_s,
+        row_s=4 * expert / rates.flops_per_s,
+        move_row_s=shape.d_model * element_size / rates.bytes_per_s,
+        move_expert_s=2 * expert * element_size / rates.bytes_per_s,
     )

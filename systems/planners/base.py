@@ -7,8 +7,16 @@ go to rank d. All int64, but loads, which may be estimates (float64).
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
+
+
+class Rates(NamedTuple):
+    """How fast a rank is: FLOP/s of its matrix products, bytes/s that it sends to others. The same on all ranks."""
+
+    flops_per_s: float
+    bytes_per_s: float
 
 
 @dataclass(frozen=True)
@@ -26,8 +34,11 @@ class Costs:
 
 class Planner(ABC):
     """`place` decides where experts are from loads (this batch's, earlier ones', or a profile's), `dispatch` where this
-    batch's tokens go. Both are the same on all ranks because their arguments are.
+    batch's tokens go. Both are the same on all ranks because their arguments are. `replicates`: whether an expert may
+    be on several ranks.
     """
+
+    replicates = True
 
     @abstractmethod
     def place(self, loads_GE: np.ndarray, current_EG: np.ndarray, costs: Costs) -> np.ndarray:

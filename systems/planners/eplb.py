@@ -19,7 +19,7 @@ class EPLB(Planner):
 
     def __init__(self, extra_replicas: int = 32) -> None:
         check_whole_number("extra_replicas", extra_replicas, 0)
-        self.extra_replicas = extra_replicas
+        self.extra_replicas, self.replicates = extra_replicas, extra_replicas > 0
 
     def place(self, loads_GE: np.ndarray, current_EG: np.ndarray, costs: Costs) -> np.ndarray:
         num_experts, ranks = current_EG.shape

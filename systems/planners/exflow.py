@@ -25,6 +25,8 @@ class ExFlow(Planner):
     only what `crossing_fraction` is below `independent_crossing` is affinity.
     """
 
+    replicates = False
+
     def __init__(self, starts: int = 16, seed: int = 0) -> None:
         check_whole_number("starts", starts, 1)
         check_whole_number("seed", seed, 0)

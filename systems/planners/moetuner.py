@@ -32,6 +32,8 @@ class MoETuner(Planner):
     Where time runs out the placement also depends on the machine's speed: one rank must place for all.
     """
 
+    replicates = False
+
     def __init__(self, time_limit_s: float = 20, gap: float = 0.025) -> None:
         check_positive("time_limit_s", time_limit_s)
         check_positive("gap", gap)

@@ -32,6 +32,8 @@ PLACEMENTS: dict[str, Callable[[int, int], torch.Tensor]] = {"contiguous": conti
 class Home(Planner):
     """Experts stay where they are and every token goes there: dropless expert parallelism."""
 
+    replicates = False
+
     def place(self, loads_GE: np.ndarray, current_EG: np.ndarray, costs: Costs) -> np.ndarray:
         return current_EG
 

@@ -16,6 +16,8 @@ class SmartMoE(Planner):
     Second-hand: the text beyond the introduction was not read, the greedy is known from the artifact.
     """
 
+    replicates = False
+
     def place(self, loads_GE: np.ndarray, current_EG: np.ndarray, costs: Costs) -> np.ndarray:
         num_experts, ranks = current_EG.shape
         per_rank(num_experts, ranks)

@@ -14,6 +14,7 @@ from experiments.cells import (
     Unsupported,
     build_router,
     check,
+    code_digest,
     find_class,
     instantiate,
     layer_shape,
@@ -91,6 +92,19 @@ def test_launch_is_in_both_ids():
 def test_what_changes_no_number_is_not_in_the_id(key, value):
     assert Cell(changed(key, value), 0).id == Cell(TINY, 0).id
     assert Cell(changed(key, value), 0).launch_id == Cell(TINY, 0).launch_id
+
+
+def test_all_sources_of_a_package_of_its_own_are_in_the_id(tmp_path, monkeypatch):
+    """Also of a module that the class only calls."""
+    monkeypatch.syspath_prepend(tmp_path)
+    digests = []
+    for package, helper in (("first_of_two", "SLOTS = 1"), ("second_of_two", "SLOTS = 2")):
+        (tmp_path / package).mkdir()
+        (tmp_path / package / "helper.py").write_text(helper)
+        (tmp_path / package / "system.py").write_text("from systems.dense import Dense\nclass Mine(Dense): pass\n")
+        digests.append(code_digest({"_target_": f"{package}.system.Mine"}))
+    assert digests[0] != digests[1]
+    assert code_digest({"_target_": "systems.dense.Dense"}) == code_digest({"_target_": "systems.gshard.GShard"})
 
 
 def test_engine_asked_for_wins_unless_the_system_brings_its_own():

@@ -6,12 +6,16 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from experiments.plan import Point
 from systems.dense import Dense
+from systems.planned import PlannedExpertParallel
+from systems.planners.base import Planner, home_of
+from systems.planners.dispatch import to_home
 
 CONF = str(Path(__file__).parents[2] / "conf")
 TINY = [
@@ -46,6 +50,25 @@ def point(*systems: str, out: Path, overrides: tuple[str, ...] = ()) -> Point:
             config["system"] = {"_target_": system, "name": system.rpartition(".")[2], "engine": "loop"}
         configs.append(config)
     return Point("tiny", "tiny", "speedup", (), "num_experts", 4, None, configs)
+
+
+class Rotating(Planner):
+    """Every expert moves on by a rank with every batch."""
+
+    replicates = False
+
+    def place(self, loads_GE, current_EG, costs):
+        return np.roll(current_EG, 1, axis=1)
+
+    def dispatch(self, tokens_GE, replicas_EG, home_E):
+        return to_home(tokens_GE, replicas_EG, home_of(replicas_EG))
+
+
+class RotatingExpertParallel(PlannedExpertParallel):
+    """Whatever it remembers of a batch, the same batch is computed elsewhere the next time."""
+
+    def __init__(self, **layer):
+        super().__init__(planner=Rotating(), loads="lagged", mover="swap", **layer)
 
 
 class RaisesOnRankOne(Dense):

@@ -241,9 +241,9 @@ def test_lossless_capacity_is_exactly_the_largest_count_in_deepspeeds_arithmetic
 
 
 def test_lossless_capacity_needs_known_draws():
-    assert DeepSpeedMoE.needs_draws(capacity_factor="lossless")
-    assert not DeepSpeedMoE.needs_draws(capacity_factor="lossless", drop_tokens=False)
-    assert not DeepSpeedMoE.needs_draws(capacity_factor=2.0) and not MoEShard.needs_draws()
+    assert DeepSpeedMoE.needs(capacity_factor="lossless") == {"draws"}
+    assert not DeepSpeedMoE.needs(capacity_factor="lossless", drop_tokens=False)
+    assert not DeepSpeedMoE.needs(capacity_factor=2.0) and not MoEShard.needs()
     with pytest.raises(ValueError, match="'lossless'; it must be a number or 'paper' where the router's draws are not"):
         build("deepspeed_lossless", SMALL, world_size=2, rank=0)
 

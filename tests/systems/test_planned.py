@@ -13,7 +13,7 @@ from systems.base import LayerShape
 from systems.engines import find_engine
 from systems.movers import SwapIn, moves
 from systems.planned import PlannedExpertParallel, costs_of
-from systems.planners.base import as_replicas
+from systems.planners.base import Rates, as_replicas
 from systems.planners.eplb import EPLB
 from systems.planners.fastermoe import FasterMoE
 from systems.planners.placement import Home
@@ -32,7 +32,11 @@ class Weights:
 def build(rank: int = 0, world_size: int = 2, **options: Any) -> PlannedExpertParallel:
     group: Any = SimpleNamespace(rank=lambda: rank, size=lambda: world_size)
     return PlannedExpertParallel(
-        shape=SHAPE, weights=Weights(), group=group, engine=find_engine("loop"), **({"planner": Home()} | options)
+        shape=SHAPE,
+        weights=Weights(),
+        group=group,
+        engine=find_engine("loop"),
+        **({"planner": Home(), "rates": Rates(1e11, 2e11)} | options),
     )
 
 
@@ -61,8 +65,9 @@ def test_what_a_planner_cannot_place_is_known_before_anything_is_launched():
         PlannedExpertParallel.check(SHAPE, 2, planner=EPLB(extra_replicas=1))
     with pytest.raises(ValueError, match=r"system\.planner is None; it must name a class of planners"):
         PlannedExpertParallel.check(SHAPE, 2, planner=None)
-    with pytest.raises(ValueError, match=r"system\.bytes_per_s is 0; it must be a positive number"):
-        PlannedExpertParallel.check(SHAPE, 2, bytes_per_s=0)
+    with pytest.raises(ValueError, match=r"system\.mover is 'swap' and FasterMoE makes replicas"):
+        PlannedExpertParallel.check(SHAPE, 2, loads="oracle", mover="swap", planner=FasterMoE())
+    PlannedExpertParallel.check(SHAPE, 2, loads="oracle", mover="swap", planner=EPLB(extra_replicas=0))
 
 
 @given(st.data())
@@ -92,7 +97,7 @@ def test_swapped_in_experts_take_the_slots_of_those_not_wanted():
 def test_account_of_shadowed_experts():
     """FasterMoE: both busy experts are worth a broadcast where rows are dear, so no token travels."""
     tokens_GE = torch.tensor([[1000, 0, 0, 0, 5, 0, 0, 0], [1000, 0, 0, 0, 5, 0, 0, 0]])
-    system = build(planner=FasterMoE(), loads="oracle", mover="broadcast", flops_per_s=1.0)
+    system = build(planner=FasterMoE(), loads="oracle", mover="broadcast", rates=Rates(1.0, 2e11))
     system._replicas_EG = system._planner.place(tokens_GE.numpy(), system._replicas_EG, system._costs)
     account = system.account(tokens_GE, element_size=4)
     expert, counts = 2 * 4 * 8 * 4, 8 * 8
@@ -117,5 +122,5 @@ def test_a_plan_that_breaks_a_rule_is_named(sent, sentence):
 
 
 def test_costs_by_hand():
-    costs = costs_of(SHAPE, 2, flops_per_s=128.0, bytes_per_s=8.0)
+    costs = costs_of(SHAPE, 2, Rates(flops_per_s=128.0, bytes_per_s=8.0))
     assert (costs.row_s, costs.move_row_s, costs.move_expert_s) == (1.0, 1.0, 16.0)

@@ -1,0 +1,33 @@
+"""Upper bounds that a launch measures or takes from its network model."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from clusters.clocks import VirtualClock
+from clusters.network import Network
+from experiments.ceilings import measure_ceilings, measure_link
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_ceilings_are_of_this_machine_s_order(dtype):
+    found = measure_ceilings(torch.device("cpu"), dtype)
+    assert 1e8 < found["matmul_flops_per_s"] < 1e14 and 1e8 < found["copy_bytes_per_s"] < 1e13
+    assert found["dtype"] == str(dtype).removeprefix("torch.") and found["threads"] == torch.get_num_threads()
+
+
+@pytest.mark.parametrize(
+    ("ranks", "network", "rate"),
+    [
+        (1, Network("slow", bandwidth_gbs=1), float("inf")),
+        (4, Network("none"), float("inf")),
+        (4, Network("nvlink", base_us=20, hop_us=3, bandwidth_gbs=200), 200e9),
+        (2, Network("slow_start", points=((0, 0), (1 << 20, 1000)), bandwidth_gbs=10), 6.521e9),
+    ],
+)
+def test_an_emulated_link_is_as_fast_as_its_model(ranks: int, network: Network, rate: float):
+    """The last one: a MiB in a millisecond and 15 more at 10 GB/s, 2.573 ms together."""
+    session: Any = SimpleNamespace(world_size=ranks, clock=object.__new__(VirtualClock))
+    assert measure_link(session, network) == pytest.approx(rate, rel=1e-3)
