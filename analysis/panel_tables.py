@@ -38,6 +38,7 @@ LEAGUE = SYSTEMS | {
     "section_ms/plan": ("plan, ms", number),
     "section_ms/weights": ("moving weights, ms", number),
     "dropped": ("dropped", number),
+    "foreseen": ("loads foreseen, share", number),
 }
 COUNTED = {
     "padding",
@@ -45,6 +46,7 @@ COUNTED = {
     "bytes_sent",
     "weight_bytes",
     "dropped",
+    "foreseen",
 }  # not timed: summary.csv has their spread over iterations
 Columns = dict[str, tuple[str, Callable[[float], str]]]
 

@@ -33,6 +33,7 @@ MEDIANS = {
     "bytes_sent": "bytes",
     "weight_bytes": "bytes",
 }
+MEANS = {"dropped": "tokens", "foreseen": "share"}  # a median would hide what is rare
 # Name of the ratio: the reduced metrics above and below, and the statistic.
 RATIOS = {
     "speedup_ttft": ("ttft_ms", "ttft_ms", median_ratio),
@@ -103,9 +104,9 @@ def absolute_rows(one: Series) -> Iterator[dict]:
     for metric, unit in MEDIANS.items():
         if launches := list(one.arrays(metric).values()):
             yield row(metric, median_interval(launches), launches, unit)
-    if launches := list(one.arrays("dropped").values()):
-        # A mean, for a median would hide rare drops; counted, not estimated, hence no interval.
-        yield row("dropped", (float(np.concatenate(launches).mean()), np.nan, np.nan), launches, "tokens")
+    for metric, unit in MEANS.items():
+        if launches := list(one.arrays(metric).values()):  # counted, not estimated, hence no interval
+            yield row(metric, (float(np.concatenate(launches).mean()), np.nan, np.nan), launches, unit)
     yield from section_rows(one)
     for at, layer in enumerate(one.layers):
         if launches := [values_IL[:, at] for values_IL in one.arrays("layer_moe_ms").values()]:

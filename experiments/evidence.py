@@ -17,6 +17,7 @@ UNITS = {
     "dropped": "tokens",
     **dict.fromkeys(["bytes_sent", "memory_bytes", "weight_bytes"], "bytes"),
     "flops": "flop",
+    "foreseen": "share",
 }
 
 
@@ -35,13 +36,14 @@ def accounts(bench: Bench, cell: str, iterations: int) -> tuple[list[dict[str, A
         counted += [
             {**labels, "phase": phase, "metric": name, "value": known[name], "unit": unit}
             for name, unit in UNITS.items()
+            if known[name] is not None
         ]
         if phase == "measure":
             routed += [labels | row for row in _loads(bench, tokens_GE[bench.session.rank], block, iteration)]
     return counted, routed
 
 
-def _known(bench: Bench, system: System, account: Account) -> dict[str, float]:
+def _known(bench: Bench, system: System, account: Account) -> dict[str, float | None]:
     expert = bench.config["model"]["d_model"] * bench.config["model"]["d_ff"]
     # A multiplication and an addition are two; two matrices.
     flops, weight_bytes = account.rows_computed * 4 * expert, system.experts_held() * 2 * expert * bench.dtype.itemsize

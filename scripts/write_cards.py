@@ -32,6 +32,7 @@ METRICS = {
     "weight_bytes": ("expert weights of a rank, MB", lambda value: number(value / 1e6)),
     "plan": ("plan a layer, ms", number),
     "dropped": ("tokens dropped", number),
+    "foreseen": ("loads foreseen, share", number),
 }
 LEGEND = """\
 A card each, written by `python -m scripts.write_cards CAMPAIGN` from code and measurements. In their tables
@@ -77,13 +78,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def card(key: str, node: dict[str, Any], rows: list[list[str]], source: str) -> str:
-    """Raises KeyError for a system that docs/systems/cards.yaml lacks."""
+def card(key: str, node: dict[str, Any], rows: list[dict[str, str]], source: str) -> str:
+    """The text of a card, with the columns that some row has.
+
+    Raises KeyError for a system that docs/systems/cards.yaml lacks.
+    """
     told = yaml.safe_load((FOLDER / "cards.yaml").read_text())[key]
     template = Environment(trim_blocks=True, undefined=StrictUndefined).from_string(CARD)
-    headings = [title for title, _ in METRICS.values()]
+    headings = [title for title, _ in METRICS.values() if any(title in row for row in rows)]
+    cells = [[row["routing"], *(row.get(title, "–") for title in headings)] for row in rows]
     known = {"key": key, "name": system_name(key), "facts": facts(node), "mechanism": mechanism(node), "card": told}
-    return template.render(**known, rows=rows, headings=headings, source=source).rstrip() + "\n"
+    return template.render(**known, rows=cells, headings=headings, source=source).rstrip() + "\n"
 
 
 def facts(node: dict[str, Any]) -> str:
@@ -105,17 +110,17 @@ def mechanism(node: dict[str, Any]) -> str:
     return "\n\n".join(text for one in told if (text := inspect.getdoc(one)))
 
 
-def measured_rows(campaign: Path) -> dict[str, list[list[str]]]:
-    """By system: a row a panel and point, as text."""
+def measured_rows(campaign: Path) -> dict[str, list[dict[str, str]]]:
+    """By system: a row a panel and point, the routing and each metric that was measured as text."""
     summary = pd.read_csv(campaign / "summary.csv")
     summary["metric"] = summary["metric"].where(summary["section"] != "plan", "plan")
     titles = {panel["name"]: panel["title"] for panel in load_campaign(campaign).plan["panels"]}
-    found: dict[str, list[list[str]]] = {}
+    found: dict[str, list[dict[str, str]]] = {}
     for place, rows in summary.groupby(["experiment", "x", "system"], sort=False):
         panel, x, system = tuple(place)  # pyright: ignore[reportArgumentType]
         value = rows.drop_duplicates("metric").set_index("metric")["value"]
-        texts = [form(value[name]) if name in value else "–" for name, (_, form) in METRICS.items()]
-        found.setdefault(str(system), []).append([f"{titles[panel]}, {x:g} experts", *texts])
+        texts = {title: form(value[name]) for name, (title, form) in METRICS.items() if name in value}
+        found.setdefault(str(system), []).append({"routing": f"{titles[panel]}, {x:g} experts"} | texts)
     return found
 
 

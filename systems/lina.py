@@ -5,6 +5,7 @@ packing are in `systems.planners.lina`. Here both phases are within the timed la
 while the layers before compute: what is measured is the mechanism without that overlap.
 """
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ import torch
 from routers.base import Routing
 from systems.base import Account, LayerShape
 from systems.collectives import all_gather
-from systems.planned import PlannedExpertParallel
+from systems.planned import Plan, PlannedExpertParallel
 from systems.planners.base import Profile
 from systems.planners.lina import Lina, PathProfile, same_top
 
@@ -49,8 +50,11 @@ class LinaExpertParallel(PlannedExpertParallel):
         foreseen_E = self._paths.predict(self._path(routing), self._layer)
         gathered_GE = all_gather(torch.from_numpy(foreseen_E).to(routing.expert_TK.device).unsqueeze(0), self.group)
         foreseen_GE = gathered_GE.cpu().numpy()
-        right = same_top(tokens_GE.sum(0), foreseen_GE.sum(0), 2 * self._top)
-        return foreseen_GE if right else tokens_GE
+        self._foreseen = same_top(tokens_GE.sum(0), foreseen_GE.sum(0), 2 * self._top)
+        return foreseen_GE if self._foreseen else tokens_GE
+
+    def _plan(self, tokens_GE: np.ndarray, routing: Routing) -> Plan:
+        return super()._plan(tokens_GE, routing)._replace(foreseen=self._foreseen)
 
     def _path(self, routing: Routing) -> np.ndarray:
         """path_TL of the layers before, those that the profile has."""
@@ -61,4 +65,5 @@ class LinaExpertParallel(PlannedExpertParallel):
     def account(self, tokens_GE: torch.Tensor, element_size: int) -> Account:
         account = super().account(tokens_GE, element_size)
         gathered = 8 * self.shape.num_experts * (self.world_size - 1)
-        return Account(**{**vars(account), "bytes_sent": account.bytes_sent + gathered})
+        foreseen = float(self.plan.foreseen) if self.plan else None
+        return replace(account, bytes_sent=account.bytes_sent + gathered, foreseen=foreseen)

@@ -25,11 +25,15 @@ LOADS = ("none", "oracle", "lagged", "profiled")
 
 
 class Plan(NamedTuple):
-    """before_EG, replicas_EG: where experts were and are (`Planner.place`); sent_GEG: where tokens go (`dispatch`)."""
+    """before_EG, replicas_EG: where experts were and are (`Planner.place`); sent_GEG: where tokens go (`dispatch`).
+
+    foreseen: whether the loads that experts were placed by were foreseen, where they should have been.
+    """
 
     before_EG: np.ndarray
     replicas_EG: np.ndarray
     sent_GEG: np.ndarray
+    foreseen: bool | None = None
 
 
 class PlannedExpertParallel(System):

@@ -11,7 +11,7 @@ from experiments.main import run_points
 from experiments.schedule import iterations_of
 from tests.experiments.tiny import configuration, point
 
-SYSTEMS = ("deepspeed_lossless", "deepspeed_dropless", "moeshard_published")
+SYSTEMS = ("deepspeed_lossless", "deepspeed_dropless", "moeshard_published", "lina_predicted")
 DRAWS = ("batch_size=3", "router.alpha=1.0", "seed=4")  # 36 tokens a rank; the warm-up draws the busiest expert
 
 
@@ -50,6 +50,11 @@ def test_lossless_capacity_is_the_largest_count_of_the_whole_workload(counted):
     assert set(lossless["rows_computed"]) == {4 * busiest(["measure", "instrumented", "warmup"])}
     assert dropless["rows_computed"].max() == 4 * busiest(["measure"]) < lossless["rows_computed"].max()
     assert lossless["dropped"].sum() == dropless["dropped"].sum() == 0
+
+
+def test_whether_loads_were_foreseen_is_stored_where_a_system_tries(counted):
+    assert set(counted["lina_predicted"]["foreseen"]) <= {0, 1}
+    assert "foreseen" not in counted["moeshard_published"]
 
 
 def test_a_batch_that_comes_again_is_accounted_by_each_plan_it_had(tmp_path):

@@ -12,9 +12,10 @@ NODES = {path.stem: yaml.safe_load(path.read_text()) for path in sorted((ROOT / 
 
 @pytest.mark.parametrize("key", NODES)
 def test_every_system_has_a_card_of_what_it_declares(key):
-    text = card(key, NODES[key], [["here", *["1"] * 8]], "measured nowhere")
+    text = card(key, NODES[key], [{"routing": "here", "over EP": "1"}], "measured nowhere")
     assert text.startswith("# ") and f"`system={key}`: " in text
     assert "| Source | " in text and "| here | 1 |" in text and "measured nowhere" in text
+    assert "over EP" in text and "tokens dropped" not in text, "a column that no row has"
     assert "{{" not in text and "_target_" not in text
 
 
