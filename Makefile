@@ -97,7 +97,7 @@ attribution: $(STAMP)  ## why MoEShard is faster than DeepSpeed: measured counte
 
 crossover: $(STAMP)  ## maps: which system wins, over imbalance, batch, experts, ranks and network
 	$(BIN)/python -m experiments.run experiment=crossover $(SETTINGS) $(ARGS)
-	$(BIN)/python -m simulation.replay $(CROSSOVER)
+	$(BIN)/python -m simulation.network_map $(CROSSOVER)
 
 scaling: $(STAMP)  ## predicted layer time and memory on 8 to 512 ranks, from the campaign CROSSOVER (simulated)
 	@test -f $(CROSSOVER)/plan.json || { echo "make scaling is fed by a campaign of make crossover; there is none in $(CROSSOVER)"; exit 1; }

@@ -1,4 +1,4 @@
-"""`python -m simulation.replay CAMPAIGN`: which system wins with how many ranks on which network, by replay.
+"""`python -m simulation.network_map CAMPAIGN`: which system wins with how many ranks on which network, by replay.
 
 The map's x axis is the machine's balance, FLOP per byte of the slowest link: the matmul rate of a rank / bandwidth. It
 says how long a rank's transfers take beside its matrix products whatever the speed of either, so a map that was
@@ -129,7 +129,7 @@ def networks_table(frame: pd.DataFrame) -> pd.DataFrame:
 
 def main(arguments: list[str] | None = None) -> int:
     """Price a campaign's cells on other networks; 2, with a sentence, for a folder that cannot be."""
-    parser = argparse.ArgumentParser(prog="python -m simulation.replay", description="Map of ranks and networks.")
+    parser = argparse.ArgumentParser(prog="python -m simulation.network_map", description="Map of ranks and networks.")
     parser.add_argument("campaign", type=Path)
     parser.add_argument("--experts", type=int, default=128, help="the panel's cells with so many experts (128)")
     parser.add_argument("--panel", default=PANEL, help=f"the panel that was recorded ({PANEL})")

@@ -75,11 +75,3 @@ def transfer_ms(network: NetworkModel, collective: str, sent_GG: np.ndarray) -> 
     """Milliseconds of a collective of all ranks that moves sent_GG[g, h] bytes from rank g to rank h."""
     ranks = len(sent_GG)
     return 1e3 * network.seconds(collective, network.volumes(collective, sent_GG, range(ranks)), ranks)
-
-
-if __name__ == "__main__":
-    import sys
-
-    from simulation.network_map import main
-
-    sys.exit(main())
