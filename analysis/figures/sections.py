@@ -32,10 +32,10 @@ WAITING: dict[str, Any] = {"facecolor": "#ffffff", "edgecolor": "#555555", "hatc
 WAIT = "waits for the last rank to enter"
 
 
-def point_samples(campaign: Campaign, cells: list[str], metric: str, phase: str = "instrumented") -> pd.DataFrame:
-    """Rows of one metric of a point's ok cells with system, engine and precision as columns; twins are left out."""
+def point_samples(campaign: Campaign, cells: list[str], metric: str) -> pd.DataFrame:
+    """Instrumented rows of one metric of a point's ok cells, twins left out; with system, engine and precision."""
     frames = [
-        select(campaign.frames[cell], metric=metric, phase=phase).assign(**{key: run[key] for key in SERIES})
+        select(campaign.frames[cell], metric=metric, phase="instrumented").assign(**{key: run[key] for key in SERIES})
         for cell in cells
         if cell in campaign.frames and not (run := campaign.runs[cell])["twin"]
     ]
