@@ -28,6 +28,7 @@ class Reference:
 
 
 def load_reference() -> Reference:
+    """Read results/reference."""
     names = ("paper_figures.csv", "paper_runs.csv", "routing_traces.csv.gz")
     return Reference(*(pd.read_csv(FOLDER / name) for name in names))
 

@@ -63,6 +63,7 @@ def panel_cells(campaign: Campaign, panel: str = PANEL) -> list[str]:
 
 
 def usable(run: dict) -> bool:
+    """Whether a cell ran on an emulated cluster, computed what it should, and is no twin."""
     return run["source"] == "emulated" and not run["twin"] and correctness(run) == "passed"
 
 

@@ -103,4 +103,5 @@ def holm(p_values: list[float]) -> np.ndarray:
 
 
 def percent(share: float) -> str:
+    """Of a share from 0 to 1."""
     return f"{100 * share:.1f} %"
