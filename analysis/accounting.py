@@ -24,6 +24,7 @@ def launch_seconds(campaign: Campaign) -> pd.DataFrame:
 
 
 def wall_seconds(run: dict) -> float:
+    """Seconds from a run's start to its end."""
     return (pd.Timestamp(run["finished"]) - pd.Timestamp(run["started"])).total_seconds()
 
 

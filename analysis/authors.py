@@ -30,6 +30,7 @@ class AuthorsRun:
 
     @property
     def series(self) -> tuple[str, str]:
+        """Our (system, engine) of the run."""
         return ENGINES.get(self.settings.get("expert_manager", ""), BASELINE)
 
     def layer_means(self) -> dict[int, float]:
@@ -68,10 +69,12 @@ def matching_run(folders: dict[Path, dict], row: dict) -> AuthorsRun:
 
 
 def read_settings(checkout: Path) -> dict[Path, dict]:
+    """data.json of every run, by folder; ValueError when there is none."""
     return {folder: json.loads((folder / "data.json").read_text()) for folder in find_runs(checkout)}
 
 
 def read_run(folder: Path, folders: dict[Path, dict]) -> AuthorsRun:
+    """A run with the times of its GPUs; the authors wrote e2e.csv in seconds and moe_l*.csv in milliseconds."""
     gpus = sorted((path for path in folder.iterdir() if path.name.isdigit()), key=lambda path: int(path.name))
     blocks = {path.name[5:-4] for gpu in gpus for path in gpu.glob("moe_l*.csv")}
     layers = sorted(int(block) for block in blocks if block.isdigit())  # moe_l1_decode.csv is the decoder's

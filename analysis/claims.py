@@ -41,6 +41,7 @@ Found = tuple[str, Points, bool]  # name of the series, its points, whether all 
 
 
 def load_claims() -> list[dict]:
+    """The paper's claims, as results/reference/paper_claims.yaml describes them."""
     return yaml.safe_load((FOLDER / "paper_claims.yaml").read_text())["claims"]
 
 
@@ -134,6 +135,7 @@ def paper_points(claim: dict, metric: str, reference: Reference) -> Points:
 
 
 def shows(panel: dict, figure: str) -> bool:
+    """Whether a panel stands for a figure of the paper."""
     return figure in panel.get("published", []) or panel.get("kind") == figure
 
 
@@ -190,6 +192,7 @@ def may_claim(claim: dict, rows: pd.DataFrame, panel: dict) -> bool:
 
 
 def enough(rows: pd.DataFrame) -> bool:
+    """Whether every row comes from tier full, with the launches and iterations that claims rest on."""
     counts = rows["launches"] >= LAUNCHES, rows["n"] >= ITERATIONS * rows["launches"]
     return bool(len(rows) and (rows["tier"] == "full").all() and counts[0].all() and counts[1].all())
 

@@ -45,6 +45,7 @@ def launch_medians(campaign: Campaign) -> pd.DataFrame:
 
 
 def timed_metrics(launches: dict[int, dict[str, np.ndarray]]) -> list[str]:
+    """What is compared of a series: METRICS and the sections, in the order of recording."""
     found = dict.fromkeys(name for launch in launches.values() for name in launch)
     return [name for name in found if name in METRICS or name.startswith(SECTION)]
 
@@ -81,6 +82,7 @@ def compare(real: pd.DataFrame, emulated: pd.DataFrame) -> pd.DataFrame:
 
 
 def one_error(real_S: np.ndarray, emulated_S: np.ndarray) -> dict[str, float]:
+    """The columns of `compare` but its keys, from one median a launch; nan without an interval."""
     real, emulated = np.log(real_S), np.log(emulated_S)
     low, high = np.nan, np.nan
     if min(len(real), len(emulated)) > 1 and max(np.ptp(real), np.ptp(emulated)) > 1e-12:
@@ -124,10 +126,12 @@ def orderings(real: pd.DataFrame, emulated: pd.DataFrame) -> pd.DataFrame:
 
 
 def by_launch(rows: pd.DataFrame) -> dict[str, pd.Series]:
+    """The times of each system, indexed by launch."""
     return {str(system): pd.Series(group.set_index("launch")["value"]) for system, group in rows.groupby("system")}
 
 
 def system_ratio(one: pd.Series, other: pd.Series) -> tuple[float, float, float]:
+    """one / other over the launches that both have, with its interval."""
     shared = one.index.intersection(other.index)
     sides = ([np.array([time]) for time in side.loc[shared]] for side in (one, other))
     return ratio_interval(*sides)
@@ -140,10 +144,12 @@ def by_system(errors: pd.DataFrame) -> pd.DataFrame:
 
 
 def num_cells(errors: pd.DataFrame) -> int:
+    """Cells are panel, point and system."""
     return len(errors.drop_duplicates(["panel", "x", "system"]))
 
 
 def summed(errors: pd.DataFrame) -> dict[str, float]:
+    """Median and worst absolute error of each metric, and of the sections that matter, in percent."""
     found = {}
     metrics = {**{metric: errors["metric"] == metric for metric in METRICS}, "sections": section_rows(errors)}
     for name, chosen in metrics.items():
@@ -190,6 +196,7 @@ def order_sentence(order: pd.DataFrame) -> str:
 
 
 def floor_words(floors: dict[str, Floor]) -> str:
+    """The sentence about the noise of real runs."""
     words = [f"{METRICS[name]} {100 * floor.value:.1f} % ({floor.n_pairs} pairs)" for name, floor in floors.items()]
     told = ", ".join(words) or "not measured"
     return f"Two real runs of one system in one launch differ, in 95 % of the pairs, by at most: {told}."
@@ -227,6 +234,7 @@ def differences(one: Campaign, other: Campaign) -> set[str]:
 
 
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The command line."""
     parser = argparse.ArgumentParser(prog="python -m analysis.fidelity", description=__doc__)
     parser.add_argument("campaign", type=Path)
     parser.add_argument("--emulated", type=Path, help="a second campaign, with the same panels emulated")

@@ -83,6 +83,7 @@ def describe(campaign: Campaign) -> str:
 
 
 def listed(values: Iterable[object]) -> str:
+    """Distinct values in order, with slashes between them."""
     return "/".join(sorted({str(value) for value in values}))
 
 

@@ -49,6 +49,7 @@ def write_html(
 
 
 def template():
+    """The report's template; it escapes what it is given, and a name that it lacks is an error."""
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES),
         autoescape=True,
@@ -129,6 +130,7 @@ def cell_names(findings: Findings) -> dict[str, str]:
 
 
 def cell_name(row: dict) -> str:
+    """A row of `coverage` in words."""
     point = place_text(row)
     if row["state"] == "missing":
         return f"{row['cell']}, {point}"

@@ -27,11 +27,11 @@ class Ratio(NamedTuple):
 
 
 Points = dict[float, Ratio]  # by the paper's x, or by encoder block
-Judge = Callable[[Points], tuple[str, str]]
 UNKNOWN = (NOTHING, NOT_MEASURED)
 
 
 def grade(sure: bool, suggested: bool) -> str:
+    """The verdict: reproduced, else direction only, else not reproduced."""
     return REPRODUCED if sure else DIRECTION if suggested else FAILED
 
 
@@ -89,10 +89,12 @@ def slope(points: Points, start: float, stop: float, published: float) -> tuple[
 
 
 def slower_at(points: Points, x: float) -> tuple[str, str]:
+    """Below 1x at x; direction only when the interval is not."""
     return one_point(points, x, lambda ratio: grade(ratio.high < 1, ratio.value < 1))
 
 
 def faster_at(points: Points, x: float) -> tuple[str, str]:
+    """Above 1x at x; direction only when the interval is not."""
     return one_point(points, x, lambda ratio: grade(ratio.low > 1, ratio.value > 1))
 
 
@@ -113,9 +115,9 @@ def highest(points: Points, published: float, tolerance: float = TOLERANCE) -> t
     return ratio_at(points, max(points, key=lambda at: points[at].value), published, tolerance)
 
 
-def always_faster(points: Points, start: float = -np.inf) -> tuple[str, str]:
-    """Above 1x at every point from `start` on."""
-    ratios = [ratio for at, ratio in points.items() if at >= start]
+def always_faster(points: Points) -> tuple[str, str]:
+    """Above 1x at every point."""
+    ratios = list(points.values())
     if not ratios:
         return UNKNOWN
     sure, suggested = (all(getattr(ratio, bound) > 1 for ratio in ratios) for bound in ("low", "value"))
@@ -157,6 +159,7 @@ def count_at(points: Points, x: float, published: float) -> tuple[str, str]:
 
 
 def one_point(points: Points, x: float, verdict: Callable[[Ratio], str]) -> tuple[str, str]:
+    """The ratio at x and its verdict, or that it was not measured."""
     return (shown(points[x]), verdict(points[x])) if x in points else UNKNOWN
 
 
@@ -166,10 +169,12 @@ def shown(ratio: Ratio) -> str:
 
 
 def span(low: float, high: float) -> str:
+    """Two numbers as a range, or as one where they are equal."""
     return number(low) if low == high else f"{number(low)} to {number(high)}"
 
 
 def from_to(first: Ratio, last: Ratio) -> str:
+    """Two ratios with their intervals."""
     return f"{shown(first)} to {shown(last)}"
 
 

@@ -74,6 +74,7 @@ TONES = {
 
 
 def system_name(system: str) -> str:
+    """As tables and figures call a system; one that is not in KNOWN by its own name."""
     return KNOWN[system][0] if system in KNOWN else system
 
 
@@ -95,15 +96,18 @@ def series_names(frame: pd.DataFrame) -> dict[tuple[str, str, str], str]:
 
 
 def telling(key: tuple[str, str, str], keys: list[tuple[str, str, str]]) -> list[str]:
+    """Engine and precision of a series, each only where another series of the system has a different one."""
     twins = [other for other in keys if other[0] == key[0]]
     return [key[part] for part in (1, 2) if len({other[part] for other in twins}) > 1]
 
 
 def short_axis_name(x_name: str) -> str:
+    """For headings of tables and rows of text."""
     return "ranks" if x_name == "world_size" else x_name.removeprefix("num_").removesuffix("_size").replace("_", " ")
 
 
 def axis_name(x_name: str) -> str:
+    """For axes of figures."""
     return AXES.get(x_name, x_name.replace("_", " "))
 
 

@@ -149,10 +149,12 @@ def limits_table(campaign: Campaign, panel: dict) -> Table:
 
 
 def two_axes(panel: dict) -> bool:
+    """Whether the panel is a map."""
     return panel.get("y_name") is not None
 
 
 def heading(column: str) -> str:
+    """A column of the raw table as people read it."""
     if not column.startswith(PERCENT):
         return f"{'layer' if column == 'layer_ms' else 'bound ' + column.removesuffix('_ms')}, ms"
     part = column.removeprefix(PERCENT)

@@ -53,6 +53,7 @@ class Campaign:
 
 
 def run_columns(run: dict) -> dict:
+    """What tables of cells show of a run.json."""
     return {name: run[name] for name in RUN_COLUMNS} | run["point"]
 
 
@@ -120,6 +121,7 @@ def verify_seal(path: Path, run: dict) -> None:
 
 
 def sha256(content: bytes) -> str:
+    """64 hexadecimal digits."""
     return hashlib.sha256(content).hexdigest()
 
 
@@ -133,10 +135,12 @@ def verify_checksum(path: Path, expected: str | None) -> None:
 
 
 def read_table(path: Path) -> pd.DataFrame:
+    """A parquet file whose pages have intact checksums; ValueError naming one that cannot be read."""
     return read(path, lambda: pq.read_table(path, page_checksum_verification=True).to_pandas())
 
 
 def read(path: Path, reader: Callable[[], Document]) -> Document:
+    """What the reader returns; ValueError, in one sentence with the path, where it fails."""
     try:
         return reader()
     except (OSError, ValueError, pa.ArrowException) as error:

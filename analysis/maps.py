@@ -58,6 +58,7 @@ def winners(frame: pd.DataFrame, floor: Floor | None = None) -> pd.DataFrame:
 
 
 def by_place(frame: pd.DataFrame) -> Iterator[tuple[tuple, pd.DataFrame]]:
+    """((x, y), its rows), in the order of the frame; y may be None, which groupby would drop."""
     places = pd.Series(list(zip(frame["x"], frame["y"], strict=True)), index=frame.index, dtype=object)
     return ((place, frame.loc[places == place]) for place in dict.fromkeys(places))
 
@@ -82,6 +83,7 @@ def time_ratio(here: pd.DataFrame, above: str, below: str) -> tuple[float, float
 
 
 def launch_pairs(here: pd.DataFrame, pair: tuple[str, str]) -> pd.DataFrame:
+    """Times of two systems, a row a launch that both have."""
     return here.pivot(index="launch", columns="system", values="value").reindex(columns=list(pair)).dropna()
 
 
@@ -144,6 +146,7 @@ def border(here: pd.DataFrame, pair: tuple[str, str], floor: Floor | None, in_lo
 
 
 def nothing(y: object, pair: tuple[str, str]) -> dict:
+    """The row of a y without a border."""
     row = {"y": y, "first": pair[0], "second": pair[1], "state": NOT_MEASURED, "below": None, "above": None}
     row |= {"crossing": np.nan, "low": np.nan, "high": np.nan, "crossings": []}
     return row | {"launches": 0, "crossing_launches": 0, "told_below": 0, "told_above": 0, "points": 0}

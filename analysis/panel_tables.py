@@ -83,12 +83,14 @@ def map_table(findings: Findings, panel: dict) -> Table:
 
 
 def layer_columns(rows: pd.DataFrame) -> Columns:
+    """Of a panel of layers: the time of each MoE layer, and the speed-up of all."""
     layers = sorted(rows["layer"].dropna().unique())
     milliseconds = {f"layer_moe_by_layer_ms/{layer}": (f"block {layer}, ms", number) for layer in layers}
     return milliseconds | {"speedup_layer": ("speed-up, layer", times)}
 
 
 def section_columns(rows: pd.DataFrame) -> Columns:
+    """Of a panel of sections: the time of each, and how near the experts are to the machine's ceiling."""
     milliseconds = {f"section_ms/{name}": (f"{name}, ms", number) for name in present(rows.dropna(subset="section"))}
     skew = {"entry_skew_ms": ("entry skew, ms", number)}
     return milliseconds | skew | {"percent_of_bound/experts": ("experts, % of ceiling", number)}

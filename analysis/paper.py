@@ -35,6 +35,7 @@ OURS |= {"ttft_low": np.nan, "ttft_high": np.nan, "verdict": NOT_MEASURED, "clai
 
 
 def main(arguments: list[str] | None = None) -> int:
+    """Print published, recomputed and ours; 1 where a file cannot be read or does not fit."""
     parser = argparse.ArgumentParser(prog="python -m analysis.paper", description=__doc__)
     parser.add_argument("checkout", nargs="?", type=Path, help="a checkout of sacs-epfl/moe-inference")
     parser.add_argument("--campaign", type=Path, help="a campaign's folder, such as results/fig3, to stand beside it")

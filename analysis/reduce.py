@@ -112,13 +112,13 @@ def expert_load(tokens_ILE: np.ndarray) -> dict[str, np.ndarray]:
     }
 
 
-def load_cube(routing: pd.DataFrame, num_experts: int, column: str = "tokens") -> np.ndarray:
+def load_cube(routing: pd.DataFrame, num_experts: int) -> np.ndarray:
     """Tokens per expert summed over ranks, [I, L, E], from `Campaign.routing`; experts without a row got none."""
     iterations, i = np.unique(routing["iteration"], return_inverse=True)
     layers, layer = np.unique(routing["layer"], return_inverse=True)
     shape = (len(iterations), len(layers), num_experts)
     place = np.ravel_multi_index((i, layer, routing["expert"].to_numpy()), shape)
-    return np.bincount(place, weights=routing[column], minlength=np.prod(shape)).reshape(shape)
+    return np.bincount(place, weights=routing["tokens"], minlength=np.prod(shape)).reshape(shape)
 
 
 def gini(tokens_E: np.ndarray) -> np.ndarray:

@@ -27,9 +27,10 @@ class Reference:
     traces: pd.DataFrame = field(default_factory=pd.DataFrame)
 
 
-def load_reference(folder: Path = FOLDER) -> Reference:
+def load_reference() -> Reference:
+    """Read results/reference."""
     names = ("paper_figures.csv", "paper_runs.csv", "routing_traces.csv.gz")
-    return Reference(*(pd.read_csv(folder / name) for name in names))
+    return Reference(*(pd.read_csv(FOLDER / name) for name in names))
 
 
 def published_points(plan: dict, reference: Reference) -> pd.DataFrame:

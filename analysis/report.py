@@ -138,6 +138,7 @@ def checks_line(shown: pd.DataFrame) -> str:
 
 
 def print_files(folder: Path, pictures: list[Picture], console: Console) -> None:
+    """Say what was written."""
     figures = " ".join(picture.png.name for picture in pictures)
     parts = ["report.html", "summary.csv", "validity.json", "tables/", *([f"{figures} (and .svg)"] if figures else [])]
     console.print(Text(f"wrote in {folder}: {', '.join(parts)}"), soft_wrap=True)

@@ -25,9 +25,11 @@ class Series:
     launches: dict[int, dict[str, np.ndarray]] = field(default_factory=dict)
 
     def arrays(self, metric: str) -> dict[int, np.ndarray]:
+        """[I, L] by launch, in order, of the launches that have the metric."""
         return {launch: reduced[metric] for launch, reduced in sorted(self.launches.items()) if metric in reduced}
 
     def matches(self, other: "Series") -> bool:
+        """Whether the two may be compared: one precision, and both measured or both emulated."""
         return (self.precision, self.source) == (other.precision, other.source)
 
 

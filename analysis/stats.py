@@ -48,6 +48,7 @@ def median_interval(launches: Sequence[ArrayLike], confidence: float = 0.95) -> 
 
 
 def order_statistic_interval(values_I: np.ndarray, confidence: float) -> tuple[float, float, float]:
+    """Median and interval of independent values; see `median_interval`."""
     if len(values_I) == 1:
         return float(values_I[0]), np.nan, np.nan
     low, high = quantile_test(values_I, p=0.5).confidence_interval(confidence)
@@ -116,6 +117,7 @@ def blocks(values_IL: np.ndarray, block: int) -> list[np.ndarray]:
 
 
 def as_IL(launch: ArrayLike) -> np.ndarray:
+    """Values [I] or [I, L] as [I, L]."""
     values = np.asarray(launch, dtype=float)
     return values[:, None] if values.ndim == 1 else values
 

@@ -87,6 +87,7 @@ def point_rows(series: list[Series], baseline: str | None, complete: bool) -> It
 
 
 def label(one: Series, rows: Iterator[dict]) -> Iterator[dict]:
+    """Rows with what identifies their series."""
     names = {"system": one.system, "engine": one.engine, "precision": one.precision, "source": one.source}
     return (names | {"tier": one.tier} | row for row in rows)
 
@@ -133,6 +134,7 @@ def ratio_rows(above: Series, below: Series, ratios: dict) -> Iterator[dict]:
 
 
 def layer_ratio_rows(above: Series, below: Series) -> Iterator[dict]:
+    """The speed-up of each MoE layer over the launches that both have."""
     numerator, denominator = shared_launches(above.arrays("layer_moe_ms"), below.arrays("layer_moe_ms"))
     for at, layer in enumerate(below.layers if numerator else []):
         pairs = [v_IL[:, at] for v_IL in numerator], [v_IL[:, at] for v_IL in denominator]
@@ -140,6 +142,7 @@ def layer_ratio_rows(above: Series, below: Series) -> Iterator[dict]:
 
 
 def shared_launches(above: dict[int, np.ndarray], below: dict[int, np.ndarray]) -> tuple[list, list]:
+    """The arrays of the launches that both have, in the same order."""
     shared = sorted(above.keys() & below.keys())
     return [above[launch] for launch in shared], [below[launch] for launch in shared]
 

@@ -119,6 +119,7 @@ def write_tables(folder: Path, tables: Iterable[Table]) -> list[Path]:
 
 
 def write_table(path: Path, table: Table) -> Iterator[Path]:
+    """Write `path`.csv with every number, .md and .tex with what is shown; yields their paths."""
     latex = f"% {one_line(table.title)}\n{table.shown.to_latex(index=False, escape=True)}"
     texts = {".csv": table.raw.to_csv(index=False), ".md": markdown(table), ".tex": latex}
     for suffix, text in texts.items():
@@ -135,10 +136,12 @@ def markdown(table: Table) -> str:
 
 
 def markdown_text(text: str) -> str:
+    """Text in which neither HTML nor Markdown finds anything to interpret."""
     return re.sub(r"([\\|*_`\[\]~])", r"\\\1", escape(one_line(text), quote=False))
 
 
 def one_line(text: str) -> str:
+    """Runs of white space as one space."""
     return " ".join(text.split())
 
 

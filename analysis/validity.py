@@ -67,6 +67,7 @@ def judge(campaign: Campaign, summary: pd.DataFrame | None = None) -> pd.DataFra
 
 
 def worst(verdicts: Iterable[str]) -> str:
+    """The most severe verdict."""
     return max(verdicts, key=SEVERITY.index)
 
 
@@ -101,5 +102,6 @@ def write_validity(campaign: Campaign, findings: pd.DataFrame | None = None) -> 
 
 
 def cells_of(findings: pd.DataFrame) -> dict[str, dict[str, str]]:
+    """Verdict and detail of each cell that findings are about."""
     found = findings.dropna(subset=["cell"]).to_dict("records")
     return {row["cell"]: {"verdict": row["verdict"], "detail": row["detail"]} for row in found}

@@ -52,6 +52,7 @@ def interval_columns(short: str, rows: pd.DataFrame) -> dict[str, float]:
 
 
 def plain_table(title: str) -> Table:
+    """An empty table for the terminal."""
     return Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
 
 
@@ -77,4 +78,5 @@ def claims_rich(claims: pd.DataFrame) -> Table:
 
 
 def coloured(verdict: str, claimable: bool = True) -> str:
+    """A verdict in console markup; grey where it is not for claims."""
     return f"[{COLOURS[verdict] if claimable else GREY}]{verdict}[/]"

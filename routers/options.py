@@ -19,15 +19,3 @@ def check_switch(option: str, value: bool) -> None:
     """True or false, and not a word that only looks so."""
     if type(value) is not bool:
         raise ValueError(f"router.{option} is {value!r}; it must be true or false")
-
-
-def record_parts(held_out: float, recorded: int) -> tuple[range, range]:
-    """What of a record is measured, and the last `held_out` share of it, for profiles; all for both where that is none.
-
-    Raises ValueError unless the share is a number from 0 up to less than 1 that leaves something to measure.
-    """
-    number = isinstance(held_out, int | float) and not isinstance(held_out, bool) and 0 <= held_out < 1
-    first = recorded - round(held_out * recorded) if number else 0
-    if first == 0:
-        raise ValueError(f"router.held_out is {held_out!r}; it must be a share of the record, at least 0 and below 1")
-    return range(first), range(first, recorded) if first < recorded else range(first)

@@ -3,17 +3,13 @@
 Letters in names: L recorded layers, T recorded tokens, K experts of a token that are kept, S sequences.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 from zipfile import BadZipFile
 
 import numpy as np
 
-from routers.drawn import PROFILE_FROM, DrawnRouter
-from routers.options import record_parts
-from routers.trace import layers_of
+from routers.recorded import RecordedRouter
 
 DEFAULT_PATH = Path(__file__).parents[1] / "results/reference/token_trace.npz"
 
@@ -60,45 +56,28 @@ class TokenTrace:
             raise ValueError(f"router.path is {path}; its experts must be 0 to {self.num_experts - 1}")
 
 
-class TokenTraceRouter(DrawnRouter):
+class TokenTraceRouter(RecordedRouter):
     """The best expert of recorded tokens, the same tokens in every layer of a forward pass.
 
     A rank takes consecutive tokens from a place drawn by (seed, iteration, rank), the first one again after the last.
-    `path` None is the trace that comes with this repository; scripts/record_token_trace.py makes others. `layers` names
-    the recorded layer of each MoE block as in `TraceRouter`; blocks that share a recorded layer route a token alike.
-    The last `held_out` share of the tokens is kept for profiles; where that is none they come from all.
+    scripts/record_token_trace.py makes traces. Options are those of `RecordedRouter`; blocks that share a recorded
+    layer route a token alike.
     """
 
-    def __init__(
-        self,
-        *,
-        num_experts: int,
-        moe_blocks: Sequence[int],
-        path: str | None = None,
-        layers: Sequence[int] | None = None,
-        held_out: float = 0.25,
-        **workload: Any,
-    ) -> None:
-        super().__init__(num_experts=num_experts, moe_blocks=moe_blocks, **workload)
-        file = self.trace_file(path)
-        trace = TokenTrace.read(file)
-        if num_experts != trace.num_experts:
-            raise ValueError(f"router.path is {file}, a trace of num_experts={trace.num_experts}, not {num_experts}")
-        recorded = dict(zip(trace.block_L.tolist(), trace.expert_LTK[:, :, 0].astype(np.int64), strict=True))
-        chosen = layers_of(moe_blocks, list(recorded), layers)
-        self._expert_T = {block: recorded[layer] for block, layer in chosen.items()}
-        self._measured, self._held_out = record_parts(held_out, trace.expert_LTK.shape[1])
+    default_path = DEFAULT_PATH
 
     @staticmethod
-    def trace_file(path: str | None = None, **unused: object) -> Path:
-        """The file that decides the routing; its content is part of what a cell is."""
-        return DEFAULT_PATH if path is None else Path(path)
+    def read(path: Path, num_experts: int) -> dict[int, np.ndarray]:
+        trace = TokenTrace.read(path)
+        if num_experts != trace.num_experts:
+            raise ValueError(f"router.path is {path}, a trace of num_experts={trace.num_experts}, not {num_experts}")
+        return dict(zip(trace.block_L.tolist(), trace.expert_LTK[:, :, 0].astype(np.int64), strict=True))
 
     def draw(self, num_tokens: int, *, layer: int, iteration: int) -> np.ndarray:
+        expert_T = self.replayed(layer=layer, iteration=iteration)
         # One generator for all layers: a token's experts stay together.
-        part = self._held_out if iteration >= PROFILE_FROM else self._measured
-        first = self.generator(layer=0, iteration=iteration).integers(len(part))
-        return self._expert_T[layer][part.start + (first + np.arange(num_tokens)) % len(part)]
+        first = self.generator(layer=0, iteration=iteration).integers(len(expert_T))
+        return expert_T[(first + np.arange(num_tokens)) % len(expert_T)]
 
     def intended(self, num_tokens: int, *, layer: int, iteration: int) -> np.ndarray:
         expert_T = self.draw(num_tokens, layer=layer, iteration=iteration)

@@ -50,6 +50,7 @@ class Case:
 
     @property
     def flops(self) -> float:
+        """Of both products; a multiplication and an addition are two."""
         return 4.0 * self.tokens * D_MODEL * self.width
 
 
@@ -171,6 +172,7 @@ def rows_of(case: Case, times: pd.DataFrame) -> Iterator[dict]:
 
 
 def bench(cases: Sequence[Case], device: torch.device, seconds: float) -> pd.DataFrame:
+    """Time every engine on every case: rows of `rows_of`."""
     rows = []
     for case in tqdm(cases, unit="case"):
         set_precision(case.precision)

@@ -42,6 +42,7 @@ def find_runs(checkout: Path, dataset: str) -> dict[int, Path]:
 
 
 def has_tokens(run: Path) -> bool:
+    """Whether any file of the encoder's layers counts tokens per expert."""
     return any(TOKENS in pd.read_csv(path, nrows=0).columns for path in encoder_layers(run).values())
 
 

@@ -40,12 +40,12 @@ def closure(roots: list[Requirement]) -> dict[str, Version]:
     return versions
 
 
-def project_requirements(pyproject: Path, extras: tuple[str, ...] = ("dev",)) -> list[Requirement]:
-    """What building, using and (by default) developing this project asks for."""
+def project_requirements(pyproject: Path) -> list[Requirement]:
+    """What building, using and developing this project asks for."""
     tables = tomllib.loads(pyproject.read_text())
     project = tables["project"]
-    optional = [text for extra in extras for text in project["optional-dependencies"][extra]]
-    return required(tables["build-system"]["requires"] + project["dependencies"] + optional, set())
+    developing = project["optional-dependencies"]["dev"]
+    return required(tables["build-system"]["requires"] + project["dependencies"] + developing, set())
 
 
 if __name__ == "__main__":

@@ -75,6 +75,7 @@ def shape_of(checkpoint: Checkpoint) -> ModelShape:
 
 
 def open_corpus(name: str) -> Corpus:
+    """The corpus of conf/corpus/NAME.yaml, or text files; ValueError or OSError where there is no text."""
     node = ROOT / f"conf/corpus/{name}.yaml"
     corpus = instantiate(yaml.safe_load(node.read_text())) if node.is_file() else FilesCorpus(name)
     corpus.check()
@@ -106,6 +107,7 @@ def record(checkpoint: Checkpoint, corpus: Corpus, num_tokens: int, cache: Path,
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    """The command line; exits where it makes no sense."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path, help="an .npz")
     parser.add_argument("--checkpoint", default="small_switch")
@@ -120,6 +122,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 def main(arguments: list[str] | None = None) -> None:
+    """Record and write; exits with one sentence where that fails."""
     args = parse(arguments)
     try:
         checkpoint, corpus = open_checkpoint(args.checkpoint), open_corpus(args.corpus)

@@ -99,6 +99,7 @@ class Encoder:
             layer.take(kind(*given, torch.float32, CPU))
 
     def hidden(self, ids_BL: torch.Tensor) -> torch.Tensor:
+        """The encoder's output: float32 [B, L, D]."""
         return self.module(input_ids=ids_BL).last_hidden_state
 
     def loss(self, ids_BL: torch.Tensor, draw: torch.Generator) -> torch.Tensor:

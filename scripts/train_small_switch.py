@@ -83,6 +83,7 @@ def train(encoder: Encoder, tokens_N: torch.Tensor, start_S: torch.Tensor, args:
 
 
 def show_loads(rows: dict[str, dict[int, torch.Tensor]]) -> None:
+    """Print the statistics of rows [G, E] by model and block."""
     names = list(statistics(torch.ones(1, MODEL.num_experts)))
     table = Table("model and text", "block", *names, title=f"loads with {WORLD_SIZE} ranks")
     for name, layers in rows.items():
@@ -143,6 +144,7 @@ def read_corpus() -> tuple[Tokenizer, torch.Tensor, list[torch.Tensor]]:
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
+    """The command line; exits where it makes no sense."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=3000)
     parser.add_argument("--seed", type=int, default=0)

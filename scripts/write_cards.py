@@ -125,12 +125,14 @@ def measured_rows(campaign: Path) -> dict[str, list[dict[str, str]]]:
 
 
 def source_of(campaign: Path) -> str:
+    """Where a campaign's numbers come from, in words."""
     run = next(iter(load_campaign(campaign).runs.values()))
     scale, ranks = run["config"]["scale"]["name"], run["point"]["world_size"]
     return f"{run['source']}, {ranks} ranks, scale {scale}, tier {run['tier']}; {campaign}"
 
 
 def index(nodes: dict[str, Any]) -> str:
+    """The page that lists all cards."""
     lines = [f"- [{system_name(key)}]({key}.md): {facts(node)}" for key, node in nodes.items()]
     head = f"# Systems\n\n{LEGEND}\n"
     return "\n".join([head, *lines]) + "\n"

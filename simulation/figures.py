@@ -50,6 +50,7 @@ def draw(axis: Axes, predicted: pd.DataFrame, measured: pd.DataFrame, column: st
 
 
 def finish(axis: Axes, ranks: list[int]) -> None:
+    """Both axes logarithmic, with ticks at the numbers of ranks and at 1, 2 and 5 times powers of ten."""
     tidy(axis)
     axis.set_xscale("log", base=2)
     axis.set_yscale("log")

@@ -53,6 +53,7 @@ class Observation:
 
     @property
     def layer_ms(self) -> float:
+        """The layer's measured time: the slowest rank's."""
         return layer_median_ms(self.runs, [float(run.layer_G.max()) for run in self.runs])
 
     def quiet_ms(self) -> float:
@@ -69,6 +70,7 @@ class Observation:
 
 
 def layer_median_ms(runs: list[LayerRun], values: list[float]) -> float:
+    """Median over iterations of one value a run, layers taken as one observation."""
     return median_of(as_IL(runs, values))
 
 
@@ -175,4 +177,5 @@ def fit(observations: Iterable[Observation]) -> CostModel:
 
 
 def weighted(features_RN: np.ndarray, target_R: np.ndarray, weight_R: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Features and target of a least-squares problem, each row times its weight."""
     return features_RN * weight_R[:, None], target_R * weight_R

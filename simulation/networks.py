@@ -59,4 +59,5 @@ def build_network(document: dict[str, Any]) -> NetworkModel:
 
 
 def is_network(value: object) -> bool:
+    """Whether a value of a configuration is a nested network."""
     return isinstance(value, dict) and "_target_" in value

@@ -31,7 +31,6 @@ class LayerRun:
     asynchronous_K: np.ndarray
     issued_KG: np.ndarray
     waited_KG: np.ndarray
-    started_KG: np.ndarray
     finished_KG: np.ndarray
     sent_KGG: np.ndarray
     entered_G: np.ndarray
@@ -64,6 +63,7 @@ def panel_cells(campaign: Campaign, panel: str = PANEL) -> list[str]:
 
 
 def usable(run: dict) -> bool:
+    """Whether a cell ran on an emulated cluster, computed what it should, and is no twin."""
     return run["source"] == "emulated" and not run["twin"] and correctness(run) == "passed"
 
 
@@ -94,7 +94,7 @@ def runs_of(frame: pd.DataFrame, samples: pd.DataFrame, ranks: int, cell: str) -
         own_G = select(samples, iteration=iteration, layer=layer)["value"].to_numpy(float)
         times = {
             f"{name}_KG": rows[f"{name}_ms"].to_numpy(float).reshape(-1, ranks) + entered_G
-            for name in ("issued", "waited", "started", "finished")
+            for name in ("issued", "waited", "finished")
         }
         yield LayerRun(
             iteration=int(iteration),

@@ -184,6 +184,7 @@ def rate(flops_per_s: float) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
+    """Print and draw the prediction; 2 where the campaign cannot be used."""
     parser = argparse.ArgumentParser(prog="python -m simulation.scaling", description="Extrapolate to many ranks.")
     parser.add_argument("campaign", type=Path)
     parser.add_argument("--network", default="nodes_h200", help="a name of conf/network (default: nodes_h200)")

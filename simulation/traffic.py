@@ -33,6 +33,7 @@ def byte_matrix(sent_GG: np.ndarray) -> np.ndarray:
 
 
 def comma_separated(bytes_GG: np.ndarray) -> str:
+    """A line a sending rank."""
     return "".join(",".join(map(str, row)) + "\n" for row in bytes_GG.tolist())
 
 
@@ -109,6 +110,7 @@ def chosen(campaign: Campaign, cell: str | None, system: str | None, x: float | 
 
 
 def main(arguments: list[str] | None = None) -> int:
+    """Write byte matrices and say how many; 2 where the campaign or the cell cannot be used."""
     parser = argparse.ArgumentParser(prog="python -m simulation.traffic", description="Export byte matrices.")
     parser.add_argument("campaign", type=Path)
     which = parser.add_mutually_exclusive_group(required=True)

@@ -33,6 +33,7 @@ class Load:
 
     @property
     def row_bytes(self) -> int:
+        """Bytes of one token."""
         return self.shape.d_model * self.element_size
 
     @property

@@ -51,6 +51,7 @@ class Checkpoint:
             return tensor[rows] if columns is None else tensor[rows, columns]
 
     def size(self, name: str) -> list[int]:
+        """The shape of a parameter, without reading its numbers."""
         with self._open(self._files[name]) as file:
             return file.get_slice(name).get_shape()
 
@@ -99,6 +100,7 @@ def open_checkpoint(name: str) -> Checkpoint:
 
 
 def router_name(block: int) -> str:
+    """Hugging Face's name of a block's router matrix [E, D]."""
     return f"encoder.block.{block}.layer.1.mlp.router.classifier.weight"
 
 

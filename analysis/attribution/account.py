@@ -50,6 +50,7 @@ def intervals(account: pd.DataFrame) -> pd.DataFrame:
 
 
 def panel_named(campaign: Campaign, name: str) -> dict:
+    """The plan's node of a panel; ValueError naming those that are there."""
     panels = {panel["name"]: panel for panel in campaign.plan["panels"]}
     if name not in panels:
         raise ValueError(f"The plan has no panel {name}; it has {', '.join(panels)}.")

@@ -26,6 +26,7 @@ class Rung(NamedTuple):
 
     @property
     def name(self) -> str:
+        """The system, marked where it was measured under the balanced router."""
         return self.system + (BALANCED if self.balanced else "")
 
 
@@ -106,6 +107,7 @@ def climb_rows(ladder: Climb) -> pd.DataFrame:
 
 
 def label(found: pd.DataFrame, kind: str, step: int, above: str, below: str = "", cause: str = "", change: str = ""):
+    """Rows of `intervals`, with what they are of as columns."""
     place = {"kind": kind, "step": step, "above": above, "below": below, "cause": cause, "change": change}
     return found.rename_axis("part").reset_index().assign(**place)
 

@@ -72,6 +72,7 @@ def attribution_table(rows: pd.DataFrame, panel: dict) -> Table:
 
 
 def step_lines(here: pd.DataFrame, parts: list[str]) -> list[dict[str, str]]:
+    """A line a step of one point: what changes, the system that it leads to, and ms saved by part."""
     steps = [by_part(step) for _, step in select(here, kind="step").groupby("step")]
     return [
         {"change": of[TOTAL]["change"], "system": rung_name(of[TOTAL]["below"])} | cells(of, parts, VALUE, saved)
@@ -105,10 +106,12 @@ def cells(of: dict[str, dict], parts: list[str], keys: list[str], form: Callable
 
 
 def saved(milliseconds: float) -> str:
+    """To a tenth of a millisecond, without a negative zero."""
     return f"{round(milliseconds, 1) + 0.0:.1f}"
 
 
 def percent(share: float) -> str:
+    """Of a share in percent, without a negative zero."""
     return f"{round(share, 1) + 0.0:.1f} %"
 
 

@@ -42,9 +42,9 @@ class Cell:
         """A table, empty where nothing was recorded. (Any: pandas' own annotations make every column half a table.)"""
         return self.parts.get((phase, metric), self.frame.iloc[:0])
 
-    def slowest(self, phase: str, metric: str = "ttft_ms") -> Any:
-        """The slowest rank of each iteration, in the order of iterations: a pd.Series."""
-        return self.rows(phase, metric).groupby("iteration")["value"].max()
+    def slowest(self, phase: str) -> Any:
+        """TTFT in ms of each iteration's slowest rank, in the order of iterations: a pd.Series."""
+        return self.rows(phase, "ttft_ms").groupby("iteration")["value"].max()
 
     @property
     def tier(self) -> dict:
@@ -103,4 +103,5 @@ def holm(p_values: list[float]) -> np.ndarray:
 
 
 def percent(share: float) -> str:
+    """Of a share from 0 to 1."""
     return f"{100 * share:.1f} %"

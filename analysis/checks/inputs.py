@@ -24,6 +24,7 @@ def same_inputs(evidence: Evidence) -> Iterator[Finding]:
 
 
 def compare_inputs(cell: Cell, first: Cell) -> Finding:
+    """Whether a cell had the inputs of another one of its point, and its own ranks had the same."""
     ours, theirs = cell.run.get("inputs") or {}, first.run.get("inputs") or {}
     names = ("tokens", "routing", *ALIKE_ON_RANKS)
     wrong = [f"The {name} is not recorded" for name in names if not ours.get(name)]
@@ -65,6 +66,7 @@ def correct_outputs(evidence: Evidence) -> Iterator[Finding]:
 
 
 def wrong_output(check: dict, other: str) -> str:
+    """What is said of an output whose relative error is above the tolerance."""
     error = f"{check['relative_error']:.2g}, {check['tolerance']:.2g} allowed"
     return f"The output differs from that of {other} (relative error {error})"
 

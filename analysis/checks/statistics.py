@@ -32,6 +32,7 @@ def repetitions(evidence: Evidence) -> Iterator[Finding]:
 
 
 def series_of(cell: Cell) -> tuple:
+    """What the launches of one series have in common."""
     return tuple(cell.run[name] for name in ("system", "engine", "precision", "twin"))
 
 

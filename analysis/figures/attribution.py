@@ -85,6 +85,7 @@ def draw_attribution(findings: Findings, panel: dict) -> Iterator[Picture]:
 
 
 def absent_sentence(campaign: Campaign, panel: str, x: object) -> str:
+    """Which rungs a picture lacks; empty when none."""
     names = [rung_name(rung.name) for rung in absent_rungs(campaign, panel, x)]
     return f"Not in the ladder, for want of a verified measurement: {', '.join(names)}." if names else ""
 
@@ -153,6 +154,7 @@ def draw_account(axis: Axes, place: float, level: dict[str, dict], parts: list[s
 
 
 def draw_step(axis: Axes, place: float, level: float, parts: Slices) -> None:
+    """One step from `level` ms on: what is saved to the left, then below it what is lost back to the right, hatched."""
     for part, value in (one for one in parts if one[1] > 0):
         axis.barh(place - 0.19, -value, left=level, height=0.36, color=COLOURS[part])
         level -= value
@@ -162,6 +164,7 @@ def draw_step(axis: Axes, place: float, level: float, parts: Slices) -> None:
 
 
 def print_right(axis: Axes, place: float, change: str, level: str) -> None:
+    """Right of the axes: what changes, and the level that it leads to."""
     look: dict[str, Any] = {"transform": axis.get_yaxis_transform(), "va": "center", "ha": "right", "fontsize": SMALL}
     axis.text(1.15, place, change, color="#555555", **look)
     axis.text(1.35, place, level, fontweight="normal" if change else "bold", **look)
@@ -197,6 +200,7 @@ def plot_shares(rows: pd.DataFrame, path: Path, *, title: str, note: str = "") -
 
 
 def draw_stacks(axis: Axes, stacks: list[Slices], colours: dict[str, str], names: dict[str, str], title: str) -> None:
+    """A column a stack, parts above 0 upwards and those below downwards, hatched; the legend above."""
     tidy(axis)
     for place, stack in enumerate(stacks):
         tops = {True: 0.0, False: 0.0}

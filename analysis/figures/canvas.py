@@ -53,6 +53,7 @@ def margins(figure: Figure, *, left: float, right: float, top: float = 0.82, bot
 
 
 def tidy(axis: Axes, grid: Literal["both", "x", "y"] = "y") -> None:
+    """Axes without a box, with small ticks and a pale grid behind the data."""
     axis.spines[["top", "right"]].set_visible(False)
     axis.tick_params(labelsize=SMALL, length=2.5)
     axis.grid(axis=grid, color="#e6e6e6", linewidth=0.6)
@@ -60,6 +61,7 @@ def tidy(axis: Axes, grid: Literal["both", "x", "y"] = "y") -> None:
 
 
 def column_title(axis: Axes, text: str, pad: float = 6) -> None:
+    """A title above the left end of the axes, `pad` points away."""
     axis.set_title(text, fontsize=FONT, loc="left", fontweight="bold", pad=pad)
 
 

@@ -118,4 +118,5 @@ def draw_distribution(axis: Axes, tokens_IE: np.ndarray, recorded_IE: np.ndarray
 
 
 def relative(tokens_IE: np.ndarray) -> np.ndarray:
+    """Each expert's tokens over the mean of its iteration: [I * E]."""
     return (tokens_IE / tokens_IE.mean(axis=1, keepdims=True)).ravel()

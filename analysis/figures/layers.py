@@ -57,6 +57,7 @@ def plot_layers(
 
 
 def print_values(axis: Axes, places: np.ndarray, rows: pd.DataFrame, top: float) -> None:
+    """The value above each interval, or above its visible part where `top` cuts it."""
     for place, value, high in zip(places, rows["value"], rows["ci_high"].clip(upper=top), strict=True):
         look = {"xytext": (0, 4), "textcoords": "offset points", "ha": "center", "fontsize": SMALL}
         if np.isfinite(value):

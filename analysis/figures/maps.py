@@ -102,6 +102,7 @@ def cell_look(row: Mapping | None, styles: dict[str, tuple[str, str]]) -> dict[s
 
 
 def tinted(colour: str, margin: float) -> tuple[float, float, float]:
+    """RGB of a colour on white: pale at a margin of 1x, full from FULL on."""
     strength = PALE + (STRONG - PALE) * np.clip(np.log(margin) / np.log(FULL), 0, 1)
     red, green, blue = (1 - strength * (1 - part) for part in to_rgb(colour))
     return red, green, blue
@@ -183,6 +184,7 @@ def inside(values: list, at: Any) -> bool:
 
 
 def finish(axis: Axes, xs: list, ys: list, x_name: str, y_name: str) -> None:
+    """Ticks with the values of both axes."""
     axis.set_xlim(-0.5, len(xs) - 0.5)
     axis.set_ylim(-0.5, len(ys) - 0.5)
     axis.set_xticks(range(len(xs)), [x_text(x_name, x) for x in xs])

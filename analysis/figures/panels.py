@@ -80,6 +80,7 @@ def draw_load(findings: Findings, panel: dict) -> Iterator[Picture]:
 
 
 def draw_league(findings: Findings, panel: dict) -> Iterator[Picture]:
+    """A picture a point: the league table; none where nothing was measured."""
     for point, at, path in places(findings.campaign, panel):
         here = select(findings.summary, experiment=panel["name"], x=point["x"])
         if here.empty:
@@ -89,6 +90,7 @@ def draw_league(findings: Findings, panel: dict) -> Iterator[Picture]:
 
 
 def draw_layers(findings: Findings, panel: dict) -> Iterator[Picture]:
+    """A picture a point: the latency of each MoE layer; none where no layer was measured."""
     for point, at, path in places(findings.campaign, panel):
         here = select(findings.summary, experiment=panel["name"], x=point["x"], metric="layer_moe_by_layer_ms")
         if here.empty:
@@ -99,6 +101,7 @@ def draw_layers(findings: Findings, panel: dict) -> Iterator[Picture]:
 
 
 def draw_sections(findings: Findings, panel: dict) -> Iterator[Picture]:
+    """A picture a point: the time of each section and rank; none where no section was measured."""
     for point, at, path in places(findings.campaign, panel):
         section_ms = section_times(findings.campaign, point["cells"])
         if section_ms.empty:
@@ -171,4 +174,5 @@ def absent(campaign: Campaign, panel: dict) -> str:
 
 
 def at(row: dict) -> str:
+    """A row's place in words; of a panel with one axis the bare value."""
     return place_text(row) if row["y_name"] else str(row["x"])

@@ -32,10 +32,10 @@ WAITING: dict[str, Any] = {"facecolor": "#ffffff", "edgecolor": "#555555", "hatc
 WAIT = "waits for the last rank to enter"
 
 
-def point_samples(campaign: Campaign, cells: list[str], metric: str, phase: str = "instrumented") -> pd.DataFrame:
-    """Rows of one metric of a point's ok cells with system, engine and precision as columns; twins are left out."""
+def point_samples(campaign: Campaign, cells: list[str], metric: str) -> pd.DataFrame:
+    """Instrumented rows of one metric of a point's ok cells, twins left out; with system, engine and precision."""
     frames = [
-        select(campaign.frames[cell], metric=metric, phase=phase).assign(**{key: run[key] for key in SERIES})
+        select(campaign.frames[cell], metric=metric, phase="instrumented").assign(**{key: run[key] for key in SERIES})
         for cell in cells
         if cell in campaign.frames and not (run := campaign.runs[cell])["twin"]
     ]
@@ -92,6 +92,7 @@ def plot_sections(section_ms: pd.DataFrame, path: Path, *, title: str, note: str
 
 
 def draw_system(axis: Axes, section_ms: pd.DataFrame, ranks: list[int]) -> None:
+    """A bar a rank; left of 0 the wait for the last rank to enter."""
     tidy(axis, grid="x")
     for rank in ranks:
         draw_rank(axis, rank, select(section_ms, rank=rank).set_index("section"))
@@ -123,5 +124,6 @@ def present(section_ms: pd.DataFrame) -> list[str]:
 
 
 def legend_handles(section_ms: pd.DataFrame) -> list[Patch]:
+    """The sections that there are, and the wait."""
     handles = [Patch(color=SECTIONS.get(name, "#999999"), label=name) for name in present(section_ms)]
     return [*handles, Patch(label=WAIT, **WAITING)]

@@ -105,6 +105,7 @@ def ordered(panel: dict) -> bool:
 
 
 def longest_name(summary: pd.DataFrame) -> int:
+    """Characters of the longest series name, for which there must be room."""
     return max(map(len, series_names(summary).values()), default=0)
 
 
@@ -216,6 +217,7 @@ def finish_times(axis: Axes, rows: pd.DataFrame, x_name: str, points: list[dict]
 
 
 def rescaled(point: dict) -> bool:
+    """Whether a point stands for one of the paper's at another x."""
     return point["published_x"] not in (None, point["x"])
 
 

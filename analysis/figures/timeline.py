@@ -55,6 +55,7 @@ def plot_timeline(campaign: Campaign, cell: str, iteration: int = 0) -> Figure:
 
 
 def draw_layer(axis: Axes, segments: pd.DataFrame) -> None:
+    """The sections of one layer, a row a rank; 0 is when the last rank entered."""
     tidy(axis, grid="x")
     for section, rows in segments.groupby("section"):
         look: dict[str, Any] = WAITING if section == "entry_skew" else {"color": SECTIONS.get(str(section), "#999999")}

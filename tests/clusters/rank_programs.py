@@ -202,22 +202,6 @@ def every_collective(folder: str) -> None:
         (Path(folder) / f"collectives.{rank}").write_text(json.dumps(found))
 
 
-def overhead(folder: str) -> None:
-    """Emulated time per all-gather of 4 KB when the network takes none; leaves overhead.<rank> in microseconds."""
-    with connect(
-        ClusterSpec("emulated", int(__import__("os").environ["WORLD_SIZE"])), Network("none"), Path(folder) / "baton"
-    ) as session:
-        x, out = torch.ones(1000), torch.empty(1000 * session.world_size)
-        gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
-        times = []
-        with session.clock.running():
-            for _ in range(300):
-                start = session.clock.mark()
-                gather(out, x)
-                times.append(session.clock.seconds(start, session.clock.mark()) * 1e6)
-    (Path(folder) / f"overhead.{session.rank}").write_text(json.dumps(times))
-
-
 def two_at_once(folder: str) -> None:
     """Three ranks, two batons: leaves the wall-clock times between which each rank computed in turns.<rank>."""
     with connect(ClusterSpec("emulated", 3, at_once=2), Network("none"), Path(folder) / "baton") as session:

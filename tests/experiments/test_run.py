@@ -13,7 +13,6 @@ import pytest
 from tests.experiments.tiny import TINY
 
 ROOT = Path(__file__).parents[2]
-RUN = [sys.executable, "-m", "experiments.run"]
 
 
 def start(*arguments: str, launcher: tuple[str, ...] = ()) -> subprocess.Popen:

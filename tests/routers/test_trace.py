@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from routers.drawn import PROFILE_FROM
-from routers.trace import DEFAULT_PATH, TraceRouter, apportion, read_trace, spread
+from routers.trace import DEFAULT_PATH, TraceRouter, apportion, read_trace
 
 HEADER = "num_experts,layer,iteration,tokens_per_expert\n"
 # Two experts, three layers, two iterations; not in order, and another number of experts between them.
@@ -45,20 +45,6 @@ def test_apportion_is_exact_and_within_one_of_the_quota(weights, total):
     assert counts_E.sum() == total
     assert np.abs(counts_E - np.array(weights) * (total / sum(weights))).max() < 1 + 1e-6
     assert all(count == 0 for count, weight in zip(counts_E, weights, strict=True) if weight == 0)
-
-
-@pytest.mark.parametrize(
-    ("num_blocks", "layers"), [(1, [0]), (2, [0, 5]), (3, [0, 2, 5]), (6, [0, 1, 2, 3, 4, 5]), (0, [])]
-)
-def test_spread_over_six_layers(num_blocks, layers):
-    assert spread(num_blocks, 6) == layers
-
-
-@given(st.integers(2, 40), st.integers(1, 40))
-def test_spread_keeps_order_and_both_ends(num_blocks, num_layers):
-    layers = spread(num_blocks, num_layers)
-    assert len(layers) == num_blocks and layers == sorted(layers)
-    assert (layers[0], layers[-1]) == (0, num_layers - 1)
 
 
 def test_rows_are_put_in_order_and_those_of_other_models_left_out(small):
@@ -156,9 +142,3 @@ def test_a_profile_sees_what_is_held_out_and_nothing_that_is_measured():
     assert len(loads(0.25, measured)) == 9 and len(loads(0.25, profile)) == 3
     assert not loads(0.25, measured) & loads(0.25, profile)
     assert loads(0, measured) == loads(0, profile)
-
-
-@pytest.mark.parametrize("share", [1, -0.1, "half", True, 0.99])
-def test_a_share_that_leaves_nothing_is_named(share):
-    with pytest.raises(ValueError, match=r"router\.held_out is .*; it must be a share of the record, at least 0"):
-        TraceRouter(num_experts=128, moe_blocks=[1], rank=0, seed=0, held_out=share)
