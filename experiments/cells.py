@@ -189,6 +189,7 @@ def _file_digest(path: Path) -> str | None:
 
 
 def system_class(config: dict[str, Any]) -> type[System]:
+    """The class that a cell's configuration names."""
     return find_class(config["system"])
 
 

@@ -28,10 +28,8 @@ class Held(NamedTuple):
 class Mover(ABC):
     """Built where experts are before anything is timed; `bring` makes this rank ready for a plan.
 
-    `permanent`: what is brought stays, and the next plan starts from there; else it is gone after the call.
+    replicas_EG: where the next plan starts from.
     """
-
-    permanent = False
 
     def __init__(
         self, *, replicas_EG: np.ndarray, weights: LayerWeights, engine: Engine, group: dist.ProcessGroup
@@ -124,8 +122,6 @@ class PointToPoint(Transient):
 class Swap(PointToPoint):
     """As `PointToPoint`, but experts stay: as many come to a rank as leave it, and take their slots."""
 
-    permanent = True
-
     def __init__(self, **layer) -> None:
         super().__init__(**layer)
         # Other systems may share the prepared weights; these are written to.
@@ -147,8 +143,6 @@ class SwapIn(Mover):
 
     An expert stays until its slot is wanted. Nothing travels between ranks.
     """
-
-    permanent = True
 
     def __init__(self, *, weights: LayerWeights, engine: Engine, replicas_EG: np.ndarray, **layer) -> None:
         super().__init__(weights=weights, engine=engine, replicas_EG=replicas_EG, **layer)

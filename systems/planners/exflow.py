@@ -20,7 +20,7 @@ class ExFlow(Planner):
     improves; best of `starts`, the contiguous placement and seeded random first layers. Unconfirmed: how near this is
     to their solutions.
     Left out: context-coherent parallelism, the half that saves traffic. Attention over whole sequences wants every
-    token at home in every layer, and then placement by affinity saves nothing on the wire (see `modelled_traffic`).
+    token at home in every layer, and then placement by affinity saves nothing on the wire (`scripts.expert_affinity`).
     Under skewed loads transitions also stay where hot experts of all layers crowd one rank, at the price of imbalance:
     only what `crossing_fraction` is below `independent_crossing` is affinity.
     """

@@ -72,6 +72,7 @@ def same_top(actual_E: np.ndarray, estimated_E: np.ndarray, count: int) -> bool:
 
 
 def busiest(loads_E: np.ndarray, count: int) -> list[int]:
+    """The experts with most load, the first of equal ones."""
     return np.argsort(-loads_E, kind="stable")[:count].tolist()
 
 

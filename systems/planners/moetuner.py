@@ -141,10 +141,3 @@ def on_ranks(cluster_LE: np.ndarray, flows_LCC: np.ndarray) -> np.ndarray:
         rank_C = following_C
         home_LE.append(rank_C[cluster_E])
     return np.stack(home_LE)
-
-
-def bottleneck(flow_CC: np.ndarray, following_C: np.ndarray) -> int:
-    """The largest flow between two ranks: the second program's objective for one layer."""
-    between_CC = flow_CC.copy()
-    between_CC[np.arange(len(flow_CC)), following_C] = 0
-    return int(between_CC.max())

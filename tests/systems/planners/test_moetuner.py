@@ -9,7 +9,6 @@ from systems.planners.base import Costs, as_replicas, home_of, tokens_per_expert
 from systems.planners.exflow import transitions
 from systems.planners.moetuner import (
     MoETuner,
-    bottleneck,
     deviation,
     flows,
     least_deviation,
@@ -23,6 +22,13 @@ from systems.planners.placement import contiguous
 COSTS = Costs(row_s=1e-6, move_row_s=1e-6, move_expert_s=1e-3)
 PLANNER = MoETuner(time_limit_s=0.2)
 SIZES = st.tuples(st.integers(1, 4), st.integers(1, 3))  # ranks, experts a rank
+
+
+def bottleneck(flow_CC: np.ndarray, following_C: np.ndarray) -> int:
+    """The largest flow between two ranks: the second program's objective for one layer."""
+    between_CC = flow_CC.copy()
+    between_CC[np.arange(len(flow_CC)), following_C] = 0
+    return int(between_CC.max())
 
 
 def current(num_experts: int, ranks: int) -> np.ndarray:
