@@ -1,8 +1,9 @@
 """A `torch.distributed` backend whose ranks take turns on one device, in emulated time.
 
-Every rank is a real process and the data really moves (over gloo), so results are real and third-party layers run
-unmodified. Time is not: a rank computes only while it holds the baton, each segment between two collectives is
-timed alone on the whole device (or beside those it shares a host with), and at a collective all clocks become
+Every rank is a real process and the data really moves (through shared memory), so results are real and third-party
+layers run unmodified. Time is not: a rank computes only while it holds the baton, each segment between two
+collectives is timed alone on the whole device (or beside those it shares a host with), and at a collective all clocks
+become
 
     max over ranks of the time it was issued, or when the link is free  +  the network model's time for its bytes.
 
@@ -11,8 +12,9 @@ ranks); their completion time comes from the time of issue, so computation in be
 a real link.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from datetime import timedelta
+from functools import partial, reduce
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,8 +23,18 @@ import torch.distributed as dist
 
 from clusters.clocks import Exchange, VirtualClock
 from clusters.network import NetworkModel
+from clusters.shared_memory import Board
 
 BACKEND = "emulated"
+REDUCTIONS = {
+    dist.ReduceOp.SUM: torch.add,
+    dist.ReduceOp.PRODUCT: torch.mul,
+    dist.ReduceOp.MIN: torch.minimum,
+    dist.ReduceOp.MAX: torch.maximum,
+    dist.ReduceOp.BAND: torch.bitwise_and,
+    dist.ReduceOp.BOR: torch.bitwise_or,
+    dist.ReduceOp.BXOR: torch.bitwise_xor,
+}
 
 
 def register(clock: VirtualClock, network: NetworkModel) -> None:
@@ -51,13 +63,20 @@ class EmulatedWork(dist.Work):
 
 
 class Issue(NamedTuple):
-    """What a rank wants moved, when it said so, and how to move it. sent_to_G: bytes to each rank of the group."""
+    """What a rank wants moved and when it said so.
+
+    issued_s: emulated seconds. data: what it writes for the others, None if nothing. take: reads its share of what all
+    have written, given the bytes that each sends to each [G, G]. sent_to_G, received_from_G: bytes that this rank sends
+    to and expects from each rank of the group, itself included.
+    """
 
     collective: str
     issued_s: float
+    data: torch.Tensor | None
+    take: Callable[[np.ndarray], None]
     sent_to_G: list[float]
+    received_from_G: list[float]
     asynchronous: bool
-    move: Callable[[], Any]
 
 
 class EmulatedGroup(dist.ProcessGroup):
@@ -69,7 +88,7 @@ class EmulatedGroup(dist.ProcessGroup):
         super().__init__(rank, size)  # pyright: ignore[reportCallIssue]  (torch's stubs lack this constructor)
         self.clock = clock
         self._network = network
-        self._gloo: Any = dist.ProcessGroupGloo(dist.PrefixStore("gloo", store), rank, size, timeout)
+        self._board = Board(store, rank, size, timeout)
 
     def getBackendName(self) -> str:
         return BACKEND
@@ -82,86 +101,114 @@ class EmulatedGroup(dist.ProcessGroup):
                 arrivals |= first.group.exchange(first)
             self.clock.time_s = max(self.clock.time_s, work.finished_s)
 
+    @torch.inference_mode()
     def exchange(self, work: EmulatedWork) -> dict[int, int]:
         """Carry out one collective and give it its completion time; returns who took part: rank -> next arrival."""
         issue, clock, baton = work.issue, self.clock, self.clock.baton
-        issue.move()
-        # This second, tiny exchange is also the barrier that keeps a rank from computing while others still copy.
+        if issue.data is not None:
+            self._board.write(issue.data)
         ready_s = max(issue.issued_s, clock.link_free_s)
-        stamp = torch.tensor([ready_s, baton.rank, baton.next_arrival, *issue.sent_to_G], dtype=torch.float64)
-        stamps = torch.empty(self.size() * len(stamp), dtype=torch.float64)
-        self._gloo._allgather_base(stamps, stamp).wait()
-        ready_s, ranks, arrivals, *sent = stamps.view(self.size(), -1).numpy().T
-        sent_GG, members = np.stack(sent, axis=1), [int(rank) for rank in ranks]
+        notes = self._board.meet([ready_s, baton.rank, baton.next_arrival, *issue.sent_to_G])
+        ready_s, ranks, arrivals = notes[:, :3].T
+        sent_GG, members = notes[:, 3:].copy(), [int(rank) for rank in ranks]
+        if sent_GG[:, self.rank()].tolist() != issue.received_from_G:
+            raise ValueError(
+                f"{issue.collective}: rank {baton.rank} expects {issue.received_from_G} bytes from the ranks of its "
+                f"group, which send {sent_GG[:, self.rank()].tolist()}"
+            )
+        issue.take(sent_GG)
+        np.fill_diagonal(sent_GG, 0)
         volumes = self._network.volumes(issue.collective, sent_GG, members)
         started_s = float(ready_s.max())
         work.finished_s = started_s + self._network.seconds(issue.collective, volumes, self.size())
         clock.link_free_s = work.finished_s
         if clock.on_exchange is not None:
-            waited_s, received = max(clock.time_s, issue.issued_s), float(sent_GG[:, self.rank()].sum())
+            waited_s, sent_to_G = max(clock.time_s, issue.issued_s), sent_GG[self.rank()].tolist()
             times = (clock.resumed_s, issue.issued_s, waited_s, started_s, work.finished_s)
-            clock.on_exchange(Exchange(issue.collective, *times, issue.sent_to_G, received, issue.asynchronous))
+            received = float(sent_GG[:, self.rank()].sum())
+            clock.on_exchange(Exchange(issue.collective, *times, sent_to_G, received, issue.asynchronous))
         clock.time_s = max(clock.time_s, work.finished_s)  # those issued later are waited for from here on
+        self._board.meet()  # nobody writes the next, or computes, while others still read
         return dict(zip(members, (int(arrival) for arrival in arrivals), strict=True))
+
+    def _now_s(self, opts: Any) -> float:
+        """When a collective is issued, asked before our own bookkeeping.
+
+        The caller of a synchronous one waits at once: its segment ends here.
+        """
+        return self.clock.now_s() if opts.asyncOp else self.clock.hold()
 
     def _issue(
         self,
         name: str,
         opts: Any,
-        collective: Callable[..., Any],
-        tensors: Sequence[torch.Tensor],
-        sent_to_G: Sequence[float],
+        issued_s: float,
+        data: torch.Tensor | None,
+        take: Callable[[np.ndarray], None],
+        sent_to_G: list[float],
+        received_from_G: list[float] | None = None,
     ) -> EmulatedWork:
-        """Queue `collective(*tensors on the host)`; gloo moves host memory, so device tensors are copied around it.
-
-        The caller of a synchronous collective waits at once: its segment ends here, before our own bookkeeping.
-        """
-        issued_s = self.clock.now_s() if opts.asyncOp else self.clock.hold()
-
-        def move() -> None:
-            host = [tensor.cpu() for tensor in tensors]
-            collective(*host).wait()
-            for tensor, copy in zip(tensors, host, strict=True):
-                if tensor.device != copy.device:
-                    tensor.copy_(copy)
-
-        others = [0.0 if rank == self.rank() else float(sent) for rank, sent in enumerate(sent_to_G)]
-        work = EmulatedWork(self, Issue(name, issued_s, others, bool(opts.asyncOp), move))
+        """Queue a collective; without received_from_G as much is received as sent."""
+        received_from_G = sent_to_G if received_from_G is None else received_from_G
+        work = EmulatedWork(self, Issue(name, issued_s, data, take, sent_to_G, received_from_G, bool(opts.asyncOp)))
         self.clock.pending.append(work)
         return work
 
     def _equally(self, num_bytes: float) -> list[float]:
         return [num_bytes] * self.size()
 
-    # Each method below is one collective: how gloo moves it and how many bytes of it a rank sends to each other one.
+    # Each method below is one collective: what a rank writes, what it reads of the others, and how many bytes of it a
+    # rank sends to each.
 
     def barrier(self, opts: Any) -> EmulatedWork:
-        return self._issue("barrier", opts, self._gloo.barrier, [], self._equally(0))
+        return self._issue("barrier", opts, self._now_s(opts), None, lambda sent_GG: None, self._equally(0))
 
     def allreduce(self, tensors: list[torch.Tensor], opts: Any) -> EmulatedWork:
-        sent = self._equally(2 * _nbytes(tensors[0]) / self.size())  # a reduce-scatter, then an all-gather
-        return self._issue("all_reduce", opts, lambda t: self._gloo.allreduce([t], opts), tensors, sent)
+        issued_s, (tensor,), reduced = self._now_s(opts), tensors, _reduction(opts)
+
+        def take(sent_GG: np.ndarray) -> None:
+            tensor.copy_(reduced(self._board.read(tensor)))
+
+        sent = self._equally(2 * tensor.nbytes / self.size())  # a reduce-scatter, then an all-gather
+        return self._issue("all_reduce", opts, issued_s, tensor, take, sent)
 
     def broadcast(self, tensors: list[torch.Tensor], opts: Any) -> EmulatedWork:
-        sent = self._equally(_nbytes(tensors[0]) if opts.rootRank == self.rank() else 0)
-        return self._issue("broadcast", opts, lambda t: self._gloo.broadcast([t], opts), tensors, sent)
+        issued_s, (tensor,), root = self._now_s(opts), tensors, opts.rootRank
+
+        def take(sent_GG: np.ndarray) -> None:
+            if root != self.rank():
+                tensor.copy_(self._board.read(tensor)[root])
+
+        received = [float(tensor.nbytes if rank == root else 0) for rank in range(self.size())]
+        data, num_bytes = (tensor, tensor.nbytes) if root == self.rank() else (None, 0)
+        return self._issue("broadcast", opts, issued_s, data, take, self._equally(num_bytes), received)
 
     def _allgather_base(self, output: torch.Tensor, input: torch.Tensor, opts: Any) -> EmulatedWork:
-        return self._issue(
-            "all_gather", opts, self._gloo._allgather_base, [output, input], self._equally(_nbytes(input))
-        )
+        issued_s = self._now_s(opts)
+
+        def take(sent_GG: np.ndarray) -> None:
+            parts = output.unflatten(0, (self.size(), -1))
+            parts.copy_(self._board.read(input).view(parts.shape))
+
+        return self._issue("all_gather", opts, issued_s, input, take, self._equally(input.nbytes))
 
     def allgather(self, outputs: list[list[torch.Tensor]], inputs: list[torch.Tensor], opts: Any) -> EmulatedWork:
-        def gather(input: torch.Tensor, *parts: torch.Tensor) -> Any:
-            return self._gloo.allgather([list(parts)], [input], opts)
+        issued_s, (parts,), (input,) = self._now_s(opts), outputs, inputs
 
-        return self._issue("all_gather", opts, gather, [inputs[0], *outputs[0]], self._equally(_nbytes(inputs[0])))
+        def take(sent_GG: np.ndarray) -> None:
+            for part, theirs in zip(parts, self._board.read(input), strict=True):
+                part.copy_(theirs)
+
+        return self._issue("all_gather", opts, issued_s, input, take, self._equally(input.nbytes))
 
     def _reduce_scatter_base(self, output: torch.Tensor, input: torch.Tensor, opts: Any) -> EmulatedWork:
-        def scatter(output: torch.Tensor, input: torch.Tensor) -> Any:
-            return self._gloo._reduce_scatter_base(output, input, opts)
+        issued_s, reduced = self._now_s(opts), _reduction(opts)
 
-        return self._issue("reduce_scatter", opts, scatter, [output, input], self._equally(_nbytes(output)))
+        def take(sent_GG: np.ndarray) -> None:
+            parts = self._board.read(input).view(self.size(), self.size(), *output.shape)
+            output.copy_(reduced(parts[:, self.rank()]))
+
+        return self._issue("reduce_scatter", opts, issued_s, input, take, self._equally(output.nbytes))
 
     def alltoall_base(
         self,
@@ -171,12 +218,23 @@ class EmulatedGroup(dist.ProcessGroup):
         input_splits: list[int],
         opts: Any,
     ) -> EmulatedWork:
-        def exchange(output: torch.Tensor, input: torch.Tensor) -> Any:
-            return self._gloo.alltoall_base(output, input, output_splits, input_splits)
+        issued_s = self._now_s(opts)
+        parts, sent = self._split(output, output_splits), self._split(input, input_splits)
 
-        splits = input_splits or [1] * self.size()
-        sent = [_nbytes(input) * split / max(1, sum(splits)) for split in splits]
-        return self._issue("all_to_all", opts, exchange, [output, input], sent)
+        def take(sent_GG: np.ndarray) -> None:
+            starts_G = sent_GG[:, : self.rank()].sum(1) // input.element_size()
+            for rank, part in enumerate(parts):
+                part.copy_(self._board.read(part, int(starts_G[rank]))[rank])
+
+        sizes = [[float(part.nbytes) for part in split] for split in (sent, parts)]
+        return self._issue("all_to_all", opts, issued_s, input, take, *sizes)
+
+    def _split(self, tensor: torch.Tensor, rows_G: list[int]) -> tuple[torch.Tensor, ...]:
+        """A tensor's rows for or from each rank; without rows_G, as many for each."""
+        rows_G = rows_G or [len(tensor) // self.size()] * self.size()
+        if len(rows_G) != self.size() or sum(rows_G) != len(tensor):
+            raise ValueError(f"all_to_all: {len(tensor)} rows are not {rows_G} for {self.size()} ranks")
+        return tensor.split(rows_G)
 
     # torch 2.13 renamed the single-tensor collectives.
     all_gather_single = _allgather_base  # pyright: ignore[reportAssignmentType]
@@ -184,5 +242,10 @@ class EmulatedGroup(dist.ProcessGroup):
     all_to_all_single = alltoall_base  # pyright: ignore[reportAssignmentType]
 
 
-def _nbytes(tensor: torch.Tensor) -> int:
-    return tensor.numel() * tensor.element_size()
+def _reduction(opts: Any) -> Callable[[Iterable[torch.Tensor]], torch.Tensor]:
+    """What reduces tensors, in their order. Raises ValueError for what is not among REDUCTIONS."""
+    op = opts.reduceOp.op
+    if op not in REDUCTIONS:
+        known = ", ".join(known.name for known in REDUCTIONS)
+        raise ValueError(f"emulated ranks reduce with {known}; not with {op.name}")
+    return partial(reduce, REDUCTIONS[op])

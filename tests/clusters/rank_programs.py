@@ -2,6 +2,8 @@
 
 import faulthandler
 import json
+import os
+import signal
 import time
 from pathlib import Path
 
@@ -240,7 +242,158 @@ def die_holding_the_baton(folder: str) -> None:
         session.clock.running(),
     ):
         if session.rank == 1:
-            import os
-
             os._exit(3)
+        dist.barrier()
+
+
+DTYPES = (
+    torch.float32,
+    torch.float16,
+    torch.bfloat16,
+    torch.int64,
+    torch.int32,
+    torch.int8,
+    torch.uint8,
+    torch.bool,
+)
+
+
+def like_gloo(folder: str) -> None:
+    """Every collective of 4 ranks on every kind of number, bit for bit as gloo; small whole numbers, so sums are."""
+    with connect(ClusterSpec("emulated", 4, timeout_s=60), Network("none"), Path(folder) / "baton") as session:
+        ours, gloo = session.group, dist.new_group(backend="gloo")
+        for dtype in DTYPES:
+            generator = torch.Generator().manual_seed(session.rank)
+            x = torch.randint(0, 2 if dtype == torch.bool else 5, (12, 3), generator=generator).to(dtype)
+            for name, collective in COLLECTIVES.items():
+                got, expected = collective(x.clone(), ours, session.rank), collective(x.clone(), gloo, session.rank)
+                assert torch.equal(got, expected), f"{name} of {dtype}: {got} is not {expected}"
+
+
+def _reduced(op):
+    def all_reduce(x, group, rank):
+        dist.all_reduce(x, op=op, group=group)
+        return x
+
+    return all_reduce
+
+
+def _broadcast(x, group, rank):
+    dist.broadcast(x, src=2, group=group)
+    return x
+
+
+def _gathered(x, group, rank):
+    out = x.new_empty(48, 3)
+    dist.all_gather_into_tensor(out, x, group=group)
+    return out
+
+
+def _gathered_list(x, group, rank):
+    parts = [torch.empty_like(x) for _ in range(4)]
+    dist.all_gather(parts, x, group=group)
+    return torch.cat(parts)
+
+
+def _scattered(x, group, rank):
+    out = x.new_empty(3, 3)
+    dist.reduce_scatter_tensor(out, x, op=dist.ReduceOp.MAX, group=group)
+    return out
+
+
+def _exchanged(x, group, rank):
+    out = torch.empty_like(x)
+    dist.all_to_all_single(out, x, group=group)
+    return out
+
+
+def _exchanged_ragged(x, group, rank):
+    """Rank r sends (r, 2, 0, 1) rows: some get none, rank 2 gets none at all."""
+    sent = [rank, 2, 0, 1]
+    received = [[0, 1, 2, 3], [2] * 4, [0] * 4, [1] * 4][rank]
+    out = x.new_empty(sum(received), 3)
+    dist.all_to_all_single(out, x[: sum(sent)], received, sent, group=group)
+    return out
+
+
+COLLECTIVES = {
+    "all_reduce(SUM)": lambda x, *rest: x if x.dtype == torch.bool else _reduced(dist.ReduceOp.SUM)(x, *rest),
+    "all_reduce(MAX)": _reduced(dist.ReduceOp.MAX),
+    "all_reduce(MIN)": _reduced(dist.ReduceOp.MIN),
+    "broadcast": _broadcast,
+    "all_gather": _gathered,
+    "all_gather of a list": _gathered_list,
+    "reduce_scatter": _scattered,
+    "all_to_all": _exchanged,
+    "ragged all_to_all": _exchanged_ragged,
+}
+
+
+def hard_cases(folder: str) -> None:
+    """Large, strided and asynchronous tensors, several groups at once, sums in the order of ranks, and refusals."""
+    with connect(ClusterSpec("emulated", 4, timeout_s=60), Network("none"), Path(folder) / "baton") as session:
+        rank, clock = session.rank, session.clock
+        halves = [dist.new_group([0, 1]), dist.new_group([2, 3])]
+        odds = [dist.new_group([0, 2]), dist.new_group([1, 3])]
+        half, odd = halves[rank // 2], odds[rank % 2]
+        with clock.running():
+            for size in (1, 3 << 20, 5):  # 12 MB between two small ones
+                x = torch.arange(4 * size, dtype=torch.float32) + rank
+                out = torch.empty_like(x)
+                dist.all_to_all_single(out, x)
+                start = torch.arange(4).repeat_interleave(size)
+                assert torch.equal(out, torch.arange(size).repeat(4) + start + size * rank)
+            wide = torch.zeros(3, 8)
+            wide[:, 0] = rank
+            into = torch.zeros(12, 2)[:, :1]
+            dist.all_gather_into_tensor(into, wide[:, :1])
+            assert into.flatten().tolist() == [source for source in range(4) for _ in range(3)]
+            dist.all_reduce(wide[:, :1])
+            assert wide.sum() == 3 * 6
+            parts = [torch.tensor([value]) for value in (1e8, 1.0, -1e8, 1.0)]
+            dist.all_reduce(total := parts[rank].clone())
+            assert total.item() == (((parts[0] + parts[1]) + parts[2]) + parts[3]).item()
+            one, two, three = torch.tensor([1.0 + rank]), torch.tensor([10.0 + rank]), torch.tensor([rank == 3])
+            works = [
+                dist.all_reduce(one, group=half, async_op=True),
+                dist.all_reduce(two, group=odd, async_op=True),
+                dist.all_reduce(three, op=dist.ReduceOp.MAX, async_op=True),
+            ]
+            for work in works if rank % 2 else reversed(works):
+                work.wait()
+            assert one.item() == (3 if rank < 2 else 7) and two.item() == (22, 24)[rank % 2] and three.item()
+            parameter = torch.nn.Parameter(torch.full((2,), float(rank)))
+            dist.broadcast(parameter, src=3)
+            assert parameter.tolist() == [3, 3]
+        for refused, call in REFUSED.items():
+            try:
+                call(rank)
+            except ValueError as error:
+                assert refused in str(error), error
+            else:
+                raise AssertionError(f"not refused: {refused}")
+
+
+REFUSED = {
+    "not with AVG": lambda rank: dist.all_reduce(torch.ones(1), op=dist.ReduceOp.AVG),
+    "5 rows are not [1, 1, 1, 1]": lambda rank: dist.all_to_all_single(torch.ones(5), torch.ones(4)),
+    "bytes from the ranks of its group": lambda rank: dist.all_to_all_single(
+        torch.ones(8), torch.ones(4), [2] * 4, [1] * 4
+    ),
+}
+
+
+def killed_in_a_collective(folder: str) -> None:
+    """Rank 1 dies as a rank that is out of memory does, while the others wait for it with their data written."""
+    with connect(ClusterSpec("emulated", 3, timeout_s=60), Network("none"), Path(folder) / "baton") as session:
+        dist.all_reduce(torch.ones(1 << 20))
+        if session.rank == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        dist.all_reduce(torch.ones(1 << 20))
+
+
+def late_for_a_collective(folder: str) -> None:
+    with connect(ClusterSpec("emulated", 2, timeout_s=2), Network("none"), Path(folder) / "baton") as session:
+        if session.rank == 1:
+            time.sleep(600)
         dist.barrier()

@@ -1,6 +1,7 @@
 """The emulated backend: scripted clocks, every collective, and ranks that fail."""
 
 import json
+import os
 
 import pytest
 
@@ -120,3 +121,27 @@ def test_a_rank_that_hangs_ends_the_launch_with_its_stack(tmp_path):
 def test_a_rank_that_dies_with_the_baton_does_not_hang_the_others(tmp_path):
     with pytest.raises(LaunchFailed, match=r"rank 1 died with exit code 3|a rank died without an exception"):
         launch(ClusterSpec("emulated", 2), rank_programs.die_holding_the_baton, str(tmp_path))
+
+
+def test_every_collective_moves_what_gloo_moves(tmp_path):
+    launch(ClusterSpec("emulated", 4), rank_programs.like_gloo, str(tmp_path))
+
+
+def test_large_strided_and_asynchronous_tensors_several_groups_and_refusals(tmp_path):
+    launch(ClusterSpec("emulated", 4), rank_programs.hard_cases, str(tmp_path))
+
+
+def test_a_killed_rank_ends_the_launch_and_leaves_nothing_behind(tmp_path):
+    def shared():  # but for the semaphores of whatever else runs here
+        return {name for name in os.listdir("/dev/shm") if not name.startswith("sem.")}
+
+    before = shared()
+    with pytest.raises(LaunchFailed, match=r"rank 1 died with exit code -9|a rank died without an exception"):
+        launch(ClusterSpec("emulated", 3), rank_programs.killed_in_a_collective, str(tmp_path))
+    assert shared() <= before
+    assert all(path.name.startswith("baton") for path in tmp_path.iterdir())
+
+
+def test_a_rank_that_is_late_ends_the_launch_with_its_number(tmp_path):
+    with pytest.raises(LaunchFailed, match=r"rank 1 of the group has not come to a collective within 2 s"):
+        launch(ClusterSpec("emulated", 2), rank_programs.late_for_a_collective, str(tmp_path))
