@@ -22,7 +22,7 @@ import torch
 import torch.distributed as dist
 
 from clusters.clocks import Exchange, VirtualClock
-from clusters.network import NetworkModel
+from clusters.network import COLLECTIVES, NetworkModel
 from clusters.shared_memory import Board
 
 BACKEND = "emulated"
@@ -108,13 +108,18 @@ class EmulatedGroup(dist.ProcessGroup):
         if issue.data is not None:
             self._board.write(issue.data)
         ready_s = max(issue.issued_s, clock.link_free_s)
-        notes = self._board.meet([ready_s, baton.rank, baton.next_arrival, *issue.sent_to_G])
-        ready_s, ranks, arrivals = notes[:, :3].T
-        sent_GG, members = notes[:, 3:].copy(), [int(rank) for rank in ranks]
-        if sent_GG[:, self.rank()].tolist() != issue.received_from_G:
+        kind = COLLECTIVES.index(issue.collective)
+        notes = self._board.meet([ready_s, baton.rank, baton.next_arrival, kind, *issue.sent_to_G])
+        ready_s, ranks, arrivals, kinds = notes[:, :4].T
+        sent_GG, members = notes[:, 4:].copy(), [int(rank) for rank in ranks]
+        received_G = sent_GG[:, self.rank()].tolist()
+        if (kinds != kind).any():
+            others = ", ".join(COLLECTIVES[int(kind)] for kind in kinds)
+            raise ValueError(f"{issue.collective}: the ranks of its group call {others}")
+        if received_G != issue.received_from_G:
             raise ValueError(
                 f"{issue.collective}: rank {baton.rank} expects {issue.received_from_G} bytes from the ranks of its "
-                f"group, which send {sent_GG[:, self.rank()].tolist()}"
+                f"group, which send {received_G}"
             )
         issue.take(sent_GG)
         np.fill_diagonal(sent_GG, 0)
@@ -129,6 +134,7 @@ class EmulatedGroup(dist.ProcessGroup):
             clock.on_exchange(Exchange(issue.collective, *times, sent_to_G, received, issue.asynchronous))
         clock.time_s = max(clock.time_s, work.finished_s)  # those issued later are waited for from here on
         self._board.meet()  # nobody writes the next, or computes, while others still read
+        self._board.forget()
         return dict(zip(members, (int(arrival) for arrival in arrivals), strict=True))
 
     def _now_s(self, opts: Any) -> float:

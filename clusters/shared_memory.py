@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 
 ROW_BYTES = 1 << 36  # of address space; only what has been written takes memory
+KEPT_BYTES = 1 << 26  # of a row's memory; giving back and taking anew what small messages use would cost time
 
 
 class Board:
@@ -29,7 +30,13 @@ class Board:
         self._rank, self._size, self._timeout_s = rank, size, timeout.total_seconds()
         self._peers: dict[int, socket.socket] = {}  # the first rank's: all others; the others': the first
         memory = self._share(store) if rank == 0 else self._join(store)
-        self._memory = torch.frombuffer(mmap.mmap(memory, size * ROW_BYTES), dtype=torch.uint8).view(size, ROW_BYTES)
+        try:
+            self._map = mmap.mmap(memory, size * ROW_BYTES)
+        except OSError as error:
+            needed = f"{size} emulated ranks share {size * ROW_BYTES >> 30} GiB of address space"
+            raise OSError(f"{needed}, which this machine does not give them ({error}); see ulimit -v") from error
+        self._memory = torch.frombuffer(self._map, dtype=torch.uint8).view(size, ROW_BYTES)
+        self._written = 0
         os.close(memory)
 
     def write(self, tensor: torch.Tensor) -> None:
@@ -37,10 +44,17 @@ class Board:
         if tensor.nbytes > ROW_BYTES:
             raise ValueError(f"a rank sends {tensor.nbytes} bytes at once; at most {ROW_BYTES} can be shared")
         self.read(tensor)[self._rank].copy_(tensor)
+        self._written = tensor.nbytes
 
     def read(self, like: torch.Tensor, start: int = 0) -> torch.Tensor:
         """A view of all rows, [G, *like.shape], on the host: as many elements as `like` has, from the start-th on."""
         return self._memory.view(like.dtype)[:, start : start + like.numel()].view(self._size, *like.shape)
+
+    def forget(self) -> None:
+        """Give back the memory of a large message, once all have read it."""
+        if self._written > KEPT_BYTES:
+            self._map.madvise(mmap.MADV_REMOVE, self._rank * ROW_BYTES, self._written)
+        self._written = 0
 
     def meet(self, note: Sequence[float] = (0.0,)) -> np.ndarray:
         """Sleep until all ranks are here; returns their notes, which are of one length: float64 [G, len(note)].

@@ -1,6 +1,8 @@
 """One rank's side of a launch: the encoder, the systems that take turns in it, the checks and the clock."""
 
 import gc
+import json
+import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
 from contextlib import contextmanager
@@ -113,15 +115,21 @@ class Bench:
     @cached_property
     def ceilings(self) -> dict[str, Any]:
         """What this machine can do at most, as rank 0 finds it while the others sleep; the same on all ranks."""
-        link = measure_link(self.session, instantiate(self.config["network"]))
-        found = [measure_ceilings(self.device, self.dtype) if self.session.rank == 0 else {}]
-        found[0]["link_bytes_per_s"] = link if link < float("inf") else None
-        dist.broadcast_object_list(found, src=0, group=self.session.group, device=self.device)
-        return found[0]
+        shape = layer_shape(self.config)
+        rank_bytes = shape.max_tokens * shape.d_model * self.dtype.itemsize
+        link = measure_link(self.session, instantiate(self.config["network"]), rank_bytes)
+        dist.barrier(group=self.session.group)  # all are built
+        if self.session.rank == 0:
+            found = measure_ceilings(self.device, self.dtype)
+            found["link_bytes_per_s"] = link if link < float("inf") else None
+            self.session.store.set("ceilings", json.dumps(found))
+        return json.loads(self.session.store.get("ceilings"))
 
     @property
     def rates(self) -> Rates:
-        return Rates(self.ceilings["matmul_flops_per_s"], self.ceilings["link_bytes_per_s"] or float("inf"))
+        """Matrix products to the nearest power of four: launches that find the machine faster or slower plan alike."""
+        flops_per_s = 4.0 ** round(math.log(self.ceilings["matmul_flops_per_s"], 4))
+        return Rates(flops_per_s, self.ceilings["link_bytes_per_s"] or float("inf"))
 
     @cached_property
     def max_expert_tokens(self) -> int | None:

@@ -15,7 +15,7 @@ from systems.collectives import all_to_all
 # Large enough to be compute or memory bound, small enough for a tenth of a second: (matrix side, bytes copied).
 SIZES = {"cpu": (1024, 1 << 26), "cuda": (8192, 1 << 30)}
 SECONDS = 0.1
-LINK_BYTES = 1 << 24
+LINK_BYTES = 1 << 20  # less takes hardly longer than nothing
 
 
 def measure_ceilings(device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
@@ -34,19 +34,21 @@ def measure_ceilings(device: torch.device, dtype: torch.dtype) -> dict[str, Any]
     }
 
 
-def measure_link(session: Session, network: NetworkModel) -> float:
-    """Bytes/s that a rank sends to all others together, latency apart; inf where it sends to nobody.
+def measure_link(session: Session, network: NetworkModel, num_bytes: int) -> float:
+    """Bytes/s of a rank that sends num_bytes to the others, latency apart; inf where it sends to nobody.
 
-    By the network model where the cluster is emulated; else the best of repeated exchanges, which all ranks make.
+    By the network model where the cluster is emulated; else the best of repeated exchanges of at least LINK_BYTES,
+    which all ranks make.
     """
     if session.world_size == 1:
         return float("inf")
     modelled = isinstance(session.clock, VirtualClock)
+    num_bytes = num_bytes if modelled else max(num_bytes, LINK_BYTES)
     latency_s, exchange_s = (
         _modelled_s(network, session.world_size, sent) if modelled else _measured_s(session, sent)
-        for sent in (session.world_size - 1, LINK_BYTES)
+        for sent in (session.world_size - 1, num_bytes)
     )
-    return LINK_BYTES / (exchange_s - latency_s) if exchange_s > latency_s else float("inf")
+    return num_bytes / (exchange_s - latency_s) if exchange_s > latency_s else float("inf")
 
 
 def _modelled_s(network: NetworkModel, ranks: int, num_bytes: int) -> float:

@@ -8,6 +8,7 @@ import importlib
 import inspect
 import json
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
@@ -35,6 +36,8 @@ ROOT = Path(__file__).parents[1]
 RANK_PACKAGES = ("systems", "routers", "workloads", "clusters", "experiments")
 # What constructors of systems and routers get from the harness, not from a configuration.
 SUPPLIED = {"self", "shape", "weights", "group", "span", "rates", "profile", "rank", "moe_blocks", "classifier"}
+SOURCES = {".py", ".cpp", ".cu", ".cuh", ".h"}
+INSTALLED = {"site-packages", "dist-packages"}  # folders of what is known by its version
 OPTIONAL_PHASES = ("warmup", "instrumented")
 
 
@@ -53,7 +56,7 @@ class Cell:
     def id(self) -> str:
         """12 hexadecimal digits of a hash of what defines the cell, code, versions and machine included."""
         system = self.config["system"]
-        origin = [code_digest(system), data_digest(self.config), environment.identity()]
+        origin = [code_digest(self.config), data_digest(self.config), environment.identity()]
         return _digest([self.workload, system, self.engine, *origin, *(["twin"] if self.twin else [])])
 
     @cached_property
@@ -153,25 +156,38 @@ def options(node: dict[str, Any]) -> dict[str, Any]:
     return {name: instantiate(value) if _is_node(value) else value for name, value in given.items()}
 
 
-def code_digest(system: dict[str, Any]) -> str:
-    """Hash of the sources that ranks run: this repository's packages and those of the system's own classes."""
-    nodes = [system, *(value for value in system.values() if _is_node(value))]
-    kinds = {kind for node in nodes for kind in find_class(node).__mro__ if kind.__module__ != "builtins"}
-    return _sources_digest(frozenset(path for kind in kinds for path in _sources(kind)))
+def code_digest(config: dict[str, Any]) -> str:
+    """Hash of the sources that ranks run: this repository's packages and those of all classes that are configured."""
+    kinds = {kind for node in _nodes(config) for kind in find_class(node).__mro__ if kind.__module__ != "builtins"}
+    return _sources_digest(frozenset(kinds))
 
 
-def _sources(kind: type) -> list[Path]:
-    """All of the package that a class is from; its file, where that is installed and known by its version."""
-    package = sys.modules[kind.__module__.partition(".")[0]]
-    folders = [Path(folder) for folder in getattr(package, "__path__", ()) if "site-packages" not in folder]
-    return [path for folder in folders for path in folder.rglob("*.py")] or [Path(inspect.getfile(kind))]
+def _nodes(value: Any) -> Iterator[dict[str, Any]]:
+    """All that name a class, within one another."""
+    if isinstance(value, dict):
+        if _is_node(value):
+            yield value
+        for part in value.values():
+            yield from _nodes(part)
 
 
 @cache
-def _sources_digest(own: frozenset[Path]) -> str:
-    files = (path for package in RANK_PACKAGES for path in (ROOT / package).rglob("*.*"))
-    sources = {*(path for path in files if path.suffix in (".py", ".cpp")), *own}
-    return _digest([path.read_text() for path in sorted(sources)])
+def _sources_digest(kinds: frozenset[type]) -> str:
+    own = {path for package in RANK_PACKAGES for path in _sources_under(ROOT / package)}
+    paths = own.union(*map(_sources, kinds))
+    return _digest([hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(paths)])
+
+
+def _sources(kind: type) -> set[Path]:
+    """All of the package that a class is from; its file, where that is installed or no package."""
+    package = sys.modules[kind.__module__.partition(".")[0]]
+    found = [_sources_under(Path(folder)) for folder in getattr(package, "__path__", ())]
+    return set().union(*found) or {Path(inspect.getfile(kind))}
+
+
+def _sources_under(folder: Path) -> set[Path]:
+    files = (path for path in folder.rglob("*.*") if path.suffix in SOURCES and path.is_file())
+    return {path for path in files if not INSTALLED & set(path.parts) or INSTALLED & set(ROOT.parts)}
 
 
 def data_digest(config: dict[str, Any]) -> str:

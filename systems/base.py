@@ -44,7 +44,7 @@ class LayerWeights(Protocol):
     """The expert weights of one layer; a rank asks only for what its system places there."""
 
     def experts(self, expert_ids: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
-        """(wi_eDF, wo_eFD) of whole experts."""
+        """(wi_eDF, wo_eFD) of whole experts; none of them has their type and device all the same."""
         ...
 
     def shard(self, index: int, count: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -81,7 +81,7 @@ class System(ABC):
 
     exactness: ClassVar[str] = "exact"
     own_engine: ClassVar[str | None] = None
-    plan: Any = None  # what the last call decided, if anything; it may be set to an earlier one for `account`
+    plan: Any = None  # what the last call decided, if anything: a new object each; set to an earlier one for `account`
 
     def __init__(
         self,

@@ -66,10 +66,10 @@ class PlannedExpertParallel(System):
         self._planner, self._loads, self._every = planner, loads, every
         self._home_E = PLACEMENTS[home](shape.num_experts, ranks).numpy()
         self._replicas_EG = as_replicas(self._home_E, ranks)  # where experts are by the last plan
-        some_wi_eDF, _ = layer["weights"].experts([0])  # for its type and device
-        self._costs = costs_of(shape, some_wi_eDF.element_size(), rates)
+        no_wi_eDF, _ = layer["weights"].experts([])  # for its type and device
+        self._costs = costs_of(shape, no_wi_eDF.element_size(), rates)
         if profile:
-            self._replicas_EG = self._placed_by(profile, some_wi_eDF.device)
+            self._replicas_EG = self._placed_by(profile, no_wi_eDF.device)
         given = {name: layer[name] for name in ("weights", "engine", "group")}
         self._mover: Mover = MOVERS[mover](replicas_EG=self._replicas_EG, **given)
         self._past: deque[np.ndarray] = deque(maxlen=window)

@@ -4,6 +4,7 @@ Expert e of block l is a function of (seed, l, e), or a slice of a checkpoint, s
 """
 
 import hashlib
+from abc import ABC, abstractmethod
 from collections.abc import Hashable
 from dataclasses import dataclass
 
@@ -15,50 +16,10 @@ from workloads.model import ModelShape
 Pair = tuple[torch.Tensor, torch.Tensor]
 
 
-@dataclass(frozen=True)
-class SeededLayer:
-    """Normal weights with the standard deviations of Switch's initialisation, drawn expert by expert on the CPU."""
+class Layer(ABC):
+    """The expert weights of one block, of which only what is asked for is made; one whole expert exists at a time."""
 
     model: ModelShape
-    block: int
-    seed: int
-    dtype: torch.dtype
-    device: torch.device
-
-    def experts(self, expert_ids: list[int]) -> Pair:
-        """(wi_eDF, wo_eFD) of whole experts."""
-        return self._stack(expert_ids, slice(None))
-
-    def shard(self, index: int, count: int) -> Pair:
-        """(wi_EDf, wo_EfD): hidden units index*F/count ... of every expert; only one whole expert exists at a time."""
-        width = self.model.d_ff // count
-        return self._stack(list(range(self.model.num_experts)), slice(index * width, (index + 1) * width))
-
-    def router(self) -> torch.Tensor:
-        """[E, D], float32."""
-        generator = _generator(self.seed, self.block, "router")
-        return torch.randn(self.model.num_experts, self.model.d_model, generator=generator) * self.model.d_model**-0.5
-
-    def _stack(self, expert_ids: list[int], hidden: slice) -> Pair:
-        pairs = [self._expert(expert, hidden) for expert in expert_ids]
-        wi_eDF, wo_eFD = (torch.stack(part) for part in zip(*pairs, strict=True))
-        return wi_eDF.to(self.device), wo_eFD.to(self.device)
-
-    def _expert(self, expert: int, hidden: slice) -> Pair:
-        d_model, d_ff = self.model.d_model, self.model.d_ff
-        generator = _generator(self.seed, self.block, expert)
-        wi_DF = torch.randn(d_model, d_ff, generator=generator) * d_model**-0.5
-        wo_FD = torch.randn(d_ff, d_model, generator=generator) * d_ff**-0.5
-        return wi_DF[:, hidden].to(self.dtype), wo_FD[hidden].to(self.dtype)
-
-
-@dataclass(frozen=True)
-class CheckpointLayer:
-    """Slices of safetensors: a shard reads F/count rows of each W_i and columns of each W_o from the file."""
-
-    model: ModelShape
-    block: int
-    checkpoint: Checkpoint
     dtype: torch.dtype
     device: torch.device
 
@@ -71,24 +32,68 @@ class CheckpointLayer:
         width = self.model.d_ff // count
         return self._stack(list(range(self.model.num_experts)), slice(index * width, (index + 1) * width))
 
+    @abstractmethod
     def router(self) -> torch.Tensor:
         """[E, D], float32."""
-        return self.checkpoint.read(router_name(self.block)).float()
+
+    @abstractmethod
+    def _expert(self, expert: int, hidden: slice) -> Pair:
+        """(wi_Df, wo_fD) of some hidden units, of any type, on the CPU."""
 
     def _stack(self, expert_ids: list[int], hidden: slice) -> Pair:
         width = hidden.stop - hidden.start
         wi_eDF = torch.empty(len(expert_ids), self.model.d_model, width, dtype=self.dtype, device=self.device)
         wo_eFD = torch.empty(len(expert_ids), width, self.model.d_model, dtype=self.dtype, device=self.device)
         for place, expert in enumerate(expert_ids):
-            wi_eDF[place] = self.checkpoint.read(expert_name(self.block, expert, "wi"), rows=hidden).T
-            wo_eFD[place] = self.checkpoint.read(expert_name(self.block, expert, "wo"), columns=hidden).T
+            wi_eDF[place], wo_eFD[place] = self._expert(expert, hidden)
         return wi_eDF, wo_eFD
+
+
+@dataclass(frozen=True)
+class SeededLayer(Layer):
+    """Normal weights with the standard deviations of Switch's initialisation, drawn expert by expert on the CPU."""
+
+    model: ModelShape
+    block: int
+    seed: int
+    dtype: torch.dtype
+    device: torch.device
+
+    def router(self) -> torch.Tensor:
+        generator = _generator(self.seed, self.block, "router")
+        return torch.randn(self.model.num_experts, self.model.d_model, generator=generator) * self.model.d_model**-0.5
+
+    def _expert(self, expert: int, hidden: slice) -> Pair:
+        d_model, d_ff = self.model.d_model, self.model.d_ff
+        generator = _generator(self.seed, self.block, expert)
+        wi_DF = torch.randn(d_model, d_ff, generator=generator) * d_model**-0.5
+        wo_FD = torch.randn(d_ff, d_model, generator=generator) * d_ff**-0.5
+        return wi_DF[:, hidden], wo_FD[hidden]
+
+
+@dataclass(frozen=True)
+class CheckpointLayer(Layer):
+    """Slices of safetensors: a shard reads F/count rows of each W_i and columns of each W_o from the file."""
+
+    model: ModelShape
+    block: int
+    checkpoint: Checkpoint
+    dtype: torch.dtype
+    device: torch.device
+
+    def router(self) -> torch.Tensor:
+        return self.checkpoint.read(router_name(self.block)).float()
+
+    def _expert(self, expert: int, hidden: slice) -> Pair:
+        wi_FD = self.checkpoint.read(expert_name(self.block, expert, "wi"), rows=hidden)
+        wo_DF = self.checkpoint.read(expert_name(self.block, expert, "wo"), columns=hidden)
+        return wi_FD.T, wo_DF.T
 
 
 class SharedLayer:
     """Remembers what it gave, so that systems with the same placement hold one copy."""
 
-    def __init__(self, layer: SeededLayer | CheckpointLayer) -> None:
+    def __init__(self, layer: Layer) -> None:
         self._layer = layer
         self._given: dict[Hashable, Pair] = {}
 

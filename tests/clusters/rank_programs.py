@@ -380,6 +380,9 @@ REFUSED = {
     "bytes from the ranks of its group": lambda rank: dist.all_to_all_single(
         torch.ones(8), torch.ones(4), [2] * 4, [1] * 4
     ),
+    "the ranks of its group call barrier, all_reduce": lambda rank: (
+        dist.all_reduce(torch.ones(1)) if rank else dist.barrier()
+    ),
 }
 
 

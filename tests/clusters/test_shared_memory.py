@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from clusters.clocks import Baton, HostClock, VirtualClock
 from clusters.emulated import EmulatedGroup
 from clusters.network import Network
-from clusters.shared_memory import ROW_BYTES, Board
+from clusters.shared_memory import KEPT_BYTES, ROW_BYTES, Board
 
 
 def on_ranks(num_ranks, do, timeout_s=5.0, stay=True):
@@ -44,6 +44,20 @@ def test_ranks_read_what_the_others_wrote_and_noted_before_they_met(num_ranks):
     ranks = range(num_ranks)
     expected = [([[rank, n] for rank in ranks], [[10.0 * n + rank] * 2 for rank in ranks]) for n in range(3)]
     assert on_ranks(num_ranks, swap) == [expected] * num_ranks
+
+
+def test_the_memory_of_a_large_message_is_given_back():
+    def put(rank, board):
+        found = []
+        for size in (KEPT_BYTES, KEPT_BYTES + 1):
+            board.write(torch.ones(size, dtype=torch.uint8))
+            board.meet()
+            board.forget()
+            found.append(int(board.read(torch.empty(size, dtype=torch.uint8))[rank, -1000:-1].max()))
+            board.meet()
+        return found
+
+    assert on_ranks(2, put) == [[1, 0]] * 2
 
 
 def test_rows_keep_kinds_and_shapes():

@@ -19,15 +19,16 @@ def test_ceilings_are_of_this_machine_s_order(dtype):
 
 
 @pytest.mark.parametrize(
-    ("ranks", "network", "rate"),
+    ("ranks", "network", "num_bytes", "rate"),
     [
-        (1, Network("slow", bandwidth_gbs=1), float("inf")),
-        (4, Network("none"), float("inf")),
-        (4, Network("nvlink", base_us=20, hop_us=3, bandwidth_gbs=200), 200e9),
-        (2, Network("slow_start", points=((0, 0), (1 << 20, 1000)), bandwidth_gbs=10), 6.521e9),
+        (1, Network("slow", bandwidth_gbs=1), 1 << 24, float("inf")),
+        (4, Network("none"), 1 << 24, float("inf")),
+        (4, Network("nvlink", base_us=20, hop_us=3, bandwidth_gbs=200), 1 << 24, 200e9),
+        (2, Network("slow_start", points=((0, 0), (1 << 20, 1000)), bandwidth_gbs=10), 1 << 24, 6.521e9),
+        (2, Network("slow_start", points=((0, 0), (1 << 20, 1000)), bandwidth_gbs=10), 1 << 18, 1.0486e9),
     ],
 )
-def test_an_emulated_link_is_as_fast_as_its_model(ranks: int, network: Network, rate: float):
-    """The last one: a MiB in a millisecond and 15 more at 10 GB/s, 2.573 ms together."""
+def test_an_emulated_link_is_as_fast_as_its_model(ranks: int, network: Network, num_bytes: int, rate: float):
+    """A slow start: a MiB in a millisecond and 15 more at 10 GB/s, 2.573 ms together."""
     session: Any = SimpleNamespace(world_size=ranks, clock=object.__new__(VirtualClock))
-    assert measure_link(session, network) == pytest.approx(rate, rel=1e-3)
+    assert measure_link(session, network, num_bytes) == pytest.approx(rate, rel=1e-3)

@@ -102,9 +102,12 @@ def test_all_sources_of_a_package_of_its_own_are_in_the_id(tmp_path, monkeypatch
         (tmp_path / package).mkdir()
         (tmp_path / package / "helper.py").write_text(helper)
         (tmp_path / package / "system.py").write_text("from systems.dense import Dense\nclass Mine(Dense): pass\n")
-        digests.append(code_digest({"_target_": f"{package}.system.Mine"}))
+        digests.append(code_digest({"system": {"_target_": f"{package}.system.Mine"}}))
     assert digests[0] != digests[1]
-    assert code_digest({"_target_": "systems.dense.Dense"}) == code_digest({"_target_": "systems.gshard.GShard"})
+    own = [code_digest({"system": {"_target_": name}}) for name in ("systems.dense.Dense", "systems.gshard.GShard")]
+    assert own[0] == own[1]
+    nested = {"_target_": "systems.dense.Dense", "planner": {"_target_": "second_of_two.system.Mine"}}
+    assert code_digest({"system": nested}) == digests[1] != own[0]
 
 
 def test_engine_asked_for_wins_unless_the_system_brings_its_own():

@@ -25,7 +25,7 @@ class Weights:
     """Expert e is filled with e."""
 
     def experts(self, expert_ids: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
-        e = torch.tensor(expert_ids, dtype=torch.float32).view(-1, 1, 1)
+        e = torch.tensor(expert_ids, dtype=torch.float32)[:, None, None]
         return e.expand(-1, 4, 8).contiguous(), e.expand(-1, 8, 4).contiguous()
 
 
