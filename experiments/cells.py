@@ -35,7 +35,7 @@ SHOWING = ("experiment", "scale", "logger", "out")  # the other keys of a config
 ROOT = Path(__file__).parents[1]
 RANK_PACKAGES = ("systems", "routers", "workloads", "clusters", "experiments")
 # What constructors of systems and routers get from the harness, not from a configuration.
-SUPPLIED = {"self", "shape", "weights", "group", "span", "rates", "profile", "rank", "moe_blocks", "classifier"}
+SUPPLIED = {"shape", "weights", "group", "span", "rates", "profile", "rank", "moe_blocks", "classifier"}
 SOURCES = {".py", ".cpp", ".cu", ".cuh", ".h"}
 INSTALLED = {"site-packages", "dist-packages"}  # folders of what is known by its version
 OPTIONAL_PHASES = ("warmup", "instrumented")
@@ -127,7 +127,17 @@ class Cell:
 def instantiate(node: dict[str, Any], **values: Any) -> Any:
     """Call the class that `node["_target_"]` names with the node's other keys and `values`; nested nodes first."""
     given = {name: instantiate(own) if _is_node(own) else own for name, own in _without(node, "_target_").items()}
-    return find_class(node)(**given, **values)
+    known, kind = _parameters(find_class(node)), find_class(node)
+    for name in given.keys() - known:
+        raise ValueError(f"{kind.__name__} has no option {name!r}")
+    return kind(**given, **values)
+
+
+def _parameters(kind: Any) -> set[str]:
+    """The names that the constructors of a class and of its base classes take."""
+    constructors = [base.__init__ for base in kind.__mro__ if "__init__" in vars(base)]
+    parameters = [p for constructor in constructors for p in inspect.signature(constructor).parameters.values()]
+    return {parameter.name for parameter in parameters if parameter.kind != parameter.VAR_KEYWORD} - {"self"}
 
 
 def _is_node(value: Any) -> bool:
@@ -148,10 +158,7 @@ def find_class(node: dict[str, Any]) -> Any:
 def options(node: dict[str, Any]) -> dict[str, Any]:
     """The arguments of a system's or router's class in its node; ValueError names one that the class does not have."""
     given = _without(node, "_target_", "name", "engine")
-    constructors = [kind.__init__ for kind in find_class(node).__mro__ if "__init__" in vars(kind)]
-    parameters = [p for constructor in constructors for p in inspect.signature(constructor).parameters.values()]
-    known = {parameter.name for parameter in parameters if parameter.kind != parameter.VAR_KEYWORD} - SUPPLIED
-    for name in given.keys() - known:
+    for name in given.keys() - (_parameters(find_class(node)) - SUPPLIED):
         raise ValueError(f"{node['name']} has no option {name!r}")
     return {name: instantiate(value) if _is_node(value) else value for name, value in given.items()}
 

@@ -14,8 +14,9 @@ from yaml import YAMLError
 
 from clusters.launch import LaunchFailed, prepare
 from clusters.session import ClusterSpec
-from experiments.cells import options
+from experiments.cells import find_class, options
 from experiments.conformance import TOLERANCE, judge
+from systems.base import System
 from systems.engines.auto import choose
 
 CONF = Path(__file__).parents[1] / "conf/system"
@@ -40,13 +41,15 @@ def main() -> int:
     arguments = parser.parse_args()
     try:
         node = read_system(arguments.system)
+        if not issubclass(find_class(node), System):
+            raise ValueError(f"{node['_target_']} is no System; a planner is judged by the .yaml of a system with it")
         options(node)
     except (OSError, ValueError, KeyError, TypeError, YAMLError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     choose("cpu", "ieee", 8, 100, (16, 32))  # may compile, for which ranks have no time
     prepare(ClusterSpec(), ["experiments.conformance", "deepspeed.moe.layer"])
-    failures = 0
+    failures, compared, refused = 0, 0, []
     for kind, world_size in (("gloo", 1), ("gloo", 2), ("gloo", 4), ("emulated", 4)):
         with tempfile.TemporaryDirectory() as name:
             cluster = ClusterSpec(kind, world_size, timeout_s=30)
@@ -59,7 +62,13 @@ def main() -> int:
         told = [f"rank {rank} {key}: {verdict}" for rank, key, verdict in judged if is_wrong(verdict, kind)]
         refused = sorted({verdict["unsupported"] for *_, verdict in judged if "unsupported" in verdict})
         failures += len(told)
-        print(f"{kind}, G={world_size}: {len(ranks[0])} cases, {len(told)} wrong", *told, *refused, sep="\n  ")
+        num_refused = sum("unsupported" in verdict for verdict in ranks[0].values())
+        compared += len(ranks[0]) - num_refused
+        counts = f"{len(ranks[0])} cases, {num_refused} refused, {len(told)} wrong"
+        print(f"{kind}, G={world_size}: {counts}", *told, *refused, sep="\n  ")
+    if not compared:
+        print(f"error: no case could run: {'; '.join(refused)}", file=sys.stderr)
+        return 2
     return int(failures > 0)
 
 

@@ -20,15 +20,20 @@ from systems.planners.exflow import ExFlow, crossing_fraction, independent_cross
 from systems.planners.moetuner import MoETuner
 from systems.planners.placement import PLACEMENTS, per_rank
 
+COLUMNS = """crossings: the share of steps from layer to layer that lead to another rank; if independent: the same if
+layers had nothing in common. Rows a token: round trip, to the experts and home in every layer; single, from expert to
+expert only; one context, what each exchange of all tokens among all ranks adds to that."""
 FREE = Costs(0.0, 0.0, 0.0)  # neither planner weighs anything
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print a table, a row a placement."""
-    parser = argparse.ArgumentParser(description="What affinity placement could save on a trace.", allow_abbrev=False)
+    parser = argparse.ArgumentParser(
+        description="What affinity placement could save on a trace.", epilog=COLUMNS, allow_abbrev=False
+    )
     parser.add_argument("trace", nargs="?", type=Path, default=DEFAULT_PATH, help="of scripts.record_token_trace")
     parser.add_argument("--ranks", type=int, default=4, help="which must divide the number of experts (default 4)")
-    parser.add_argument("--held-out", type=float, default=0.25, help="share of the tokens that placements are made of")
+    parser.add_argument("--held-out", type=float, default=0.25, help="share that placements are made of (0.25)")
     given = parser.parse_args(arguments)
     try:
         table = judged(TokenTrace.read(given.trace), given.ranks, given.held_out)
@@ -47,7 +52,9 @@ def judged(trace: TokenTrace, ranks: int, held_out: float) -> pd.DataFrame:
     num_experts, (layers, tokens) = int(trace.num_experts), trace.expert_LTK.shape[:2]
     if layers < 2:
         raise ValueError(f"the trace has {layers} MoE layer; affinity is between two")
-    if not 0 < held_out < 1 or ranks < 1 or min(held_out, 1 - held_out) * tokens < ranks:
+    if ranks < 1:
+        raise ValueError(f"--ranks is {ranks}; it must be at least 1")
+    if not 0 < held_out < 1 or min(held_out, 1 - held_out) * tokens < ranks:
         raise ValueError(f"--held-out {held_out} of {tokens} tokens on {ranks} ranks leaves nothing on one side")
     per_rank(num_experts, ranks)
     expert_LT = trace.expert_LTK[:, :, 0].astype(np.int64)

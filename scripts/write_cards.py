@@ -38,7 +38,7 @@ LEGEND = """\
 A card each, written by `python -m scripts.write_cards CAMPAIGN` from code and measurements. In their tables
 "over EP" is EP's forward pass divided by the system's (above 1: faster); bytes are those that all ranks send and
 tokens those that all drop in a forward pass; expert weights are the most that a rank held; planning is timed within
-the layer.
+the layer; loads foreseen is the share of layers in which the busiest experts were those that Lina expected.
 """
 CARD = """\
 # {{ name }}

@@ -133,7 +133,8 @@ class PlannedExpertParallel(System):
         loads_GE = self._expected(tokens_GE, routing)
         before_EG = self._mover.replicas_EG
         if loads_GE is not None:
-            self._replicas_EG = self._planner.place(loads_GE, before_EG, self._costs)
+            self._replicas_EG = self._planner.place(loads_GE, _unwritable(before_EG), self._costs)
+            self._check_counts("place", self._replicas_EG, before_EG.shape)
         plan = self._plan_of(tokens_GE, before_EG)
         if not self._calls:
             self._check_plan(plan, tokens_GE)
@@ -155,8 +156,15 @@ class PlannedExpertParallel(System):
         home_E = np.where(still_home_E, self._home_E, home_of(replicas_EG))
         return Plan(before_EG, replicas_EG, self._planner.dispatch(tokens_GE, replicas_EG, home_E))
 
+    def _check_counts(self, method: str, counts: np.ndarray, shape: tuple[int, ...]) -> None:
+        if counts.shape != shape or counts.dtype.kind not in "iu":
+            name = type(self._planner).__name__
+            raise ValueError(f"planner {name}.{method} returns {counts.dtype} {counts.shape}; it must be int64 {shape}")
+
     def _check_plan(self, plan: Plan, tokens_GE: np.ndarray) -> None:
         """Raise ValueError for a plan that breaks the rules of planners; only of the first, because it takes time."""
+        ranks = self.world_size
+        self._check_counts("dispatch", plan.sent_GEG, (ranks, self.shape.num_experts, ranks))
         nowhere_E = np.flatnonzero(~(plan.replicas_EG > 0).any(1))
         lost_GE = np.argwhere(plan.sent_GEG.sum(2) != tokens_GE)
         homeless_ED = np.argwhere((plan.sent_GEG.sum(0) > 0) & (plan.replicas_EG == 0))
@@ -220,6 +228,13 @@ class PlannedExpertParallel(System):
 
     def experts_held(self) -> float:
         return float(max(self._most_held, len(self._mover.held.experts)))
+
+
+def _unwritable(array: np.ndarray) -> np.ndarray:
+    """A view that a planner cannot change by mistake."""
+    view = array.view()
+    view.flags.writeable = False
+    return view
 
 
 def costs_of(shape: LayerShape, element_size: int, rates: Rates) -> Costs:

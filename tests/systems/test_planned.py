@@ -119,6 +119,8 @@ def test_a_plan_that_breaks_a_rule_is_named(sent, sentence):
         system._check_plan(plan._replace(sent_GEG=sent), tokens_GE)
     with pytest.raises(ValueError, match=r"planner Home places expert 0 nowhere; every expert needs a replica"):
         system._check_plan(plan._replace(replicas_EG=np.zeros((8, 2))), tokens_GE)
+    with pytest.raises(ValueError, match=r"planner Home\.dispatch returns float64 \(2, 8, 2\); it must be int64"):
+        system._check_plan(plan._replace(sent_GEG=plan.sent_GEG / 1), tokens_GE)
 
 
 def test_costs_by_hand():
