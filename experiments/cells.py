@@ -125,10 +125,13 @@ class Cell:
 
 
 def instantiate(node: dict[str, Any], **values: Any) -> Any:
-    """Call the class that `node["_target_"]` names with the node's other keys and `values`; nested nodes first."""
+    """Call the class that `node["_target_"]` names with the node's other keys and `values`; nested nodes first.
+
+    Raises ValueError for a key that the class has no option for.
+    """
     given = {name: instantiate(own) if _is_node(own) else own for name, own in _without(node, "_target_").items()}
-    known, kind = _parameters(find_class(node)), find_class(node)
-    for name in given.keys() - known:
+    kind = find_class(node)
+    for name in given.keys() - _parameters(kind):
         raise ValueError(f"{kind.__name__} has no option {name!r}")
     return kind(**given, **values)
 
