@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
 
+from clusters.clocks import VirtualClock
 from clusters.session import Session
 from experiments.agreement import sketch
 from experiments.ceilings import measure_ceilings, measure_link
@@ -127,9 +128,10 @@ class Bench:
 
     @property
     def rates(self) -> Rates:
-        """Matrix products to the nearest power of four: launches that find the machine faster or slower plan alike."""
-        flops_per_s = 4.0 ** round(math.log(self.ceilings["matmul_flops_per_s"], 4))
-        return Rates(flops_per_s, self.ceilings["link_bytes_per_s"] or float("inf"))
+        """What is measured to the nearest power of four: launches that find the machine faster or slower plan alike."""
+        link = self.ceilings["link_bytes_per_s"] or float("inf")
+        modelled = isinstance(self.session.clock, VirtualClock)
+        return Rates(_nearest(self.ceilings["matmul_flops_per_s"]), link if modelled else _nearest(link))
 
     @cached_property
     def max_expert_tokens(self) -> int | None:
@@ -256,6 +258,10 @@ class Bench:
         num_experts = self.config["model"]["num_experts"]
         tokens_nE = torch.stack([self.routings[key].tokens_per_expert(num_experts) for key in keys])
         return all_gather(tokens_nE.unsqueeze(0), self.session.group).transpose(0, 1).cpu()
+
+
+def _nearest(rate: float) -> float:
+    return 4.0 ** round(math.log(rate, 4)) if math.isfinite(rate) else rate
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from systems.collectives import all_to_all
 # Large enough to be compute or memory bound, small enough for a tenth of a second: (matrix side, bytes copied).
 SIZES = {"cpu": (1024, 1 << 26), "cuda": (8192, 1 << 30)}
 SECONDS = 0.1
-LINK_BYTES = 1 << 20  # less takes hardly longer than nothing
+LINK_BYTES = 1 << 25  # so many that the latency of an exchange, which noise can exceed, need not be taken off
 
 
 def measure_ceilings(device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
@@ -35,28 +35,28 @@ def measure_ceilings(device: torch.device, dtype: torch.dtype) -> dict[str, Any]
 
 
 def measure_link(session: Session, network: NetworkModel, num_bytes: int) -> float:
-    """Bytes/s of a rank that sends num_bytes to the others, latency apart; inf where it sends to nobody.
+    """Bytes/s of a rank that sends num_bytes to the others; inf where it sends to nobody.
 
-    By the network model where the cluster is emulated; else the best of repeated exchanges of at least LINK_BYTES,
-    which all ranks make.
+    By the network model, latency apart, where the cluster is emulated; else the best of repeated exchanges of at least
+    LINK_BYTES, which all ranks make.
     """
     if session.world_size == 1:
         return float("inf")
-    modelled = isinstance(session.clock, VirtualClock)
-    num_bytes = num_bytes if modelled else max(num_bytes, LINK_BYTES)
-    latency_s, exchange_s = (
-        _modelled_s(network, session.world_size, sent) if modelled else _measured_s(session, sent)
-        for sent in (session.world_size - 1, num_bytes)
-    )
+    if isinstance(session.clock, VirtualClock):
+        return _modelled_rate(network, session.world_size, num_bytes)
+    return _measured_rate(session, max(num_bytes, LINK_BYTES))
+
+
+def _modelled_rate(network: NetworkModel, ranks: int, num_bytes: int) -> float:
+    def seconds(sent: int) -> float:
+        sent_GG = np.full((ranks, ranks), sent / (ranks - 1)) * ~np.eye(ranks, dtype=bool)
+        return network.seconds("all_to_all", network.volumes("all_to_all", sent_GG, range(ranks)), ranks)
+
+    latency_s, exchange_s = seconds(ranks - 1), seconds(num_bytes)
     return num_bytes / (exchange_s - latency_s) if exchange_s > latency_s else float("inf")
 
 
-def _modelled_s(network: NetworkModel, ranks: int, num_bytes: int) -> float:
-    sent_GG = np.full((ranks, ranks), num_bytes / (ranks - 1)) * ~np.eye(ranks, dtype=bool)
-    return network.seconds("all_to_all", network.volumes("all_to_all", sent_GG, range(ranks)), ranks)
-
-
-def _measured_s(session: Session, num_bytes: int) -> float:
+def _measured_rate(session: Session, num_bytes: int) -> float:
     ranks, clock = session.world_size, session.clock
     sent = torch.zeros(ranks, num_bytes // (ranks - 1), dtype=torch.uint8, device=session.device)
 
@@ -66,7 +66,7 @@ def _measured_s(session: Session, num_bytes: int) -> float:
         all_to_all(sent, session.group)
         return clock.seconds(start, clock.mark())
 
-    return min(exchange_s() for _ in range(5))
+    return num_bytes / min(exchange_s() for _ in range(5))
 
 
 def _best_s(statement: str, **names: Any) -> float:

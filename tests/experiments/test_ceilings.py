@@ -8,7 +8,7 @@ import torch
 
 from clusters.clocks import VirtualClock
 from clusters.network import Network
-from experiments.ceilings import measure_ceilings, measure_link
+from experiments.ceilings import LINK_BYTES, measure_ceilings, measure_link
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -32,3 +32,13 @@ def test_an_emulated_link_is_as_fast_as_its_model(ranks: int, network: Network, 
     """A slow start: a MiB in a millisecond and 15 more at 10 GB/s, 2.573 ms together."""
     session: Any = SimpleNamespace(world_size=ranks, clock=object.__new__(VirtualClock))
     assert measure_link(session, network, num_bytes) == pytest.approx(rate, rel=1e-3)
+
+
+def test_a_measured_link_has_a_rate_however_noisy_the_machine(monkeypatch):
+    """Exchanges between two ranks whose seconds have nothing to do with their size; the best counts."""
+    monkeypatch.setattr("experiments.ceilings.dist.barrier", lambda group: None)
+    monkeypatch.setattr("experiments.ceilings.all_to_all", lambda sent, group: sent)
+    took = iter([0.5, 0.02, 0.01, 3.0, 0.02])
+    clock = SimpleNamespace(mark=lambda: None, seconds=lambda start, end: next(took))
+    session: Any = SimpleNamespace(world_size=2, clock=clock, group=None, device=torch.device("cpu"))
+    assert measure_link(session, Network("none"), 1000) == LINK_BYTES / 0.01
