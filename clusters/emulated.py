@@ -123,9 +123,10 @@ class EmulatedGroup(dist.ProcessGroup):
             )
         issue.take(sent_GG)
         np.fill_diagonal(sent_GG, 0)
-        volumes = self._network.volumes(issue.collective, sent_GG, members)
         started_s = float(ready_s.max())
-        work.finished_s = started_s + self._network.seconds(issue.collective, volumes, self.size())
+        network = self._network.when(issue.collective, self.size(), started_s - float(ready_s.min()))
+        volumes = network.volumes(issue.collective, sent_GG, members)
+        work.finished_s = started_s + network.seconds(issue.collective, volumes, self.size())
         clock.link_free_s = work.finished_s
         if clock.on_exchange is not None:
             waited_s, sent_to_G = max(clock.time_s, issue.issued_s), sent_GG[self.rank()].tolist()

@@ -30,6 +30,10 @@ class NetworkModel(Protocol):
     @property
     def name(self) -> str: ...
 
+    def when(self, collective: str, ranks: int, spread_s: float) -> "NetworkModel":
+        """The model of a collective whose last rank comes spread_s after the first."""
+        ...
+
     def volumes(self, collective: str, sent_GG: np.ndarray, members: Sequence[int]) -> tuple[float, ...]:
         """V over each kind of link; members are the ranks of the collective in the whole cluster."""
         ...
@@ -49,6 +53,8 @@ class Network:
     duplex: how little sending and receiving hinder one another: 1, V of an exchange is the larger of the two; 0, their
     mean (the same where both are equal).
     tables: {collective: {ranks: ((bytes, microseconds), ...)}}, latency included; beyond the last point its last slope.
+    late: the network of collectives whose last rank comes later after the first than a message takes, where that
+    differs (gloo: a rank that finds the other waiting sends at once, and only then says that it can receive).
     source: where the constants come from.
 
     Raises ValueError for points that do not ascend, an unknown collective or a bandwidth that is not positive.
@@ -61,6 +67,7 @@ class Network:
     bandwidth_gbs: float = float("inf")
     duplex: float = 1.0
     tables: Mapping[str, Mapping[int, Table]] = field(default_factory=dict)
+    late: "Network | None" = None
     source: str = ""
 
     def __post_init__(self) -> None:
@@ -86,6 +93,11 @@ class Network:
         sizes = [size for size, _ in table]
         if not sizes or sizes != sorted(set(sizes)) or sizes[0] < 0:
             raise ValueError(f"network {self.name}: {what} must ascend from 0 bytes or more, got sizes {sizes}")
+
+    def when(self, collective: str, ranks: int, spread_s: float) -> "Network":
+        if self.late is None or ranks == 1 or spread_s <= 1e-6 * self.latency_us(collective, ranks):
+            return self
+        return self.late
 
     def volumes(self, collective: str, sent_GG: np.ndarray, members: Sequence[int]) -> tuple[float, ...]:
         if collective != "all_to_all":
@@ -153,6 +165,9 @@ class HierarchicalNetwork:
     def __post_init__(self) -> None:
         if type(self.ranks_per_node) is not int or self.ranks_per_node < 1:
             raise ValueError(f"network {self.name}: ranks_per_node is {self.ranks_per_node!r}; it must be at least 1")
+
+    def when(self, collective: str, ranks: int, spread_s: float) -> "HierarchicalNetwork":
+        return self
 
     def volumes(self, collective: str, sent_GG: np.ndarray, members: Sequence[int]) -> tuple[float, ...]:
         node_G = np.asarray(members) // self.ranks_per_node

@@ -12,6 +12,9 @@ A call lasts from the last rank's start to the last rank's end. Where ranks shar
 the shortest duration that any rank saw, since the rank that comes last does not wait; of a broadcast, any receiver.
 That is too short for a rank whose bytes are still on their way when its own call returns.
 
+On CPUs all this is measured twice: with ranks that come to the call together and with one of them a millisecond late,
+in turns. Gloo's exchange goes both ways at once only in the first case.
+
 Sizes between those of the table are measured too but kept out: the error of the table on them is printed and stands in
 the file. Uneven exchanges decide the one number `duplex`; what is left of their error stands beside the others.
 """
@@ -23,6 +26,7 @@ import re
 from collections.abc import Sequence
 from datetime import date
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -100,7 +104,8 @@ def check(options: argparse.Namespace, here: int, launched: int | None) -> None:
 
 def announce(options: argparse.Namespace, busy_share: float) -> None:
     """How long it will take, and whether the machine is quiet enough."""
-    least_s = sum(len(cases_for(count, options.max_bytes)) for count in options.ranks) * options.seconds
+    times = 2 if options.backend == "gloo" else 1  # ranks that come together, and one late
+    least_s = times * sum(len(cases_for(count, options.max_bytes)) for count in options.ranks) * options.seconds
     print(f"{options.backend}, ranks {options.ranks}: at least {least_s:.0f} s", flush=True)
     if busy_share > QUIET_SHARE:
         print(f"warning: {busy_share:.0%} of the cores are busy with something else, which the table will contain")
@@ -120,13 +125,14 @@ def source_of(options: argparse.Namespace, busy_share: float) -> str:
 
 
 def summary(network: Network) -> list[str]:
-    """Latency and the bandwidth between the last two points of each table."""
+    """Latency and the bandwidth between the last two points of each table; of ranks that come late too."""
     lines = [f"{'collective':<15}{'ranks':>5}{'latency us':>12}{'GB/s':>8}"]
-    for collective, by_ranks in network.tables.items():
-        for ranks, table in by_ranks.items():
-            (size, us), (last, last_us) = table[-2:]
-            gbs = (last - size) / max(last_us - us, 0.1) / 1e3
-            lines.append(f"{collective:<15}{ranks:>5}{table[0][1]:>12.1f}{gbs:>8.2f}")
+    for model, when in ((network, ""), (network.late, "  late")):
+        for collective, by_ranks in (model.tables if model else {}).items():
+            for ranks, table in by_ranks.items():
+                (size, us), (last, last_us) = table[-2:]
+                gbs = (last - size) / max(last_us - us, 0.1) / 1e3
+                lines.append(f"{collective:<15}{ranks:>5}{table[0][1]:>12.1f}{gbs:>8.2f}{when}")
     return lines
 
 
@@ -135,18 +141,23 @@ def header_of(errors: Errors) -> list[str]:
     lines = [
         "Measured by scripts/calibrate_network.py: medians, made to ascend by isotonic regression.",
         "Error, predicted / measured - 1, on calls that are not in the table (uneven ones chose the duplex):",
-        f"{'collective':<15}{'ranks':>5}  {'sizes':<8}{'median error':>13}{'worst':>9}  at bytes",
+        f"{'collective':<15}{'ranks':>5}  {'sizes':<13}{'median error':>13}{'worst':>9}  at bytes",
     ]
-    for (collective, ranks, use), found in sorted(errors.items()):
+    for (collective, ranks, use, late), found in sorted(errors.items()):
+        sizes = f"{use}, late" if late else use
         median, worst = np.median([abs(error) for error, _ in found]), max(found, key=lambda error: abs(error[0]))
-        lines.append(f"{collective:<15}{ranks:>5}  {use:<8}{median:>13.1%}{worst[0]:>+9.1%}  {worst[1]}")
+        lines.append(f"{collective:<15}{ranks:>5}  {sizes:<13}{median:>13.1%}{worst[0]:>+9.1%}  {worst[1]}")
     return lines
+
+
+def _node(network: Network) -> dict[str, Any]:
+    own = {"name": network.name, "duplex": network.duplex, "tables": network.tables}
+    return {"_target_": "clusters.network.Network", **own}
 
 
 def document(network: Network, header: Sequence[str]) -> str:
     """The YAML file of a network that was measured: the header as comments, then its node."""
-    node = {"_target_": "clusters.network.Network", "name": network.name, "duplex": network.duplex}
-    node |= {"tables": network.tables, "source": network.source}
+    node = _node(network) | ({"late": _node(network.late)} if network.late else {}) | {"source": network.source}
     body = yaml.safe_dump(node, sort_keys=False, default_flow_style=None, width=120)
     return "".join(f"# {line}\n" for line in header) + body
 

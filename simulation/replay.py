@@ -72,6 +72,6 @@ def transfers_ms(run: LayerRun, network: NetworkModel) -> np.ndarray:
 
 
 def transfer_ms(network: NetworkModel, collective: str, sent_GG: np.ndarray) -> float:
-    """Milliseconds of a collective of all ranks that moves sent_GG[g, h] bytes from rank g to rank h."""
+    """Milliseconds of a collective of ranks that come together and move sent_GG[g, h] bytes from rank g to rank h."""
     ranks = len(sent_GG)
     return 1e3 * network.seconds(collective, network.volumes(collective, sent_GG, range(ranks)), ranks)

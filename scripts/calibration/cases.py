@@ -15,13 +15,15 @@ class Case:
     """A collective of one size.
 
     elements: of a rank's part (its input of an all-gather, its output of a reduce-scatter, what it sends to each rank
-    in an all-to-all), else of the whole tensor. use: table, between (a size that the table lacks) or uneven.
+    in an all-to-all), else of the whole tensor. use: table, between (a size that the table lacks) or uneven. late:
+    whether one rank comes after the others.
     """
 
     collective: str
     ranks: int
     elements: int
     use: str = "table"
+    late: bool = False
 
     @property
     def volume_bytes(self) -> int:

@@ -1,6 +1,7 @@
 """The network that meets measured collectives: tables, their duplex, and how far it is from what they lack."""
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 import numpy as np
 from scipy.optimize import isotonic_regression
@@ -9,7 +10,7 @@ from clusters.network import Network
 from scripts.calibration.cases import ITEMSIZE, Case, Timing, uneven_splits
 
 Points = list[list[float]]  # [bytes, microseconds]
-Errors = dict[tuple[str, int, str], list[tuple[float, int]]]  # (error, bytes) by collective, ranks and use
+Errors = dict[tuple[str, int, str, bool], list[tuple[float, int]]]  # (error, bytes) by collective, ranks, use and late
 
 
 def tables_of(timings: Iterable[Timing]) -> dict[str, dict[int, Points]]:
@@ -49,6 +50,13 @@ def predicted_us(case: Case, network: Network) -> float:
 
 
 def fitted(timings: Sequence[Timing], name: str, source: str = "") -> Network:
+    """The network of ranks that come together and, where it was measured, of those that do not."""
+    late = [timing for timing in timings if timing.late]
+    together = _fitted([timing for timing in timings if not timing.late], name)
+    return replace(together, source=source, late=_fitted(late, f"{name}, late") if late else None)
+
+
+def _fitted(timings: Sequence[Timing], name: str) -> Network:
     """The tables, and the duplex (in tenths) with which the uneven exchanges are met best.
 
     Errors count in microseconds, so that the large exchanges decide, in which the bytes and not the latency cost time.
@@ -59,7 +67,7 @@ def fitted(timings: Sequence[Timing], name: str, source: str = "") -> Network:
     def error_us(network: Network) -> float:
         return sum(abs(predicted_us(timing, network) - timing.median_us) for timing in uneven)
 
-    candidates = (Network(name, duplex=tenths / 10, tables=tables, source=source) for tenths in range(10, -1, -1))
+    candidates = (Network(name, duplex=tenths / 10, tables=tables) for tenths in range(10, -1, -1))
     return min(candidates, key=error_us)
 
 
@@ -68,7 +76,8 @@ def errors_of(timings: Iterable[Timing], network: Network) -> Errors:
     errors: Errors = {}
     for timing in timings:
         if timing.use != "table":
-            error = predicted_us(timing, network) / timing.median_us - 1
-            found = errors.setdefault((timing.collective, timing.ranks, timing.use), [])
+            measured = network.late if timing.late and network.late else network
+            error = predicted_us(timing, measured) / timing.median_us - 1
+            found = errors.setdefault((timing.collective, timing.ranks, timing.use, timing.late), [])
             found.append((error, timing.volume_bytes))
     return errors

@@ -7,8 +7,9 @@ import gc
 import json
 import platform
 import tempfile
+import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from systems.collectives import all_gather, all_to_all, reduce_scatter
 
 WARM_UP, FEWEST, MOST = 3, 7, 150  # calls of one size
 COMPUTED_SIDE, EVICTED_BYTES = 384, 8 << 20  # what a CPU rank computes before a call: a product, and a pass over memory
+LATE_S = 1e-3  # several times what a small message takes
 BUSY_CYCLES = 200_000  # a tenth of a millisecond in which the host can queue a GPU's calls
 
 
@@ -68,18 +70,22 @@ class Timer:
 
     def __init__(self, session: Session, group: dist.ProcessGroup, common_clock: bool) -> None:
         self.clock, self.group, self.common_clock = session.clock, group, common_clock
+        self._turn = 0  # whose it is to be late
         self._one = torch.zeros(1, device=session.device)
         self._matrix = torch.ones(COMPUTED_SIDE, COMPUTED_SIDE, device=session.device)
         self._elsewhere = torch.zeros(EVICTED_BYTES // ITEMSIZE if session.device.type == "cpu" else 1)
 
-    def time(self, call: Callable[[], Any]) -> tuple[Any, Any]:
-        """Marks around one call after all ranks have met, and on a CPU have computed."""
+    def time(self, call: Callable[[], Any], late: bool = False) -> tuple[Any, Any]:
+        """Marks around one call after all ranks have met, and on a CPU have computed; late: one of them for longer."""
         if self._one.is_cuda:  # else the clock would run while the host still launches
             torch.cuda._sleep(BUSY_CYCLES)
         dist.all_reduce(self._one, group=self.group)
         if not self._one.is_cuda:
             torch.mm(self._matrix, self._matrix)
             self._elsewhere.add_(1.0)
+        self._turn += late
+        if late and self._turn % self.group.size() == self.group.rank():
+            _compute(LATE_S)
         start = self.clock.mark()
         call()
         return start, self.clock.mark()
@@ -89,6 +95,12 @@ class Timer:
         own = [pair if self.common_clock else (0.0, self.clock.seconds(*pair)) for pair in marks]
         own_N2 = torch.tensor(own, dtype=torch.float64, device=self._one.device)
         return all_gather(own_N2, self.group).view(self.group.size(), -1, 2).transpose(0, 1).cpu().numpy()
+
+
+def _compute(seconds: float) -> None:
+    end_s = time.perf_counter() + seconds
+    while time.perf_counter() < end_s:
+        pass
 
 
 def repetitions_for(timer: Timer, calls: Sequence[Callable[[], Any]], seconds: float) -> list[int]:
@@ -104,7 +116,7 @@ def time_cases(timer: Timer, cases: Sequence[Case], x: torch.Tensor, seconds: fl
     calls = [make_call(case, x, timer.group) for case in cases]
     order_N = np.fromiter(turns(repetitions_for(timer, calls, seconds)), dtype=int)
     gc.disable()
-    times_NR2 = timer.gather([timer.time(calls[index]) for index in order_N])
+    times_NR2 = timer.gather([timer.time(calls[index], cases[index].late) for index in order_N])
     gc.enable()
     timings = []
     for index, case in enumerate(cases):
@@ -117,13 +129,15 @@ def measure(session: Session, ranks: Sequence[int], max_bytes: int, seconds: flo
     """Timings for groups of the first 2, 4, ... ranks; complete on rank 0."""
     common_clock = session.device.type == "cpu" and _one_kernel(session)
     # V of at most max_bytes with two ranks takes an input of twice that.
+    lates = (False, True) if session.device.type == "cpu" else (False,)  # a host that is late does not delay a GPU
     x = torch.empty(2 * max_bytes // ITEMSIZE + max(ranks), device=session.device).fill_(0)
     timings = []
     for count in ranks:
         group = dist.new_group(list(range(count)))
         if session.rank < count:
             assert isinstance(group, dist.ProcessGroup)
-            timings += time_cases(Timer(session, group, common_clock), cases_for(count, max_bytes), x, seconds)
+            cases = [replace(case, late=late) for late in lates for case in cases_for(count, max_bytes)]
+            timings += time_cases(Timer(session, group, common_clock), cases, x, seconds)
         dist.barrier()
     return timings
 

@@ -5,6 +5,7 @@ import json
 import os
 import signal
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -38,7 +39,9 @@ def scripted(script: str, folder: str) -> None:
     watch = ScriptedWatch()
     clock = VirtualClock(Baton(Path(folder) / "baton", rank, world_size), watch)
     byte_a_second, ten_seconds = Network("bytes", bandwidth_gbs=1e-9), Network("ten seconds", base_us=10e6)
-    emulated.register(clock, byte_a_second if script == "volumes" else ten_seconds)
+    ten_or_twenty = replace(ten_seconds, late=Network("twenty seconds", base_us=20e6))
+    networks = {"volumes": byte_a_second, "late": ten_or_twenty}
+    emulated.register(clock, networks.get(script, ten_seconds))
     dist.init_process_group(emulated.BACKEND, store=store, rank=rank, world_size=world_size)
     exchanges = []
     clock.on_exchange = lambda exchange: exchanges.append(exchange._asdict())
@@ -51,6 +54,14 @@ def scripted(script: str, folder: str) -> None:
 
 def barrier(watch: ScriptedWatch, rank: int) -> None:
     watch.compute(rank + 1)
+    dist.barrier()
+
+
+def late(watch: ScriptedWatch, rank: int) -> None:
+    """First all within 10 s, the latency, then the last 12 s after the first."""
+    watch.compute(5 * rank)
+    dist.barrier()
+    watch.compute(6 * rank)
     dist.barrier()
 
 
@@ -141,6 +152,7 @@ SCRIPTS = {
     f.__name__: f
     for f in (
         barrier,
+        late,
         overlap,
         hidden,
         busy_link,

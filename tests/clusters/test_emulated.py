@@ -24,6 +24,10 @@ def test_ranks_of_1_2_and_3_s_and_a_10_s_transfer_make_13_s_on_all(tmp_path):
     assert run_script("barrier", tmp_path) == pytest.approx([13, 13, 13])
 
 
+def test_ranks_that_come_apart_may_have_a_slower_network(tmp_path):
+    assert run_script("late", tmp_path) == pytest.approx([10 + 10 + 12 + 20] * 3)
+
+
 def test_computation_during_a_transfer_overlaps(tmp_path):
     assert run_script("overlap", tmp_path) == pytest.approx([13, 13, 13])
 

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +113,10 @@ def test_a_barrier_is_the_smallest_all_reduce_that_was_measured():
 
 def test_a_collective_without_a_table_takes_the_model_of_the_link():
     assert MEASURED.seconds("broadcast", [0], 4) == pytest.approx(1.0)
+
+
+def test_a_rank_alone_is_never_late():
+    assert replace(MEASURED, late=MEASURED).when("all_gather", 1, 1.0).seconds("all_gather", [0], 1) == 0
 
 
 def test_ranks_that_were_not_measured_are_refused():

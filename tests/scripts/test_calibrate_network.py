@@ -7,6 +7,7 @@ import pytest
 import yaml
 
 from clusters.network import Network
+from experiments.cells import instantiate
 from scripts import calibrate_network as calibrate
 from scripts.calibration.cases import COLLECTIVES, Timing
 from scripts.calibration.fit import fitted
@@ -14,20 +15,26 @@ from scripts.calibration.fit import fitted
 
 def test_file_is_a_network_that_says_what_was_measured():
     points = ((1, 10.0), (251, 20.0))
-    timings = [Timing(name, 2, elements, median_us=us) for name in COLLECTIVES for elements, us in points]
+    timings = [
+        Timing(name, 2, elements, late=late, median_us=us * (1 + late))
+        for late in (False, True)
+        for name in COLLECTIVES
+        for elements, us in points
+    ]
     text = calibrate.document(fitted(timings, "ours", "measured here"), ["a line", "another"])
     assert text.startswith("# a line\n# another\n_target_: clusters.network.Network\n")
     node = yaml.safe_load(text)
-    del node["_target_"]
-    network = Network(**node)
-    assert (network.name, network.source) == ("ours", "measured here")
+    network = instantiate(node)
+    assert isinstance(network, Network) and (network.name, network.source) == ("ours", "measured here")
     for collective in (*COLLECTIVES, "barrier"):
         assert network.seconds(collective, (504,), 2) == pytest.approx(15e-6)
+        assert network.when(collective, 2, 9e-6) is network
+        assert network.when(collective, 2, 11e-6).seconds(collective, (504,), 2) == pytest.approx(30e-6)
 
 
 def test_header_has_the_median_and_the_worst_error():
-    line = calibrate.header_of({("all_gather", 2, "between"): [(0.0, 500), (-1.0, 800), (0.5, 900)]})[-1]
-    assert line.split() == ["all_gather", "2", "between", "50.0%", "-100.0%", "800"]
+    line = calibrate.header_of({("all_gather", 2, "between", True): [(0.0, 500), (-1.0, 800), (0.5, 900)]})[-1]
+    assert line.split() == ["all_gather", "2", "between,", "late", "50.0%", "-100.0%", "800"]
 
 
 @pytest.mark.parametrize(("text", "size"), [("1024", 1024), ("4k", 4096), ("64M", 64 << 20), ("1G", 1 << 30)])
@@ -66,9 +73,10 @@ def test_two_real_ranks_from_launch_to_file(tmp_path: Path, capsys: pytest.Captu
     assert calibrate.main(arguments) == 0
     node = yaml.safe_load(out.read_text())
     assert node["name"] == "tiny" and node["source"].startswith("measured ") and "gloo" in node["source"]
-    assert set(node["tables"]) == set(COLLECTIVES)
-    for by_ranks in node["tables"].values():
+    assert set(node["tables"]) == set(node["late"]["tables"]) == set(COLLECTIVES)
+    for by_ranks in (*node["tables"].values(), *node["late"]["tables"].values()):
         sizes, times_us = zip(*by_ranks[2], strict=True)
         assert sizes[0] == 4 and sizes[-1] == 65536
         assert times_us[0] > 0 and list(times_us) == sorted(times_us)
-    assert "all_to_all         2  uneven" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "all_to_all         2  uneven  " in printed and "all_to_all         2  uneven, late" in printed
