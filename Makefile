@@ -106,7 +106,7 @@ scaling: $(STAMP)  ## predicted layer time and memory on 8 to 512 ranks, from th
 calibrate: $(STAMP)  ## measure the collectives of this machine's cores: conf/network/gloo_here.yaml
 	$(BIN)/python -m scripts.calibrate_network --ranks $(REAL_RANKS) --max-bytes 32M $(ARGS)
 
-conf/network/gloo_here.yaml:
+conf/network/gloo_here.yaml: scripts/calibrate_network.py $(wildcard scripts/calibration/*.py) clusters/session.py
 	$(MAKE) calibrate ARGS=
 
 fidelity: $(STAMP) conf/network/gloo_here.yaml  ## the emulator's error: the same cells on real processes and emulated

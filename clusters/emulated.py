@@ -5,7 +5,9 @@ layers run unmodified. Time is not: a rank computes only while it holds the bato
 collectives is timed alone on the whole device (or beside those it shares a host with), and at a collective all clocks
 become
 
-    max over ranks of the time it was issued, or when the link is free  +  the network model's time for its bytes.
+    max over ranks of the time it was issued, or when the link is free  +  the network model's time for its bytes,
+
+as it is for ranks that come so far apart, where the network was measured for that.
 
 Asynchronous collectives are carried out when somebody waits, in the order of issue over all groups (the same on all
 ranks); their completion time comes from the time of issue, so computation in between overlaps with them as it would on
@@ -124,6 +126,7 @@ class EmulatedGroup(dist.ProcessGroup):
         issue.take(sent_GG)
         np.fill_diagonal(sent_GG, 0)
         started_s = float(ready_s.max())
+        # A transport works off what was issued in order, so a rank comes when its link is free.
         network = self._network.when(issue.collective, self.size(), started_s - float(ready_s.min()))
         volumes = network.volumes(issue.collective, sent_GG, members)
         work.finished_s = started_s + network.seconds(issue.collective, volumes, self.size())

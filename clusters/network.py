@@ -10,7 +10,8 @@ else a model of the link does, with h = G - 1 steps of a ring (twice as many for
 
 V is the number of bytes that a rank sends or receives off itself, the larger of the two, and the largest over ranks;
 of a broadcast those that it receives. Where sending and receiving share what moves the data (`duplex` below 1), an
-uneven exchange counts their mean by so much. sent_GG[i, j]: the bytes that a collective moves from its rank i to j.
+uneven exchange counts their mean by so much. Ranks that come apart may have tables of their own (`late`).
+sent_GG[i, j]: the bytes that a collective moves from its rank i to j.
 Tables are read by linear interpolation: on a doubling grid log-log interpolation is biased by more than 10 %.
 """
 
@@ -53,8 +54,8 @@ class Network:
     duplex: how little sending and receiving hinder one another: 1, V of an exchange is the larger of the two; 0, their
     mean (the same where both are equal).
     tables: {collective: {ranks: ((bytes, microseconds), ...)}}, latency included; beyond the last point its last slope.
-    late: the network of collectives whose last rank comes later after the first than a message takes, where that
-    differs (gloo: a rank that finds the other waiting sends at once, and only then says that it can receive).
+    late: the network of collectives whose last rank comes later after the first than the collective's latency, where
+    that differs, with tables of the same kind (gloo's ranks send at once to who waits, before they can receive).
     source: where the constants come from.
 
     Raises ValueError for points that do not ascend, an unknown collective or a bandwidth that is not positive.
@@ -88,6 +89,8 @@ class Network:
         # JSON has no whole numbers as keys.
         tables = {name: {int(ranks): table for ranks, table in found.items()} for name, found in self.tables.items()}
         object.__setattr__(self, "tables", tables)
+        if self.late and _measured(self) != _measured(self.late):
+            raise ValueError(f"network {self.name}: late must have tables of the same collectives and numbers of ranks")
 
     def _check(self, what: str, table: Table) -> None:
         sizes = [size for size, _ in table]
@@ -95,6 +98,7 @@ class Network:
             raise ValueError(f"network {self.name}: {what} must ascend from 0 bytes or more, got sizes {sizes}")
 
     def when(self, collective: str, ranks: int, spread_s: float) -> "Network":
+        """`late` where the last rank comes more than the latency after the first, if there is one; else itself."""
         if self.late is None or ranks == 1 or spread_s <= 1e-6 * self.latency_us(collective, ranks):
             return self
         return self.late
@@ -165,8 +169,13 @@ class HierarchicalNetwork:
     def __post_init__(self) -> None:
         if type(self.ranks_per_node) is not int or self.ranks_per_node < 1:
             raise ValueError(f"network {self.name}: ranks_per_node is {self.ranks_per_node!r}; it must be at least 1")
+        if self.intra.late or self.inter.late:
+            raise ValueError(
+                f"network {self.name}: networks of nodes do not tell ranks that come late, but a part does"
+            )
 
     def when(self, collective: str, ranks: int, spread_s: float) -> "HierarchicalNetwork":
+        """Itself: neither kind of link has a `late` one."""
         return self
 
     def volumes(self, collective: str, sent_GG: np.ndarray, members: Sequence[int]) -> tuple[float, ...]:
@@ -198,6 +207,10 @@ class HierarchicalNetwork:
         latency_us = sum(network.latency_us(collective, count) for network, _, count in parts)
         slowest_us = max(network.beyond_latency_us(collective, volume, count) for network, volume, count in parts)
         return 1e-6 * (latency_us + slowest_us)
+
+
+def _measured(network: Network) -> set[tuple[str, int]]:
+    return {(collective, ranks) for collective, by_ranks in network.tables.items() for ranks in by_ranks}
 
 
 def _largest(collective: str, sent_GG: np.ndarray) -> float:

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -135,7 +135,7 @@ def connect(spec: ClusterSpec, network: NetworkModel, baton_path: Path) -> Itera
         emulated.register(clock, network)
         backend = emulated.BACKEND
     elif backend == "gloo":
-        let_threads_finish()
+        forbid_wakeup_preemption()
     dist.init_process_group(
         backend, store=store, rank=rank, world_size=world_size, timeout=timedelta(seconds=spec.timeout_s)
     )
@@ -145,15 +145,22 @@ def connect(spec: ClusterSpec, network: NetworkModel, baton_path: Path) -> Itera
     dist.destroy_process_group()
 
 
-def let_threads_finish() -> None:
+def forbid_wakeup_preemption() -> None:
     """Keep the threads that this one starts from preempting those that run when they wake up (Linux: SCHED_BATCH).
 
     Gloo's event loop wakes up when bytes arrive, while a sender may hold the lock that it needs; it does not wait for
-    the lock but asks for the event again and again. Where it has preempted that sender it spins for a slice of the
-    scheduler, 3 ms, in up to half of all collectives of two ranks on two cores (scripts/compare_scheduling.py).
+    the lock but asks for the event again and again. Where it has preempted that sender it spins until the scheduler
+    takes the core away, milliseconds later (scripts/compare_scheduling.py). Where a sandbox refuses the policy all
+    stays as it was; `scheduling` tells.
     """
-    if hasattr(os, "SCHED_BATCH"):
+    with suppress(OSError):
         os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
+
+
+def scheduling() -> str:
+    """How this thread and those that it starts are scheduled: other (the default), batch, or the policy's number."""
+    policy = os.sched_getscheduler(0)
+    return {os.SCHED_OTHER: "other", os.SCHED_BATCH: "batch"}.get(policy, str(policy))
 
 
 def _cores() -> int:

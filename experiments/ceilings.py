@@ -9,13 +9,13 @@ from torch.utils.benchmark import Timer
 
 from clusters.clocks import VirtualClock
 from clusters.network import NetworkModel
-from clusters.session import Session
+from clusters.session import Session, scheduling
 from systems.collectives import all_to_all
 
 # Large enough to be compute or memory bound, small enough for a tenth of a second: (matrix side, bytes copied).
 SIZES = {"cpu": (1024, 1 << 26), "cuda": (8192, 1 << 30)}
 SECONDS = 0.1
-LINK_BYTES = 1 << 25  # so many that the latency of an exchange, which noise can exceed, need not be taken off
+LINK_BYTES = {"cpu": 1 << 22, "cuda": 1 << 26}  # so that latency, which noise can exceed, need not be taken off
 
 
 def measure_ceilings(device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
@@ -31,6 +31,7 @@ def measure_ceilings(device: torch.device, dtype: torch.dtype) -> dict[str, Any]
         "copy_bytes_per_s": 2 * num_bytes / copy_s,
         "dtype": str(dtype).removeprefix("torch."),
         "threads": torch.get_num_threads(),
+        "scheduling": scheduling(),
     }
 
 
@@ -38,13 +39,13 @@ def measure_link(session: Session, network: NetworkModel, num_bytes: int) -> flo
     """Bytes/s of a rank that sends num_bytes to the others; inf where it sends to nobody.
 
     By the network model, latency apart, where the cluster is emulated; else the best of repeated exchanges of at least
-    LINK_BYTES, which all ranks make.
+    LINK_BYTES, which all ranks make, latency included.
     """
     if session.world_size == 1:
         return float("inf")
     if isinstance(session.clock, VirtualClock):
         return _modelled_rate(network, session.world_size, num_bytes)
-    return _measured_rate(session, max(num_bytes, LINK_BYTES))
+    return _measured_rate(session, max(num_bytes, LINK_BYTES[session.device.type]))
 
 
 def _modelled_rate(network: NetworkModel, ranks: int, num_bytes: int) -> float:

@@ -13,7 +13,7 @@ the shortest duration that any rank saw, since the rank that comes last does not
 That is too short for a rank whose bytes are still on their way when its own call returns.
 
 On CPUs all this is measured twice: with ranks that come to the call together and with one of them a millisecond late,
-in turns. Gloo's exchange goes both ways at once only in the first case.
+in turns. Between two ranks gloo's exchange goes both ways at once only in the first case.
 
 Sizes between those of the table are measured too but kept out: the error of the table on them is printed and stands in
 the file. Uneven exchanges decide the one number `duplex`; what is left of their error stands beside the others.
@@ -151,8 +151,8 @@ def header_of(errors: Errors) -> list[str]:
 
 
 def _node(network: Network) -> dict[str, Any]:
-    own = {"name": network.name, "duplex": network.duplex, "tables": network.tables}
-    return {"_target_": "clusters.network.Network", **own}
+    target = {"_target_": "clusters.network.Network"}
+    return target | {"name": network.name, "duplex": network.duplex, "tables": network.tables}
 
 
 def document(network: Network, header: Sequence[str]) -> str:

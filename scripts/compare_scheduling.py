@@ -3,15 +3,18 @@
     python -m scripts.compare_scheduling
 
 Two real ranks compute and then call, as in an MoE layer; the two policies take turns. By default a thread that wakes
-up may preempt another (`other`); the harness's may not (`batch`: `let_threads_finish` in clusters/session.py).
+up may preempt another (`other`); the harness's may not (`batch`: `forbid_wakeup_preemption` in clusters/session.py).
+Slow calls are those that last LOST_MS longer than the median under `batch`.
 """
 
+import argparse
 import os
 import tempfile
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import torch
 
@@ -22,43 +25,61 @@ from scripts.calibration.cases import Case
 from scripts.calibration.timing import Timer, durations, make_call
 
 SPEC = ClusterSpec("gloo", 2, "cpu", threads=1)
-POLICIES = {"other": os.SCHED_OTHER, "batch": os.SCHED_BATCH}
 ELEMENTS = {"150 KB": 38400, "1.5 MB": 384000}  # of a rank's part
 ROUNDS, CALLS = 10, 10  # calls of each collective, size and policy a round
+LOST_MS = 1.5
+KEYS = ["collective", "size", "policy"]
+
+Calls = dict[tuple[str, str], Callable[[], Any]]  # by collective and size
 
 
 def run_rank(folder: str) -> None:
-    """Rank entry; rank 0 leaves times.csv: collective, size, policy, milliseconds."""
+    """Rank entry; rank 0 leaves times.csv: KEYS and milliseconds."""
     with connect(SPEC, Network("none"), Path(folder) / "baton") as session:
         timer, x = Timer(session, session.group, common_clock=True), torch.ones(2 * max(ELEMENTS.values()))
-        calls = {
+        calls: Calls = {
             (collective, size): make_call(Case(collective, 2, elements), x, session.group)
             for collective in ("all_gather", "reduce_scatter", "all_to_all")
             for size, elements in ELEMENTS.items()
         }
-        rows = [row for _ in range(ROUNDS) for policy in POLICIES for row in _time(timer, calls, policy)]
+        for call in calls.values():  # connections and buffers
+            timer.time(call)
+        orders = [("other", "batch"), ("batch", "other")] * (ROUNDS // 2)
+        rows = [row for order in orders for policy in order for row in _time(timer, calls, policy)]
     if session.rank == 0:
-        columns = ["collective", "size", "policy", "milliseconds"]
-        pd.DataFrame(rows, columns=columns).to_csv(Path(folder) / "times.csv", index=False)
+        pd.DataFrame(rows, columns=[*KEYS, "milliseconds"]).to_csv(Path(folder) / "times.csv", index=False)
 
 
-def _time(timer: Timer, calls: dict[tuple[str, str], Any], policy: str) -> list[tuple[str, str, str, float]]:
+def _time(timer: Timer, calls: Calls, policy: str) -> list[tuple[str, str, str, float]]:
     for task in os.listdir("/proc/self/task"):
-        os.sched_setscheduler(int(task), POLICIES[policy], os.sched_param(0))
+        with suppress(ProcessLookupError):  # it has ended
+            os.sched_setscheduler(
+                int(task), {"other": os.SCHED_OTHER, "batch": os.SCHED_BATCH}[policy], os.sched_param(0)
+            )
     keys = [key for _ in range(CALLS) for key in calls]
-    seconds = durations(timer.gather([timer.time(calls[key]) for key in keys]), "", common_clock=True)
+    times_NR2 = timer.gather([timer.time(calls[key]) for key in keys])
+    seconds = durations(times_NR2, "", common_clock=True)  # the same of all three collectives
     return [(*key, policy, float(second) * 1e3) for key, second in zip(keys, seconds, strict=True)]
 
 
+def table(times: pd.DataFrame) -> pd.DataFrame:
+    """Median, mean and 90th percentile in ms and the share of slow calls, by collective with size and by policy."""
+    rows = []
+    for key, both in times.groupby(times["collective"] + ", " + times["size"]):
+        slow_ms = both.loc[both["policy"] == "batch", "milliseconds"].median() + LOST_MS
+        for policy, found in both.groupby("policy")["milliseconds"]:
+            slow = (found > slow_ms).mean()
+            rows.append([key, policy, found.median(), found.mean(), found.quantile(0.9), slow])
+    return pd.DataFrame(rows, columns=["call", "policy", "median", "mean", "p90", "slow"])
+
+
 def main() -> None:
-    """Print median, mean and 90th percentile of each collective, size and policy, in ms."""
+    """Measure and print the table."""
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     prepare(SPEC, [__name__])
     with tempfile.TemporaryDirectory() as folder:
         launch(SPEC, run_rank, folder)
-        times = pd.read_csv(Path(folder) / "times.csv")
-    grouped = times.groupby(["collective", "size", "policy"])["milliseconds"]
-    table = grouped.agg(median="median", mean="mean", p90=lambda values: np.quantile(values, 0.9), calls="size")
-    print(table.unstack("policy").round(2).to_string())
+        print(table(pd.read_csv(Path(folder) / "times.csv")).round(2).to_string(index=False))
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ class Stretched:
         self.name = f"{network.name} ({factor:.3g} times as slow)"
 
     def when(self, collective: str, ranks: int, spread_s: float) -> "Stretched":
-        return Stretched(self.network.when(collective, ranks, spread_s), self.factor)
+        return Stretched(self.network.when(collective, ranks, spread_s / self.factor), self.factor)
 
     def volumes(self, collective: str, sent_GG: np.ndarray, members: Sequence[int]) -> tuple[float, ...]:
         return self.network.volumes(collective, sent_GG, members)

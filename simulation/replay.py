@@ -2,7 +2,8 @@
 
 What a rank computes between two collectives does not depend on the network, so a layer's time on any other follows
 from the recorded times by the emulator's own rules (docs/emulation.md): a collective begins when its last rank has
-issued it and the link is free, and a rank that waits for one goes on when it has finished.
+issued it and the link is free, takes what the network says of ranks that come so far apart, and a rank that waits for
+one goes on when it has finished.
 Letters: K collectives of a layer, G ranks.
 """
 
@@ -45,14 +46,14 @@ def replay(run: LayerRun, network: NetworkModel) -> np.ndarray:
 
     Raises ValueError where the network does not know so many ranks.
     """
-    transfer_K = transfers_ms(run, network)
-    replayed_K, link_free_ms = np.full(len(transfer_K), np.nan), 0.0
+    replayed_K, link_free_ms = np.full(len(run.collectives), np.nan), 0.0
     clocks = [RankClock(run.finished_KG[:, rank], waits_of(run, rank)) for rank in range(run.ranks)]
-    for k, transfer in enumerate(transfer_K):
+    for k, (collective, sent_GG) in enumerate(zip(run.collectives, run.sent_KGG, strict=True)):
         for clock, issued_ms in zip(clocks, run.issued_KG[k], strict=True):
             clock.wait_before(issued_ms, replayed_K)
         issued = [clock.compute_until(ms) for clock, ms in zip(clocks, run.issued_KG[k], strict=True)]
-        link_free_ms = replayed_K[k] = max(*issued, link_free_ms) + transfer
+        ready_G = np.maximum(issued, link_free_ms)
+        link_free_ms = replayed_K[k] = ready_G.max() + transfer_ms(network, collective, sent_GG, np.ptp(ready_G))
     for clock in clocks:
         clock.wait_before(np.inf, replayed_K)
     left = [clock.compute_until(ms) for clock, ms in zip(clocks, run.left_G, strict=True)]
@@ -65,13 +66,11 @@ def waits_of(run: LayerRun, rank: int) -> list[tuple[float, int]]:
     return sorted(((float(ms), k) for k, ms in enumerate(waited_K) if not np.isnan(ms)), reverse=True)
 
 
-def transfers_ms(run: LayerRun, network: NetworkModel) -> np.ndarray:
-    """Milliseconds [K] that each collective of a layer takes on the network once it has begun."""
-    moved = zip(run.collectives, run.sent_KGG, strict=True)
-    return np.array([transfer_ms(network, collective, sent_GG) for collective, sent_GG in moved])
+def transfer_ms(network: NetworkModel, collective: str, sent_GG: np.ndarray, spread_ms: float = 0.0) -> float:
+    """Milliseconds of a collective, once begun, that moves sent_GG[g, h] bytes from rank g to rank h.
 
-
-def transfer_ms(network: NetworkModel, collective: str, sent_GG: np.ndarray) -> float:
-    """Milliseconds of a collective of ranks that come together and move sent_GG[g, h] bytes from rank g to rank h."""
+    spread_ms: from when the first rank is ready for it to when the last one is.
+    """
     ranks = len(sent_GG)
+    network = network.when(collective, ranks, spread_ms / 1e3)
     return 1e3 * network.seconds(collective, network.volumes(collective, sent_GG, range(ranks)), ranks)

@@ -76,8 +76,9 @@ def errors_of(timings: Iterable[Timing], network: Network) -> Errors:
     errors: Errors = {}
     for timing in timings:
         if timing.use != "table":
-            measured = network.late if timing.late and network.late else network
-            error = predicted_us(timing, measured) / timing.median_us - 1
+            model = network.late if timing.late else network
+            assert model is not None  # `fitted` has one for late timings
+            error = predicted_us(timing, model) / timing.median_us - 1
             found = errors.setdefault((timing.collective, timing.ranks, timing.use, timing.late), [])
             found.append((error, timing.volume_bytes))
     return errors

@@ -8,6 +8,7 @@ import json
 import platform
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -25,7 +26,7 @@ from systems.collectives import all_gather, all_to_all, reduce_scatter
 
 WARM_UP, FEWEST, MOST = 3, 7, 150  # calls of one size
 COMPUTED_SIDE, EVICTED_BYTES = 384, 8 << 20  # what a CPU rank computes before a call: a product, and a pass over memory
-LATE_S = 1e-3  # several times what a small message takes
+LATE_S = 1e-3  # three times what a small message takes
 BUSY_CYCLES = 200_000  # a tenth of a millisecond in which the host can queue a GPU's calls
 
 
@@ -70,22 +71,20 @@ class Timer:
 
     def __init__(self, session: Session, group: dist.ProcessGroup, common_clock: bool) -> None:
         self.clock, self.group, self.common_clock = session.clock, group, common_clock
-        self._turn = 0  # whose it is to be late
         self._one = torch.zeros(1, device=session.device)
         self._matrix = torch.ones(COMPUTED_SIDE, COMPUTED_SIDE, device=session.device)
         self._elsewhere = torch.zeros(EVICTED_BYTES // ITEMSIZE if session.device.type == "cpu" else 1)
 
-    def time(self, call: Callable[[], Any], late: bool = False) -> tuple[Any, Any]:
-        """Marks around one call after all ranks have met, and on a CPU have computed; late: one of them for longer."""
+    def time(self, call: Callable[[], Any], late_rank: int | None = None) -> tuple[Any, Any]:
+        """Marks around one call after all ranks have met, and on a CPU have computed, late_rank for longer."""
         if self._one.is_cuda:  # else the clock would run while the host still launches
             torch.cuda._sleep(BUSY_CYCLES)
         dist.all_reduce(self._one, group=self.group)
         if not self._one.is_cuda:
             torch.mm(self._matrix, self._matrix)
             self._elsewhere.add_(1.0)
-        self._turn += late
-        if late and self._turn % self.group.size() == self.group.rank():
-            _compute(LATE_S)
+        if late_rank == self.group.rank():
+            _spin(LATE_S)
         start = self.clock.mark()
         call()
         return start, self.clock.mark()
@@ -97,7 +96,7 @@ class Timer:
         return all_gather(own_N2, self.group).view(self.group.size(), -1, 2).transpose(0, 1).cpu().numpy()
 
 
-def _compute(seconds: float) -> None:
+def _spin(seconds: float) -> None:
     end_s = time.perf_counter() + seconds
     while time.perf_counter() < end_s:
         pass
@@ -111,12 +110,27 @@ def repetitions_for(timer: Timer, calls: Sequence[Callable[[], Any]], seconds: f
     return np.clip(seconds / cost_s, FEWEST, MOST).astype(int).tolist()
 
 
+def late_ranks(cases: Sequence[Case], order_N: Iterable[int]) -> list[int | None]:
+    """Who comes late to each call: the ranks of a case in turn, if it is one for that.
+
+    Of a broadcast the receivers only: its source waits for nobody, so how late it was could not be told from a clock.
+    """
+    calls_before, late_N = Counter[int](), list[int | None]()
+    for index in order_N:
+        case, turn = cases[index], calls_before[index]
+        first = int(case.collective == "broadcast")
+        late_N.append(first + turn % (case.ranks - first) if case.late else None)
+        calls_before[index] += 1
+    return late_N
+
+
 def time_cases(timer: Timer, cases: Sequence[Case], x: torch.Tensor, seconds: float) -> list[Timing]:
     """The median of each case's calls, which take about so many seconds."""
     calls = [make_call(case, x, timer.group) for case in cases]
     order_N = np.fromiter(turns(repetitions_for(timer, calls, seconds)), dtype=int)
+    late_N = late_ranks(cases, order_N)
     gc.disable()
-    times_NR2 = timer.gather([timer.time(calls[index], cases[index].late) for index in order_N])
+    times_NR2 = timer.gather([timer.time(calls[index], rank) for index, rank in zip(order_N, late_N, strict=True)])
     gc.enable()
     timings = []
     for index, case in enumerate(cases):

@@ -41,4 +41,4 @@ def test_a_measured_link_has_a_rate_however_noisy_the_machine(monkeypatch):
     took = iter([0.5, 0.02, 0.01, 3.0, 0.02])
     clock = SimpleNamespace(mark=lambda: None, seconds=lambda start, end: next(took))
     session: Any = SimpleNamespace(world_size=2, clock=clock, group=None, device=torch.device("cpu"))
-    assert measure_link(session, Network("none"), 1000) == LINK_BYTES / 0.01
+    assert measure_link(session, Network("none"), 1000) == LINK_BYTES["cpu"] / 0.01

@@ -39,8 +39,10 @@ def emulate(steps: list[Step], network) -> tuple[pd.DataFrame, np.ndarray]:
         nonlocal now_G, link_free
         while pending and pending[0][0] <= k:
             number, issued_G, step = pending.pop(0)
-            started = max(issued_G.max(), link_free)
-            link_free = started + transfer_ms(network, step.transfer.collective, step.transfer.sent_GG)
+            ready_G = np.maximum(issued_G, link_free)
+            started = ready_G.max()
+            moved = (step.transfer.collective, step.transfer.sent_GG)
+            link_free = started + transfer_ms(network, *moved, started - ready_G.min())
             waited_G = np.maximum(now_G, issued_G)
             now_G = np.maximum(now_G, link_free)
             for g in range(ranks):

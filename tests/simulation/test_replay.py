@@ -7,12 +7,13 @@ from analysis.load import load_campaign
 from clusters.network import Network
 from simulation.networks import Stretched, build_network
 from simulation.recorded import LayerRun, layer_runs, panel_cells, runs_of
-from simulation.replay import replay
+from simulation.replay import replay, transfer_ms
 from simulation.work import Transfer
 from tests.simulation.emulator import LATE_MS, NETWORK, Layers, Step, emulate, recorded, write, write_panel
 
 OTHER = Network("other", base_us=300, hop_us=10, bandwidth_gbs=0.01)
 FREE = Network("free")
+LATE = Network("late", base_us=700, bandwidth_gbs=0.1, late=Network("", base_us=700, bandwidth_gbs=0.05))
 
 
 @st.composite
@@ -48,8 +49,16 @@ def test_replay_is_what_the_emulator_does_on_that_network(steps):
     """On the network it was recorded on the recorded times; on another what the program takes there."""
     run = run_of(steps)
     assert replay(run, build_network(NETWORK)) == pytest.approx(run.layer_G, abs=1e-9)
-    for network in (OTHER, FREE):
+    for network in (OTHER, FREE, LATE, Stretched(LATE, 3)):
         assert replay(run, network) + run.entered_G == pytest.approx(emulate(steps, network)[1], abs=1e-9)
+
+
+def test_ranks_that_come_apart_take_longer_where_the_network_says_so():
+    """1 MB: 10.7 ms together, 20.7 from 0.7 ms apart; three times all that on a link three times as slow."""
+    sent_GG = np.array([[0, 1e6], [1e6, 0]])
+    apart = [transfer_ms(LATE, "all_to_all", sent_GG, ms) for ms in (0.6, 0.8)]
+    slow = [transfer_ms(Stretched(LATE, 3), "all_to_all", sent_GG, ms) for ms in (2.0, 2.2)]
+    assert apart == pytest.approx([10.7, 20.7]) and slow == pytest.approx([32.1, 62.1])
 
 
 def test_transfer_hides_behind_computation():
