@@ -12,7 +12,7 @@ A call lasts from the last rank's start to the last rank's end. Where ranks shar
 the shortest duration that any rank saw, since the rank that comes last does not wait; of a broadcast, any receiver.
 That is too short for a rank whose bytes are still on their way when its own call returns.
 
-On CPUs all this is measured twice: with ranks that come to the call together and with one of them a millisecond late,
+On CPUs all this is measured twice: with ranks that come to the call together and with one of them 5 ms late,
 in turns. Between two ranks gloo's exchange goes both ways at once only in the first case.
 
 Sizes between those of the table are measured too but kept out: the error of the table on them is printed and stands in

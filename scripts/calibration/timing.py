@@ -26,7 +26,7 @@ from systems.collectives import all_gather, all_to_all, reduce_scatter
 
 WARM_UP, FEWEST, MOST = 3, 7, 150  # calls of one size
 COMPUTED_SIDE, EVICTED_BYTES = 384, 8 << 20  # what a CPU rank computes before a call: a product, and a pass over memory
-LATE_S = 1e-3  # three times what a small message takes
+LATE_S = 5e-3  # longer than a slice of the scheduler, in which a rank that computes may not see what has arrived
 BUSY_CYCLES = 200_000  # a tenth of a millisecond in which the host can queue a GPU's calls
 
 
