@@ -228,6 +228,10 @@ class EmulatedGroup(dist.ProcessGroup):
         input_splits: list[int],
         opts: Any,
     ) -> EmulatedWork:
+        """Rows input_splits[g] go to rank g, output_splits[g] come from it; equal parts where a list is empty.
+
+        Raises ValueError for splits that are not the tensors' rows.
+        """
         issued_s = self._now_s(opts)
         parts, sent = self._split(output, output_splits), self._split(input, input_splits)
 

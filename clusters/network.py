@@ -179,6 +179,7 @@ class HierarchicalNetwork:
         return self
 
     def volumes(self, collective: str, sent_GG: np.ndarray, members: Sequence[int]) -> tuple[float, ...]:
+        """V inside nodes and between them; ValueError for ranks of several nodes that do not fill them."""
         node_G = np.asarray(members) // self.ranks_per_node
         nodes, counts = np.unique(node_G, return_counts=True)
         if len(nodes) > 1 and (counts != self.ranks_per_node).any():

@@ -104,8 +104,9 @@ def check(options: argparse.Namespace, here: int, launched: int | None) -> None:
 
 def announce(options: argparse.Namespace, busy_share: float) -> None:
     """How long it will take, and whether the machine is quiet enough."""
-    times = 2 if options.backend == "gloo" else 1  # ranks that come together, and one late
-    least_s = times * sum(len(cases_for(count, options.max_bytes)) for count in options.ranks) * options.seconds
+    device = "cuda" if options.backend == "nccl" else "cpu"
+    cases = sum(len(cases_for(count, options.max_bytes, device)) for count in options.ranks)
+    least_s = cases * options.seconds
     print(f"{options.backend}, ranks {options.ranks}: at least {least_s:.0f} s", flush=True)
     if busy_share > QUIET_SHARE:
         print(f"warning: {busy_share:.0%} of the cores are busy with something else, which the table will contain")

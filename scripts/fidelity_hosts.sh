@@ -5,7 +5,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 python=$1 tier=$2
 shift 2
-calibration="scripts/calibrate_network.py scripts/calibration/cases.py scripts/calibration/timing.py scripts/calibration/fit.py clusters/session.py"
+calibration="scripts/calibrate_network.py scripts/calibration/*.py clusters/session.py"
 
 for rate in 1gbit 100mbit; do
     network=wire_${rate}_here out=results/fidelity-$rate

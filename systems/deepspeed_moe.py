@@ -63,6 +63,7 @@ class DeepSpeedMoE(System):
 
     @classmethod
     def check(cls, shape: LayerShape, world_size: int, **options: object) -> None:
+        """ValueError but for E/G experts a rank, a positive or named capacity, enough tokens and top-1 routing."""
         divisible(
             "model.num_experts", shape.num_experts, world_size, "expert parallelism puts E/G experts on each rank"
         )
@@ -141,6 +142,7 @@ class DeepSpeedMoE(System):
         return y_TD * routing.weight_TK
 
     def account(self, tokens_GE: torch.Tensor, element_size: int) -> Account:
+        """Every expert's buffer is sent both ways and computed in full, whatever of it is filled."""
         capacity = self.capacity(tokens_GE)
         home = slice(self.rank * (n := self.shape.num_experts // self.world_size), (self.rank + 1) * n)
         rows = float(self.shape.num_experts * capacity)
@@ -183,6 +185,7 @@ def _given_routing_gate(gate: Any) -> Any:
         expert_T: torch.Tensor
 
         def forward(self, input, used_token=None, sparse_routes=False, use_tutel=False):
+            """DeepSpeed's top-1 gate on logits so far apart that softmax gives the chosen expert all the weight."""
             num_experts = self.wg.weight.shape[0]
             logits_TE = one_hot(self.expert_T, num_experts).to(torch.float32) * LOGIT
             return top1gating(

@@ -37,6 +37,7 @@ class ExpertParallel(System):
             raise ValueError(f"system.placement is {placement!r}; it must be one of {', '.join(PLACEMENTS)}")
 
     def forward(self, x_TD: torch.Tensor, routing: Routing) -> torch.Tensor:
+        """Counts travel first, so that rows can without padding; the way home is the same exchange turned round."""
         with self.span("metadata"):
             slot_N = self._slot_of_expert_E[routing.expert_TK.flatten()]
             order_N, sent_E = self.engine.group(slot_N, self.shape.num_experts)

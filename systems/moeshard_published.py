@@ -34,6 +34,7 @@ class MoEShardPublished(MoEShard):
             raise ValueError(f"system moeshard_published has top-1 routing as in the paper, got top_k = {shape.top_k}")
 
     def forward(self, x_TD: torch.Tensor, routing: Routing) -> torch.Tensor:
+        """Algorithm 1, step by step: group by expert, exchange sizes, gather, compute every shard, scatter, ungroup."""
         expert_T = routing.expert_TK.squeeze(1)
         with self.span("dispatch"):
             tokens = [x_TD[expert_T == expert] for expert in range(self.shape.num_experts)]

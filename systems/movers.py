@@ -76,6 +76,7 @@ class Broadcast(Transient):
     """Homes send experts to all other ranks for one call (FasterMoE's shadows), two broadcasts for each such home."""
 
     def bring(self, replicas_EG: np.ndarray) -> Held:
+        """Own experts, then in the order of their homes those that others broadcast; without any only its own."""
         sent_GE = moves(self.replicas_EG, replicas_EG).max(2)
         if not sent_GE.any():
             return self.held
@@ -151,6 +152,7 @@ class SwapIn(Mover):
         self.held = Held(self.held.wi.clone(), self.held.wo.clone(), self.held.experts)
 
     def bring(self, replicas_EG: np.ndarray) -> Held:
+        """Missing experts take the slots of those that are not wanted, and new slots where there are too few."""
         wanted = np.flatnonzero(replicas_EG[:, self.rank]).tolist()
         missing = sorted(set(wanted) - set(self.held.experts))
         free = [slot for slot, expert in enumerate(self.held.experts) if expert not in set(wanted)]

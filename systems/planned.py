@@ -77,6 +77,7 @@ class PlannedExpertParallel(System):
 
     @classmethod
     def check(cls, shape: LayerShape, world_size: int, **options: Any) -> None:
+        """ValueError for unknown loads, mover or home, counts below 1, and what mover and planner cannot do."""
         divisible("model.num_experts", shape.num_experts, world_size, "every rank is home to E/G experts")
         loads, mover = options.get("loads", "none"), options.get("mover", "static")
         for name, value, known in (
@@ -111,6 +112,7 @@ class PlannedExpertParallel(System):
         return frozenset({"rates", "profile"} if options.get("loads") == "profiled" else {"rates"})
 
     def forward(self, x_TD: torch.Tensor, routing: Routing) -> torch.Tensor:
+        """All ranks gather all counts, so all make the same plan; then weights and rows travel."""
         with self.span("metadata"):
             order_N, rows_E = self.engine.group(routing.expert_TK.flatten(), self.shape.num_experts)
             tokens_GE = all_gather(rows_E.unsqueeze(0), self.group).cpu().numpy()

@@ -3,7 +3,7 @@
 Letters in names: G ranks.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 ITEMSIZE = 4  # float32
 COLLECTIVES = ("all_gather", "reduce_scatter", "all_to_all", "all_reduce", "broadcast")
@@ -43,7 +43,13 @@ def volume_factor(collective: str, ranks: int) -> float:
     return {"all_reduce": 2 * (ranks - 1) / ranks, "broadcast": 1}.get(collective, ranks - 1)
 
 
-def cases_for(ranks: int, max_bytes: int) -> list[Case]:
+def cases_for(ranks: int, max_bytes: int, device: str) -> list[Case]:
+    """All sizes for ranks that come together and, on CPUs, for one late; a host that is late does not delay a GPU."""
+    lates = (False, True) if device == "cpu" else (False,)
+    return [replace(case, late=late) for late in lates for case in sizes_for(ranks, max_bytes)]
+
+
+def sizes_for(ranks: int, max_bytes: int) -> list[Case]:
     """One element, then V = 1 KiB, 2 KiB, ... max_bytes; between them sizes to check; uneven exchanges."""
     doubling = [1024 << step for step in range((max_bytes // 1024).bit_length())]
     between = [512, *(round(size * 2**0.5) for size in doubling[:-1])]

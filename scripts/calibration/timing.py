@@ -10,7 +10,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -143,14 +143,13 @@ def measure(session: Session, ranks: Sequence[int], max_bytes: int, seconds: flo
     """Timings for groups of the first 2, 4, ... ranks; complete on rank 0."""
     common_clock = session.device.type == "cpu" and _one_kernel(session)
     # V of at most max_bytes with two ranks takes an input of twice that.
-    lates = (False, True) if session.device.type == "cpu" else (False,)  # a host that is late does not delay a GPU
     x = torch.empty(2 * max_bytes // ITEMSIZE + max(ranks), device=session.device).fill_(0)
     timings = []
     for count in ranks:
         group = dist.new_group(list(range(count)))
         if session.rank < count:
             assert isinstance(group, dist.ProcessGroup)
-            cases = [replace(case, late=late) for late in lates for case in cases_for(count, max_bytes)]
+            cases = cases_for(count, max_bytes, session.device.type)
             timings += time_cases(Timer(session, group, common_clock), cases, x, seconds)
         dist.barrier()
     return timings

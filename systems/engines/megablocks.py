@@ -21,6 +21,7 @@ class MegaBlocksEngine(SortedEngine):
     name = "megablocks"
 
     def check(self, device: torch.device, dtype: torch.dtype, widths: Sequence[int]) -> None:
+        """ValueError but on CUDA with stk and Triton, for widths in whole blocks and a precision of tensor cores."""
         if device.type != "cuda":
             raise ValueError(
                 f"engine=megablocks runs block-sparse CUDA kernels and this rank is on {device.type}; "
@@ -42,6 +43,10 @@ class MegaBlocksEngine(SortedEngine):
         return wi_eDF.transpose(1, 2).contiguous(), wo_eFD.contiguous()
 
     def ffn(self, x_ND: torch.Tensor, rows_e: torch.Tensor, wi: torch.Tensor, wo: torch.Tensor) -> torch.Tensor:
+        """Rows padded to whole blocks; a sampled product into a block-sparse matrix, then a product with it.
+
+        Raises ValueError where a matrix has 2**31 elements or more, which stk's kernels do not index.
+        """
         import stk
 
         expert_B, row_P, place_R = padded_places(rows_e, len(x_ND))

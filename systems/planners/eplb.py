@@ -22,6 +22,7 @@ class EPLB(Planner):
         self.extra_replicas, self.replicates = extra_replicas, extra_replicas > 0
 
     def place(self, loads_GE: np.ndarray, current_EG: np.ndarray, costs: Costs) -> np.ndarray:
+        """Equal numbers of replicas on all ranks; ValueError where extra_replicas does not allow that."""
         num_experts, ranks = current_EG.shape
         if (num_experts + self.extra_replicas) % ranks:
             raise ValueError(

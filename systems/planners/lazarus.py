@@ -27,6 +27,7 @@ class Lazarus(Planner):
         self.slots_per_rank, self.min_replicas, self.balanced = slots_per_rank, min_replicas, balanced
 
     def place(self, loads_GE: np.ndarray, current_EG: np.ndarray, costs: Costs) -> np.ndarray:
+        """slots_per_rank replicas on every rank; ValueError where they are too few for min_replicas of each expert."""
         num_experts, ranks = current_EG.shape
         least = -(-num_experts * self.min_replicas // ranks)
         if self.slots_per_rank < least:

@@ -119,6 +119,17 @@ def test_a_rank_alone_is_never_late():
     assert replace(MEASURED, late=MEASURED).when("all_gather", 1, 1.0).seconds("all_gather", [0], 1) == 0
 
 
+@pytest.mark.parametrize("late", [Network("bare"), Network("few", tables={"all_gather": {2: ((0, 10),)}})])
+def test_a_late_network_that_measured_something_else_is_refused(late):
+    with pytest.raises(ValueError, match="network measured: late must have tables of the same collectives"):
+        replace(MEASURED, late=late)
+
+
+def test_nodes_of_networks_that_tell_late_ranks_are_refused():
+    with pytest.raises(ValueError, match="network nodes: networks of nodes do not tell ranks that come late"):
+        HierarchicalNetwork("nodes", 2, TABLE, replace(TABLE, late=TABLE))
+
+
 def test_ranks_that_were_not_measured_are_refused():
     with pytest.raises(ValueError, match="network measured was measured with 2 ranks, not 4; measure it"):
         MEASURED.seconds("all_gather", [0], 4)

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scripts.calibration.cases import COLLECTIVES, ITEMSIZE, Case, cases_for, uneven_splits
+from scripts.calibration.cases import COLLECTIVES, ITEMSIZE, Case, cases_for, sizes_for, uneven_splits
 
 RANKS = st.integers(2, 9)
 
@@ -20,7 +20,7 @@ def test_volume_of_ten_floats_on_four_ranks(collective: str, volume: int):
 
 @given(ranks=RANKS, max_bytes=st.integers(1024, 1 << 22))
 def test_tables_double_up_to_the_largest_size_and_checks_lie_between(ranks: int, max_bytes: int):
-    cases = cases_for(ranks, max_bytes)
+    cases = sizes_for(ranks, max_bytes)
     for collective in COLLECTIVES:
         sizes = {
             use: [c.volume_bytes for c in cases if (c.collective, c.use) == (collective, use)]
@@ -41,3 +41,9 @@ def test_uneven_exchange_fits_together_and_its_busiest_rank_moves_v(ranks: int, 
     off_rank_GG = sent_GG * (1 - np.eye(ranks, dtype=int))
     busiest = max(off_rank_GG.sum(0).max(), off_rank_GG.sum(1).max())
     assert busiest * ITEMSIZE == Case("all_to_all", ranks, elements, "uneven").volume_bytes
+
+
+def test_ranks_of_gpus_are_never_late():
+    alone, both = (cases_for(2, 4096, device) for device in ("cuda", "cpu"))
+    assert alone == sizes_for(2, 4096) == [case for case in both if not case.late]
+    assert len(both) == 2 * len(alone)
