@@ -21,7 +21,7 @@ aten = torch.ops.aten
 META, CPU = torch.device("meta"), torch.device("cpu")
 OVERWRITES = {aten.copy_.default, aten.fill_.Scalar, aten.fill_.Tensor, aten.zero_.default}
 HALVES = {torch.bfloat16: "bf16", torch.float16: "fp16"}
-Declared = Mapping[str, Callable[..., list[GroupedProduct]]]
+Declared = Mapping[str, Callable[..., Sequence[GroupedProduct]]]
 
 
 class Operation(NamedTuple):
@@ -207,17 +207,26 @@ class Simulation(TorchDispatchMode):
             return func(target, self.peek(source))
         return self._carry_out(func, _known(func), args, kwargs)
 
-    def _find(self, func: Any, args: Any, kwargs: Any) -> Any:
-        """`nonzero`: its length is known to the host only once the device has counted."""
-        (tensor,) = args
-        if tensor.device != META:
-            return func(tensor)
-        self.move("nonzero", *work_of(func, [tensor], []))
+    def _measure(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """Operations whose results have a length that the host knows only once the device has counted."""
+        inputs = _tensors(args, kwargs)
+        if all(tensor.device != META for tensor in inputs):
+            return func(*args, **kwargs)
+        self.move(func.overloadpacket.__name__, *work_of(func, inputs, []))
         self.timeline.synchronise()
-        found = func(self.peek(tensor))
-        out = torch.empty_like(found, device=META)
-        self._hold([out], values.call(func, (self._reads(tensor),), {}, [out]))
-        return out
+        real_args, real_kwargs = self._peeked((args, kwargs))
+        found = func(*real_args, **real_kwargs)
+        outputs = [torch.empty_like(one, device=META) for one in (found if isinstance(found, tuple) else (found,))]
+        reads = self._reads((args, kwargs))
+        self._hold(outputs, values.call(func, *reads, outputs))
+        return tuple(outputs) if isinstance(found, tuple) else outputs[0]
+
+    def _peeked(self, args: Any) -> Any:
+        if isinstance(args, torch.Tensor):
+            return self.peek(args)
+        if type(args) in (tuple, list):
+            return type(args)(map(self._peeked, args))
+        return {name: self._peeked(value) for name, value in args.items()} if isinstance(args, dict) else args
 
     def _index(self, func: Any, args: Any, kwargs: Any) -> Any:
         """Masks are turned into the places that they have, which the host waits for."""
@@ -268,7 +277,11 @@ SPECIAL: dict[Any, Callable[..., Any]] = {
     aten._local_scalar_dense.default: Simulation._read_item,
     aten._to_copy.default: Simulation._copy_to,
     aten.copy_.default: Simulation._copy_into,
-    aten.nonzero.default: Simulation._find,
+    aten.nonzero.default: Simulation._measure,
+    aten.bincount.default: Simulation._measure,
+    aten.masked_select.default: Simulation._measure,
+    aten._unique2.default: Simulation._measure,
+    aten.unique_consecutive.default: Simulation._measure,
     aten.index.Tensor: Simulation._index,
     aten.index_put_.default: Simulation._index,
     aten._index_put_impl_.default: Simulation._index,

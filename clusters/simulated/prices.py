@@ -22,14 +22,26 @@ class Prices(Protocol):
     def transfer_s(self, num_bytes: float) -> float: ...
 
 
-class GroupedProduct(NamedTuple):
-    """What a kernel of ours declares: a product of rows_e[e] rows with expert e's matrix [k, n], by a kind of kernel."""
+class GroupedProduct(Protocol):
+    """What a kernel of ours declares: a product of rows_e[e] rows with expert e's matrix [k, n], by a kind of kernel.
 
-    kernel: str
-    rows_e: torch.Tensor
-    n: int
-    k: int
-    weight: torch.Tensor  # for its type
+    weight: for its type.
+    """
+
+    @property
+    def kernel(self) -> str: ...
+
+    @property
+    def rows_e(self) -> torch.Tensor: ...
+
+    @property
+    def n(self) -> int: ...
+
+    @property
+    def k(self) -> int: ...
+
+    @property
+    def weight(self) -> torch.Tensor: ...
 
 
 # Reads as many elements of its first argument as it writes.
