@@ -211,9 +211,7 @@ class Device:
         filled = {tile: batch * ceil(m / tile) * tile for tile in spec.tiles}
         return self._tiled_s(spec, filled, batch * (m * n + k * (m + n)), n, k, precision)
 
-    def _tiled_s(
-        self, spec: Grouped, filled: Mapping[int, int], moved: float, n: int, k: int, precision: str
-    ) -> float:
+    def _tiled_s(self, spec: Grouped, filled: Mapping[int, int], moved: float, n: int, k: int, precision: str) -> float:
         """The dense product of all filled rows at the kernel's rate, with its best tile, or what moves if longer."""
         dense_s = min(
             self.matmul_s(1, rows, n, k, precision) / (spec.share * spec.tiles[tile]) for tile, rows in filled.items()

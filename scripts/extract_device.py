@@ -164,7 +164,9 @@ def extract(name: str, package: Path) -> dict[str, Any]:
         "network": network_tables(data["nccl"]),
         "matmul": matmul_tables(gemm),
     }
-    moe = {kernel: systems / spec["data_dir"] / f"moe/{version}/moe_perf.parquet" for kernel, version in chosen.moe.items()}
+    moe = {
+        kernel: systems / spec["data_dir"] / f"moe/{version}/moe_perf.parquet" for kernel, version in chosen.moe.items()
+    }
     grid, memory = Grid(tables["matmul"]["bf16"]), Curve(tables["memory"])
     about = {
         "source": f"{VERSION} (Apache-2.0), systems/{spec['data_dir']}",
