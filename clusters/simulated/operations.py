@@ -71,7 +71,8 @@ class Simulation(TorchDispatchMode):
     def _carry_out(self, func: Any, known: Operation, args: Any, kwargs: Any) -> Any:
         inputs = _tensors(args, kwargs)
         if not any(tensor.device == META for tensor in inputs) and kwargs.get("device") != META:
-            return func(*args, **kwargs)  # on the host
+            self.timeline.view()  # on the host
+            return func(*args, **kwargs)
         out = func(*_shapes(args), **_shapes(kwargs))
         if known.view:
             self.timeline.view()
@@ -182,6 +183,8 @@ class Simulation(TorchDispatchMode):
         (tensor,) = args
         if tensor.device == META:
             self.timeline.synchronise()
+        else:
+            self.timeline.view()
         return func(self.peek(tensor))
 
     def _copy_to(self, func: Any, args: Any, kwargs: Any) -> Any:
