@@ -28,7 +28,7 @@ from devices import Device, Host
 from devices.device import CONF, TABLES
 from experiments.environment import describe
 from experiments.machine import state
-from scripts.description.kernels import measure_kernels
+from scripts.description.kernels import APART, measure_kernels
 from scripts.description.measure import MEASURED, PRECISIONS, Machine, measure_tables, peaks_of
 from scripts.description.tables import document
 
@@ -98,7 +98,7 @@ def describe_here(options: argparse.Namespace, network: Mapping[str, Any] | None
     found = list(measure_kernels(machine, precision, build, 0.25))
     about |= {"kernels": {kernel: said for kernel, _, said in found}, "seconds": round(perf_counter() - start)}
     path.write_text(document({"about": about} | tables))
-    grouped = {kernel: choices for kernel, choices, _ in found}
+    grouped = APART[kind] | {kernel: choices for kernel, choices, _ in found}
     target = {"_target_": "devices.Device"}
     node = target | node | {"host": {"_target_": "devices.Host"} | machine.host, "grouped": grouped}
     return node | ({"within_node": dict(network)} if network else {})

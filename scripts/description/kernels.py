@@ -20,6 +20,9 @@ TILES = {
     "block_sparse": {128: 1.0},
     "grouped": {64: 0.85, 128: 1.0},
 }
+# torch's grouped product is one kernel in bf16 on Hopper and later only; elsewhere it multiplies expert after expert.
+APART = {"cpu": {"grouped": {"precisions": []}}, "cuda": {}}
+FUSED_IN = {"grouped": {"precisions": ["bf16"]}}
 BATCHED_TILES = {"cpu": {1: 1.0}, "cuda": {16: 0.5, 32: 0.7, 64: 0.85, 128: 1.0}}
 SIZES = {"cpu": ((64, 256), (8, 64), (64, 1024)), "cuda": ((768, 3072), (8, 128), (2048, 32768))}
 SKEW = 0.6  # what the hottest tenth of the experts gets beyond its even share
@@ -118,6 +121,7 @@ def measure_kernels(
             print(f"describe_device: no {kernel} kernel: {refusal}")
             continue
         options, error = fitted(timings, kernel, TILES[kernel], build)
+        options |= FUSED_IN.get(kernel, {})
         yield kernel, options, f"median error {error:.1%} of {len(timings)} layers in {precision}"
     options, error = fitted(time_batched(machine, precision, share / 4), "batched", BATCHED_TILES[kind], build)
     yield "batched", options, f"median error {error:.1%} of batched products in {precision}"

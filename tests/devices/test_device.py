@@ -131,7 +131,9 @@ def test_more_than_a_node_is_a_network_of_nodes():
 
 @pytest.mark.parametrize("ranks", [3, 6, 12])
 def test_ranks_without_collectives_are_refused(ranks):
-    with pytest.raises(ValueError, match=f"a100_sxm has collectives of 2, 4, 8 ranks and multiples of 8, not of {ranks}"):
+    with pytest.raises(
+        ValueError, match=f"a100_sxm has collectives of 2, 4, 8 ranks and multiples of 8, not of {ranks}"
+    ):
         A100.check("bf16", ranks)
 
 

@@ -34,7 +34,8 @@ def test_this_machine_can_be_described_and_loaded(small):
     assert device.kind == "cpu" and device.host.synchronous and device.peak_tflops["ieee"] > 0
     assert device.matmul_s(1, 64, 256, 64, "ieee") > 0 and device.attention_s(4, 4, 120, 120, 16, "bf16") > 0
     assert device.network(4).name == "nvlink3"
-    assert set(device.grouped) in ({"cpu", "batched"}, {"batched"})  # the kernels need a compiler
+    assert set(device.grouped) - {"cpu"} == {"grouped", "batched"}  # ours need a compiler
+    assert device.grouped_s("grouped", [8, 8], 64, 64, "ieee") == 2 * device.matmul_s(1, 8, 64, 64, "ieee")
     assert json.loads((small / "tables/here.json").read_text())["about"]["kernels"]
 
 
