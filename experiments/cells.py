@@ -33,7 +33,7 @@ DEFINING = (
 )
 SHOWING = ("experiment", "scale", "logger", "out")  # the other keys of a configuration
 ROOT = Path(__file__).parents[1]
-RANK_PACKAGES = ("systems", "routers", "workloads", "clusters", "experiments")
+RANK_PACKAGES = ("systems", "routers", "workloads", "clusters", "devices", "experiments")
 # What constructors of systems and routers get from the harness, not from a configuration.
 SUPPLIED = {"shape", "weights", "group", "span", "rates", "profile", "rank", "moe_blocks", "classifier"}
 SOURCES = {".py", ".cpp", ".cu", ".cuh", ".h"}

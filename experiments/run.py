@@ -6,6 +6,7 @@ of a multirun are one interleaved campaign.
 
 import contextlib
 import io
+import json
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -171,7 +172,8 @@ def _is_number(text: str) -> bool:
 def _resolved(config: DictConfig) -> dict[str, Any]:
     container = OmegaConf.to_container(config, resolve=True)
     assert isinstance(container, dict)
-    return {str(key): value for key, value in container.items() if key != "hydra"}
+    own = {key: value for key, value in container.items() if key != "hydra"}
+    return json.loads(json.dumps(own))  # as it is stored: no whole numbers as keys
 
 
 def with_implied(typed: list[str]) -> list[str]:
