@@ -54,14 +54,14 @@ class Timeline:
 
     def compute(self, name: str, seconds: float, launches: int = 1) -> None:
         """Issue an operation of so many kernels that keep the device busy for so long."""
-        issued_s = self.host_s
+        begun_s = self.host_s
         self.host_s += 1e-6 * self.host.operation_us * launches
-        start_s = self.now_s
+        issued_s, start_s = self.host_s, self.now_s
         self.device_s = start_s + seconds
         if self.host.synchronous:
             self.host_s = self.device_s
         if self.keep_events:
-            self.events.append(Event("host", name, issued_s, start_s - issued_s if self.host.synchronous else 0.0))
+            self.events.append(Event("host", name, begun_s, issued_s - begun_s))
             self.events.append(Event("device", name, start_s, seconds))
 
     def synchronise(self) -> None:
