@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
+from torch.nn.functional import scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -37,8 +38,8 @@ class Operation(NamedTuple):
 class OnDevice(TorchFunctionMode):
     """What torch does otherwise on the meta device than on a GPU before it comes to an operation.
 
-    `torch.tensor(values, device=...)` keeps its values, a number that is assigned stays on the host, and who asks for
-    the values of a tensor that has none is told so.
+    `torch.tensor(values, device=...)` keeps its values, a number that is assigned stays on the host, attention is one
+    operation, and who asks for the values of a tensor that has none is told so.
     """
 
     def __init__(self, storages: Storages) -> None:
@@ -49,6 +50,9 @@ class OnDevice(TorchFunctionMode):
         kwargs = kwargs or {}
         if func is torch.Tensor.__setitem__ and isinstance(args[2], int | float) and args[0].device == META:
             return func(args[0], args[1], torch.tensor(args[2], dtype=args[0].dtype))
+        if func is scaled_dot_product_attention:
+            with torch._C._AutoDispatchBelowAutograd():  # where it is one operation still
+                return func(*args, **kwargs)
         if func in READERS and args[0].device == META and self.storages.read(args[0]) is None:
             raise values.NoValues
         if func in (torch.tensor, torch.as_tensor) and kwargs.get("device") is not None:
@@ -100,7 +104,7 @@ class Simulation(TorchDispatchMode):
             self._charge(func, args, inputs, [])
             return out
         out = _shaped(func, args, kwargs)
-        outputs = [out] if isinstance(out, torch.Tensor) else list(out)
+        outputs = [out] if isinstance(out, torch.Tensor) else list(out or ())
         self._hold(outputs, self._values(func, inputs, args, kwargs, outputs))
         self._charge(func, args, inputs, outputs)
         return out
@@ -365,7 +369,8 @@ def _known(func: Any) -> Operation:
             if argument.alias_info is not None and argument.alias_info.is_write
         )
         composite = torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CompositeImplicitAutograd")
-        view = func is aten._unsafe_view.default or (func.is_view and not writes)
+        # Some change the shape of their argument only.
+        view = func is aten._unsafe_view.default or (func.is_view and not writes) or torch.Tag.inplace_view in func.tags
         random = torch.Tag.nondeterministic_seeded in func.tags
         _operations[func] = Operation(composite, view, writes, random)
     return _operations[func]
@@ -391,13 +396,13 @@ def _shaped(func: Any, args: Any, kwargs: Any) -> Any:
     key = (func, _signature(args), _signature(kwargs) if kwargs else None)
     if (layouts := _layouts.get(key)) is None:
         out = func(*_shapes(args), **_shapes(kwargs))
-        tensors = [out] if isinstance(out, torch.Tensor) else list(out)
+        tensors = [out] if isinstance(out, torch.Tensor) else list(out or ())
         kind = None if isinstance(out, torch.Tensor) else type(out)
         _layouts[key] = kind, [(tuple(one.shape), one.stride(), one.dtype) for one in tensors]
         return out
     kind, sizes = layouts
     made = [torch.empty_strided(size, stride, dtype=dtype, device=META) for size, stride, dtype in sizes]
-    return made[0] if kind is None else kind(made)
+    return made[0] if kind is None else kind(made) if made else None
 
 
 def _signature(args: Any) -> Any:
