@@ -233,7 +233,7 @@ class SimulatedGroup(dist.ProcessGroup):
     ) -> SimulatedWork:
         """Issue a collective; without received_from_G as much is received as sent."""
         simulation = self.ranks.simulation
-        ready_s = simulation.timeline.issue_collective()
+        ready_s = simulation.timeline.issue_collective(name)
         read = None if brings is None else simulation.storages.read(brings)
         received_from_G = sent_to_G if received_from_G is None else received_from_G
         issue = Issue(name, ready_s, sent_to_G, received_from_G, read, finish, bool(opts.asyncOp))

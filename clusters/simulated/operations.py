@@ -21,6 +21,7 @@ from clusters.simulated.values import Read, Storages, covers_storage
 aten = torch.ops.aten
 META, CPU = torch.device("meta"), torch.device("cpu")
 OVERWRITES = {aten.copy_.default, aten.fill_.Scalar, aten.fill_.Tensor, aten.zero_.default}
+MAKERS = {torch.tensor, torch.as_tensor, torch.asarray}
 READERS = {torch.Tensor.tolist, torch.Tensor.numpy, torch.Tensor.__array__}
 HALVES = {torch.bfloat16: "bf16", torch.float16: "fp16"}
 Declared = Mapping[str, Callable[..., Sequence[GroupedProduct]]]
@@ -55,7 +56,10 @@ class OnDevice(TorchFunctionMode):
                 return func(*args, **kwargs)
         if func in READERS and args[0].device == META and self.storages.read(args[0]) is None:
             raise values.NoValues
-        if func in (torch.tensor, torch.as_tensor) and kwargs.get("device") is not None:
+        if func is torch.Tensor.new_tensor and args[0].device == META:
+            like, *args = args
+            func, kwargs = torch.tensor, {"dtype": like.dtype, "device": META, **kwargs}
+        if func in MAKERS and kwargs.get("device") is not None:
             device = torch.device(kwargs.pop("device"))
             return func(*args, **kwargs).to(device)
         return func(*args, **kwargs)

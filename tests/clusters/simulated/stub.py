@@ -28,6 +28,7 @@ class Host:
     """Issuing costs nothing unless a test says so."""
 
     operation_us: float = 0.0
+    launch_us: float = 0.0
     view_us: float = 0.0
     collective_us: float = 0.0
     synchronise_us: float = 0.0
@@ -77,7 +78,7 @@ def alone(program: Callable[[Timeline], Any], device: Device | None = None) -> t
     device, storages = device or Device(), Storages()
     line = Timeline(0, device.host, device.memory_bytes)
     line.keep_events = True
-    with torch.inference_mode(), OnDevice(storages), Simulation(line, device, storages, "ieee", {}):
+    with torch.no_grad(), OnDevice(storages), Simulation(line, device, storages, "ieee", {}):
         return program(line), line
 
 
@@ -115,7 +116,7 @@ def _run(cluster: Simulated, program: Callable[..., Any], given: tuple[Any, ...]
 
     def rank_program(session: Any, timeline: Timeline) -> Any:
         lines[session.rank] = timeline
-        with torch.inference_mode():
+        with torch.no_grad():
             return program(session, timeline, *given)
 
     results, failure = [], None

@@ -1,6 +1,6 @@
 """Collectives of simulated ranks: what they bring, when, and what is refused. Times are worked out by hand."""
 
-import pickle
+import re
 
 import pytest
 
@@ -133,9 +133,6 @@ REFUSED = {
 def test_what_cannot_work_ends_with_one_sentence(program):
     failure = simulate(program).failure
     assert failure is not None
-    pytest.raises(ValueError, match=REFUSED[program]).__enter__  # a readable pattern
-    import re
-
     assert re.match(REFUSED[program], failure), failure
     assert simulate(programs.barrier).failure is None  # and the next program runs
 
@@ -146,4 +143,4 @@ def test_the_same_program_leaves_the_same_bytes(seed):
     network = Network("some", base_us=10, bandwidth_gbs=0.1)
     first, second = (simulate(programs.many, seed, device=device, network=network) for _ in range(2))
     assert first.failure is None and len(first.events[0]) > 50
-    assert pickle.dumps(first) == pickle.dumps(second)
+    assert repr(first) == repr(second)
