@@ -56,7 +56,7 @@ class Simulated:
         def run_rank(rank: int) -> Result:
             session = Session(rank, self.world_size, group, _store(), ranks.clocks[rank], META)
             with ExitStack() as modes:
-                modes.enter_context(OnDevice())
+                modes.enter_context(OnDevice(storages))
                 modes.enter_context(ranks.simulations[rank])
                 return program(session, lines[rank])
 

@@ -197,4 +197,4 @@ def _key(args: Any) -> Any:
         return tuple((name, _key(value)) for name, value in args.items())
     if isinstance(args, torch.Tensor):
         return id(args), next(_serials)  # on the host, where it may change: never the same
-    return (type(args), args)  # 1, True and 1.0 are equal
+    return (type(args), str(args) if isinstance(args, float) else args)  # 1, True and 1.0 are equal, and 0.0 and -0.0
