@@ -12,6 +12,10 @@ platforms=$(printf -- '--platform manylinux%s_x86_64 ' _2_28 _2_27 _2_17 2014 1)
 
 rm -rf .wheels
 mkdir .wheels
+# A copy of the working tree without .git says by this which code it is.
+commit=$(git rev-parse HEAD)
+[ -z "$(git status --porcelain --untracked-files=no)" ] || commit+=-dirty
+echo "$commit" >.wheels/commit
 wanted=$stk
 for name in $names; do
     wanted+=" $(grep -x "$name==.*" requirements.lock)"
@@ -27,4 +31,4 @@ for wheel in .wheels/*.whl; do
         *) echo "pack_wheels: $wheel is for another machine" >&2; exit 1 ;;
     esac
 done
-echo "pack_wheels: $(ls .wheels | wc -l) wheels, $(du -cb .wheels/*.whl | tail -1 | cut -f1) bytes in .wheels"
+echo "pack_wheels: $(ls .wheels/*.whl | wc -l) wheels, $(du -cb .wheels/*.whl | tail -1 | cut -f1) bytes in .wheels"
