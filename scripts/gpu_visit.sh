@@ -67,11 +67,12 @@ gpu_tests() {  # first what proves most, then every other file with a GPU test
 }
 
 describe() {
-    local name=${device}_here found
+    local name=cpu_here network=() found
     [ -e scripts/describe_device.py ] || { note device missing 0 "there is no scripts.describe_device"; return; }
     found=$(timeout 20 nvidia-smi --query-gpu=name --format=csv,noheader 2>/dev/null | grep -oE '[A-Z]+[0-9]{2,4}' | head -1)
-    [ "$device" = cuda ] && [ -n "$found" ] && name=${found,,}_here
-    step device "$1" "$python" -m scripts.describe_device "$name" --seconds $(($1 - 30))
+    # Which links join four of it a single one cannot tell; the layers are measured with the same.
+    [ "$device" = cuda ] && name=${found,,} && name=${name:-gpu}_here && network=(--network nvlink4)
+    step device "$1" "$python" -m scripts.describe_device "$name" --device "$device" "${network[@]}" --seconds $(($1 - 30))
     pack device.tar.gz . "conf/device/$name.yaml" devices/tables/"$name".*
 }
 
@@ -80,7 +81,7 @@ layer() {  # PRECISION BATCH TIMED OBSERVED SYSTEMS: one launch of so many itera
     [ "$device" = cpu ] && sizes=(model.num_experts=16 model.d_model=64 model.d_ff=128 batch_size=4 seq_len=32)
     step "layer-$1-$2" 170 "$python" -m experiments.run experiment=bench_layer "${sizes[@]}" "precision=$1" \
         cluster=emulated "cluster.device=$device" cluster.timeout_s=100 network=nvlink4 \
-        tier=smoke tier.warmup=0 "tier.iterations=$3" "tier.max_iterations=$3" "tier.instrumented=$4" \
+        tier=smoke "tier.iterations=$3" "tier.max_iterations=$3" "tier.instrumented=$4" \
         "experiment.systems=[$5]" "out=$work/layers/$1-$2"
     pack layers.tar.gz "$work" layers
 }
@@ -95,7 +96,7 @@ layers() {
     fi
     gib=$(timeout 20 nvidia-smi --query-gpu=memory.total --format=csv,noheader,nounits 2>/dev/null | head -1)
     gib=$((${gib:-0} / 1024))
-    # The check before the clock starts is a warm-up. At the paper's capacity factor DeepSpeed's buffers of 250 sequences
+    # At the paper's capacity factor DeepSpeed's buffers of 250 sequences
     # take 14 GB a rank in float32, half in bf16, and seconds on their way through the host's memory.
     layer bf16 250 2 3 "$all"
     if [ "$gib" -ge 100 ]; then layer tf32 250 2 3 "$all"; else layer tf32 250 5 5 "$others"; fi
@@ -116,7 +117,7 @@ if [ -n "${VISIT_STEPS:-}" ]; then
     . "$VISIT_STEPS"
 else
     gpu_tests 120
-    describe 180
+    describe "$([ "$device" = cpu ] && echo 60 || echo 180)"
     layers
 fi
 note visit "$([ $outcome = 0 ] && echo ok || echo incomplete)" "$SECONDS" "of $seconds s"
