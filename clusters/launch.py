@@ -43,7 +43,7 @@ def prepare(spec: ClusterSpec, preload: list[str]) -> None:
     """Set the environment that ranks inherit and have the fork server import `preload` (call once, in the parent)."""
     for name, value in (PROCESS_ENVIRONMENT | (EMULATED_ENVIRONMENT if spec.kind == "emulated" else {})).items():
         os.environ.setdefault(name, value)
-    os.environ.setdefault("DS_ACCELERATOR", spec.device)
+    os.environ.setdefault("DS_ACCELERATOR", "cpu" if spec.kind == "simulated" else spec.device)
     multiprocessing.set_forkserver_preload(preload)
     for noisy in ("torch.distributed.elastic", "torch.multiprocessing"):  # LaunchFailed says it better
         logging.getLogger(noisy).setLevel(logging.CRITICAL)
@@ -58,14 +58,14 @@ def launch(spec: ClusterSpec, entry: Callable[..., None], *args: str) -> None:
         config = LaunchConfig(
             min_nodes=1,
             max_nodes=1,
-            nproc_per_node=spec.world_size,
+            nproc_per_node=spec.processes,
             run_id=uuid.uuid4().hex,
             rdzv_backend="c10d",
             rdzv_endpoint="localhost:0",
             max_restarts=0,
             monitor_interval=0.05,
             # A process forked after anything has touched CUDA cannot use it, so GPU ranks start from scratch.
-            start_method="spawn" if spec.device == "cuda" else "forkserver",
+            start_method="spawn" if spec.device == "cuda" and spec.kind != "simulated" else "forkserver",
             logs_specs=DefaultLogsSpecs(log_dir=logs, redirects=Std.ALL),
         )
         try:

@@ -14,15 +14,15 @@ from clusters import emulated
 from clusters.clocks import Baton, Clock, CudaClock, HostClock, VirtualClock
 from clusters.network import NetworkModel
 
-KINDS = ("emulated", "gloo", "nccl", "torchrun")
+KINDS = ("emulated", "simulated", "gloo", "nccl", "torchrun")
 
 
 @dataclass(frozen=True)
 class ClusterSpec:
     """Where ranks run.
 
-    kind: emulated (G processes taking turns on one device), gloo or nccl (G processes on this machine), or torchrun
-    (inside a launch that exists already, on one or many nodes).
+    kind: emulated (G processes taking turns on one device), simulated (G ranks of one process, on a described device),
+    gloo or nccl (G processes on this machine), or torchrun (inside a launch that exists already, on one or many nodes).
     device: cpu or cuda. timeout_s: seconds without progress after which a rank gives up and shows where it hung.
     threads: CPU threads a rank computes with; None: one on an emulated cluster, else its share of the cores.
     at_once: emulated ranks that compute at the same time: one that has the device to itself, or as many as share the
@@ -91,8 +91,13 @@ class ClusterSpec:
 
     @property
     def source(self) -> str:
-        """What numbers from this cluster are: emulated or measured."""
-        return "emulated" if self.kind == "emulated" else "measured"
+        """What numbers from this cluster are: emulated, simulated or measured."""
+        return self.kind if self.kind in ("emulated", "simulated") else "measured"
+
+    @property
+    def processes(self) -> int:
+        """How many processes a launch has."""
+        return 1 if self.kind == "simulated" else self.world_size
 
     @property
     def threads_per_rank(self) -> int:
@@ -104,7 +109,7 @@ class ClusterSpec:
         if self.threads is not None:
             return self.threads
         ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", self.world_size))
-        return 1 if self.kind == "emulated" else max(1, _cores() // ranks_here)
+        return 1 if self.kind in ("emulated", "simulated") else max(1, _cores() // ranks_here)
 
 
 @dataclass(frozen=True)

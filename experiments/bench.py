@@ -16,6 +16,7 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 
 from clusters.clocks import VirtualClock
+from clusters.simulated.timeline import SimulatedClock
 from clusters.session import Session
 from experiments.agreement import sketch
 from experiments.ceilings import measure_ceilings, measure_link
@@ -39,9 +40,10 @@ from systems.engines import find_engine
 from systems.engines.loop import LoopEngine
 from systems.planners.base import Profile, Rates
 from workloads.batches import TokenSource
-from workloads.checkpoint import open_checkpoint
+from workloads.checkpoint import Checkpoint, open_checkpoint
 from workloads.encoder import build_encoder
-from workloads.weights import CheckpointLayer, SeededLayer, SharedLayer
+from workloads.model import ModelShape
+from workloads.weights import CheckpointLayer, Layer, SeededLayer, ShapedLayer, SharedLayer
 
 Progress = Callable[[str], None]
 
@@ -49,18 +51,19 @@ Progress = Callable[[str], None]
 class Bench:
     """A workload on one rank. Systems are added by cell id; each has one instance per MoE block."""
 
-    def __init__(self, config: dict[str, Any], session: Session, cache_dir: str) -> None:
+    def __init__(
+        self,
+        config: dict[str, Any],
+        session: Session,
+        cache_dir: str,
+        ceilings: dict[str, Any] | None = None,
+    ) -> None:
         self.config, self.session = config, session
         self.dtype, self.device = DTYPES[config["precision"]], session.device
         set_precision(config["precision"])
         model = instantiate(config["model"])
         checkpoint = open_checkpoint(model.checkpoint) if model.checkpoint else None
-        self.weights = {
-            block: CheckpointLayer(model, block, checkpoint, self.dtype, self.device)
-            if checkpoint
-            else SeededLayer(model, block, config["seed"], self.dtype, self.device)
-            for block in model.moe_blocks
-        }
+        self.weights = {block: self._layer(model, block, checkpoint) for block in model.moe_blocks}
         self.shared = {block: SharedLayer(layer) for block, layer in self.weights.items()}
         # The oracle's own copy: a system that changed the shared one in place would be compared with itself.
         self.oracle_weights = {block: SharedLayer(layer) for block, layer in self.weights.items()}
@@ -88,6 +91,15 @@ class Bench:
         self.plans: dict[tuple[str, int, int], Any] = {}
         self.sketches: dict[str, dict[int, torch.Tensor]] = defaultdict(dict)
         self._order: Counter[str] = Counter()
+        if ceilings is not None:
+            self.ceilings = ceilings
+
+    def _layer(self, model: ModelShape, block: int, checkpoint: Checkpoint | None) -> Layer:
+        if self.device.type == "meta":
+            return ShapedLayer(model, self.dtype, self.device)
+        if checkpoint:
+            return CheckpointLayer(model, block, checkpoint, self.dtype, self.device)
+        return SeededLayer(model, block, self.config["seed"], self.dtype, self.device)
 
     def add(self, cell: str, node: dict[str, Any], engine: str, twin: bool) -> None:
         """Build a system; a system that brings its own engine is given one that it does not use."""
@@ -130,7 +142,7 @@ class Bench:
     def rates(self) -> Rates:
         """What is measured to the nearest power of four: launches that find the machine faster or slower plan alike."""
         link = self.ceilings["link_bytes_per_s"] or float("inf")
-        modelled = isinstance(self.session.clock, VirtualClock)
+        modelled = isinstance(self.session.clock, VirtualClock | SimulatedClock)
         return Rates(_nearest(self.ceilings["matmul_flops_per_s"]), link if modelled else _nearest(link))
 
     @cached_property
@@ -222,6 +234,9 @@ class Bench:
 
     def _align(self) -> None:
         """Bring the ranks together without waiting for the device: the start mark follows on the same stream."""
+        if isinstance(self.session.clock, SimulatedClock):
+            self.session.clock.align()
+            return
         dist.all_reduce(torch.zeros(1, device=self.device), group=self.session.group)
 
     def _embed(self, iteration: int) -> torch.Tensor:

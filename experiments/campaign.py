@@ -88,7 +88,8 @@ def _run_launch(
         seen = {"before": before, "during": meter.read(outcome["ranks_cpu_s"])}
         outcome["machine"] = seen | {"after": machine.state(first.cluster.device)}
         tables = {name: pd.read_parquet(folder / f"{name}.parquet") for name in TABLES}
-    return [_outcome_of(cells[cell], plan, started, outcome, tables) for cell in outcome["correctness"]]
+    failed = [(document(cells[cell], plan, started) | why, {}) for cell, why in outcome.get("failed", {}).items()]
+    return failed + [_outcome_of(cells[cell], plan, started, outcome, tables) for cell in outcome["correctness"]]
 
 
 def _outcome_of(
@@ -97,7 +98,7 @@ def _outcome_of(
     correctness = outcome["correctness"][cell.id]
     found = {key: outcome[key] for key in ("schedule", "ceilings", "seconds", "machine")}
     run = document(cell, plan, started) | found | {"correctness": correctness}
-    if reason := _mismatch(correctness):
+    if correctness and (reason := _mismatch(correctness)):
         return run | {"state": "invalid", "reason": reason}, {}
     run |= {"state": "ok", "inputs": outcome["inputs"][cell.id]}
     labels = {"campaign": run["campaign"], "launch": run["launch"], "source": run["source"], "schema": SCHEMA}

@@ -44,11 +44,13 @@ def measure_link(session: Session, network: NetworkModel, num_bytes: int) -> flo
     if session.world_size == 1:
         return float("inf")
     if isinstance(session.clock, VirtualClock):
-        return _modelled_rate(network, session.world_size, num_bytes)
+        return modelled_rate(network, session.world_size, num_bytes)
     return _measured_rate(session, max(num_bytes, LINK_BYTES[session.device.type]))
 
 
-def _modelled_rate(network: NetworkModel, ranks: int, num_bytes: int) -> float:
+def modelled_rate(network: NetworkModel, ranks: int, num_bytes: int) -> float:
+    """Bytes/s of a rank that sends num_bytes to the others, latency apart."""
+
     def seconds(sent: int) -> float:
         sent_GG = np.full((ranks, ranks), sent / (ranks - 1)) * ~np.eye(ranks, dtype=bool)
         return network.seconds("all_to_all", network.volumes("all_to_all", sent_GG, range(ranks)), ranks)

@@ -28,7 +28,7 @@ from workloads.model import ModelShape
 TOLERANCES = {"ieee": 1e-5, "tf32": 5e-3, "bf16": 3e-2, "fp16": 5e-3}
 # What a cell is, in the order of its hash; the rest (where results go, time limits) changes no number.
 DEFINING = (
-    *("system", "engine", "model", "router", "corpus", "cluster", "network", "tier"),
+    *("system", "engine", "model", "router", "corpus", "cluster", "device", "network", "tier"),
     *("batch_size", "seq_len", "precision", "seed"),
 )
 SHOWING = ("experiment", "scale", "logger", "out")  # the other keys of a configuration
@@ -261,14 +261,34 @@ def _check_workload(config: dict[str, Any]) -> None:
     if not isinstance(tier["target"], int | float) or not 0 < tier["target"] < 1:
         raise ValueError(f"tier.target is {tier['target']!r}; it must be a share between 0 and 1")
     _check_precision(config["precision"], cluster.device)
+    _check_device(config, cluster)
     set_precision(config["precision"])
     model: ModelShape = instantiate(config["model"])
     model.check()
     if model.checkpoint:
         open_checkpoint(model.checkpoint).check(model)
     build_router(config, rank=0, classifier=None)
-    instantiate(config["network"])
+    if config["network"]["name"] != "device":
+        instantiate(config["network"])
     instantiate(config["corpus"]).check()
+
+
+def _check_device(config: dict[str, Any], cluster: ClusterSpec) -> None:
+    """Raise ValueError where a described device is asked for and none is needed, or what it lacks, or the reverse."""
+    described, simulated = "_target_" in config["device"], cluster.kind == "simulated"
+    if not simulated:
+        for key, value in (("device", config["device"]["name"]), ("network", config["network"]["name"])):
+            if described or value == "device":
+                raise ValueError(f"{key}={value} is for cluster=simulated, and cluster is {cluster.kind}")
+        return
+    if not described:
+        raise ValueError("cluster=simulated needs a described device: device=a100_sxm, or another one of conf/device")
+    instantiate(config["device"]).check(config["precision"], cluster.world_size)
+    if not issubclass(find_class(config["router"]), DrawnRouter):
+        raise ValueError(
+            f"router={config['router']['name']} looks at activations, which simulated ranks do not compute; "
+            "use a router that draws or replays, such as synthetic or trace, or cluster=emulated"
+        )
 
 
 def _check_system(cell: Cell) -> None:

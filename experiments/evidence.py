@@ -7,7 +7,6 @@ import torch
 
 from experiments.agreement import agree, digest_strings, digest_tensors
 from experiments.bench import Bench
-from experiments.schedule import iterations_of
 from systems.base import Account, System
 from systems.collectives import all_gather
 from workloads.batches import tokens_hash
@@ -21,12 +20,13 @@ UNITS = {
 }
 
 
-def accounts(bench: Bench, cell: str, iterations: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Rows of what this rank computed, dropped and sent in both passes, and of its tokens per expert in the first.
+def accounts(
+    bench: Bench, cell: str, passes: dict[str, range]
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Rows of what this rank computed, dropped and sent, and of its tokens per expert in the pass `measure`.
 
-    The passes have iterations of their own, and a system may compute other rows in each.
+    passes: the iterations of each; a system may compute other rows in each.
     """
-    passes = {"measure": range(iterations), "instrumented": iterations_of(bench.config["tier"])["instrumented"]}
     keys = [(block, phase, i) for block in bench.layers for phase, which in passes.items() for i in which]
     found = bench.accounts([(cell, block, i) for block, _, i in keys])
     counted, routed = [], []

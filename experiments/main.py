@@ -20,6 +20,7 @@ from experiments.estimate import announce
 from experiments.loggers import Logger
 from experiments.plan import Plan, Point, make_plan
 from experiments.schedule import PROFILED, iterations_of
+from experiments.simulate import run_simulation
 from experiments.store import Store, StoreBusy
 from experiments.worker import PRELOAD, run_launch, run_rank
 from workloads.batches import TokenSource
@@ -119,7 +120,8 @@ def _run(plan: Plan, store: Store, logger: Logger, console: Console) -> None:
     def start_ranks(spec: dict) -> None:
         path = Path(spec["folder"]) / "spec.json"
         path.write_text(json.dumps(spec))
-        launch(plan.cells[next(iter(spec["cells"]))].cluster, run_rank, str(path))
+        cluster = plan.cells[next(iter(spec["cells"]))].cluster
+        launch(cluster, run_simulation if cluster.kind == "simulated" else run_rank, str(path))
 
     run_campaign(plan, store, start_ranks, logger, console)
 

@@ -52,13 +52,15 @@ def make_plan(points: list[Point], command: Sequence[str] = ()) -> Plan:
         )
     config = points[0].configs[0]
     experiment, tier, seed = config["experiment"], config["tier"], config["seed"]
+    # A simulated run repeated is the same run.
+    twin = None if config["cluster"]["kind"] == "simulated" else experiment["twin"]
     cells: dict[str, Cell] = {}
     launches: list[list[str]] = []
     ids_of_point: list[list[str]] = [[] for _ in points]
     for launch in range(tier["launches"]):
         together: dict[str, list[str]] = {}
         for point, ids in zip(points, ids_of_point, strict=True):
-            for cell in point_cells(point, launch, experiment["twin"]):
+            for cell in point_cells(point, launch, twin):
                 ids.append(cell.id)
                 if cell.id not in cells:
                     together.setdefault(cell.launch_id, []).append(cell.id)
@@ -71,7 +73,7 @@ def make_plan(points: list[Point], command: Sequence[str] = ()) -> Plan:
         "scale": config["scale"]["name"],
         "tier": tier["name"],
         "baseline": experiment["baseline"],
-        "twin": experiment["twin"],
+        "twin": twin,
         "seed": seed,
         "command": list(command),
         "panels": _panels(points, ids_of_point),

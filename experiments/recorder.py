@@ -6,7 +6,8 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from clusters.clocks import Clock, Exchange, VirtualClock, VirtualMark
+from clusters.clocks import Clock, Exchange, VirtualClock
+from clusters.simulated.timeline import SimulatedClock
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class Seen(NamedTuple):
     layer: int
     section: str | None
     sequence: int
-    layer_start: VirtualMark
+    layer_start: Any
     exchange: Exchange
 
 
@@ -47,7 +48,7 @@ class Recorder:
         self._seen: list[Seen] = []
         self._rows: list[dict[str, Any]] = []
         self._collectives: list[dict[str, Any]] = []
-        if isinstance(clock, VirtualClock):
+        if isinstance(clock, VirtualClock | SimulatedClock):
             clock.on_exchange = self._see
 
     def span(self, section: str) -> AbstractContextManager:
@@ -93,7 +94,7 @@ class Recorder:
         ]
 
     def _told(self, seen: Seen) -> dict[str, Any]:
-        assert isinstance(self._clock, VirtualClock)
+        assert isinstance(self._clock, VirtualClock | SimulatedClock)
         start_s, exchange = self._clock.at(seen.layer_start), seen.exchange
         moments = ("resumed", "issued", "waited", "started", "finished")
         times = {f"{name}_ms": (getattr(exchange, f"{name}_s") - start_s) * 1e3 for name in moments}

@@ -33,6 +33,9 @@ class Job:
 
 
 JOBS: list[Job] = []
+# What cluster=simulated means where nothing else is asked for: the paper's layer on its GPUs, once.
+SIMULATED = {"device": "a100_sxm", "network": "device", "tier": "once", "scale": "paper", "precision": "tf32"}
+ON_THIS_MACHINE = ("scale", "precision")  # what device=here does not change
 
 
 @hydra.main(version_base="1.3", config_path="../conf", config_name="config")
@@ -171,9 +174,18 @@ def _resolved(config: DictConfig) -> dict[str, Any]:
     return {str(key): value for key, value in container.items() if key != "hydra"}
 
 
+def with_implied(typed: list[str]) -> list[str]:
+    """What was typed and, for simulated ranks, what that implies."""
+    if "cluster=simulated" not in typed:
+        return typed
+    left_alone = {*_keys(typed), *(ON_THIS_MACHINE if "device=here" in typed else ())}
+    return typed + [f"{key}={value}" for key, value in SIMULATED.items() if key not in left_alone]
+
+
 def _compose_or_exit() -> None:
     """Run Hydra's jobs; what it refuses (unknown names and keys) is said in one sentence, with exit status 2."""
     said = io.StringIO()
+    sys.argv[1:] = with_implied(sys.argv[1:])
     try:
         with contextlib.redirect_stderr(said):
             compose()

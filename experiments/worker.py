@@ -104,8 +104,9 @@ def _account(bench: Any, cells: list[str], spec: dict[str, Any], iterations: int
     from experiments import evidence
 
     counted, routed = [], []
+    passes = {"measure": range(iterations), "instrumented": iterations_of(spec["workload"]["tier"])["instrumented"]}
     for cell in cells:
-        rows = evidence.accounts(bench, cell, iterations)
+        rows = evidence.accounts(bench, cell, passes)
         counted += rows[0]
         routed += rows[1]
     started, folder = f"launch/{spec['launch_id']}", Path(spec["folder"])

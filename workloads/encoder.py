@@ -78,10 +78,8 @@ def build_encoder(
         block.layer[-1].mlp = moe_layer(index)
     encoder.to_empty(device=device)
     encoder.tie_weights()
-    if checkpoint is None:
-        _initialise(encoder, seed)
-    else:
-        _read(encoder, checkpoint)
+    if device.type != "meta":  # which holds no values
+        _initialise(encoder, seed) if checkpoint is None else _read(encoder, checkpoint)
     nn.Module.to(encoder, dtype=dtype)
     encoder.register_forward_pre_hook(_refuse_mask, with_kwargs=True)
     return encoder.eval().requires_grad_(False)

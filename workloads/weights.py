@@ -90,6 +90,26 @@ class CheckpointLayer(Layer):
         return wi_FD.T, wo_DF.T
 
 
+@dataclass(frozen=True)
+class ShapedLayer(Layer):
+    """Weights that have sizes and no content, for a device that holds none (torch's `meta`)."""
+
+    model: ModelShape
+    dtype: torch.dtype
+    device: torch.device
+
+    def router(self) -> torch.Tensor:
+        return torch.empty(self.model.num_experts, self.model.d_model, device=self.device)
+
+    def _expert(self, expert: int, hidden: slice) -> Pair:
+        raise NotImplementedError  # `_stack` needs no single ones
+
+    def _stack(self, expert_ids: list[int], hidden: slice) -> Pair:
+        sizes = (len(expert_ids), self.model.d_model, hidden.stop - hidden.start)
+        wi_eDF = torch.empty(*sizes, dtype=self.dtype, device=self.device)
+        return wi_eDF, wi_eDF.new_empty(sizes[0], sizes[2], sizes[1])
+
+
 class SharedLayer:
     """Remembers what it gave, so that systems with the same placement hold one copy."""
 

@@ -33,8 +33,8 @@ class TritonGroupedEngine(Engine):
 
     def __call__(self, x_MD: torch.Tensor, copies: Copies, wi: torch.Tensor, wo: torch.Tensor) -> torch.Tensor:
         order_N, rows_e, top_k, weight_N = copies
-        hidden_NF = _grouped_gemm(x_MD.contiguous(), order_N, rows_e, wi, divide_by=top_k)
-        return _grouped_gemm(hidden_NF, order_N, rows_e, wo, weight_N)
+        hidden_NF = torch.ops.moe.grouped_gemm(x_MD.contiguous(), order_N, rows_e, wi, None, top_k)
+        return torch.ops.moe.grouped_gemm(hidden_NF, order_N, rows_e, wo, weight_N, 0)
 
 
 def _grouped_gemm(
@@ -42,8 +42,8 @@ def _grouped_gemm(
     order_N: torch.Tensor,
     rows_e: torch.Tensor,
     w_eOK: torch.Tensor,
-    weight_N: torch.Tensor | None = None,
-    divide_by: int = 0,
+    weight_N: torch.Tensor | None,
+    divide_by: int,
 ) -> torch.Tensor:
     """Rows order_N // divide_by of x through W and ReLU; with divide_by 0 rows in sequence, weighted, to order_N."""
     from systems.engines.triton_kernels import launcher
@@ -72,3 +72,16 @@ def _grouped_gemm(
         NUM_IDS=1 << (num_experts - 1).bit_length(),
     )
     return y
+
+
+def _grouped_gemm_shape(x, order_N, rows_e, w_eOK, weight_N, divide_by) -> torch.Tensor:
+    return x.new_empty(len(order_N), w_eOK.shape[1])
+
+
+# An operation of torch's, so that ranks without a GPU can say how large its result is and how long it takes.
+LIBRARY = torch.library.Library("moe", "DEF")
+LIBRARY.define(
+    "grouped_gemm(Tensor x, Tensor order, Tensor rows, Tensor weights, Tensor? gates, int divide_by) -> Tensor"
+)
+LIBRARY.impl("grouped_gemm", _grouped_gemm, "CompositeExplicitAutograd")
+LIBRARY.impl("grouped_gemm", _grouped_gemm_shape, "Meta")

@@ -1,0 +1,326 @@
+"""What a simulated rank does with every operation: the shape of its result, its value if it has one, and its time.
+
+Composite operations are taken apart first, so that what is priced is what a device would launch. Operations whose
+result depends on values (a boolean mask, `nonzero`, `.item()`, `.tolist()`) make the host wait for the device, as they
+do on one.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from clusters.simulated import values
+from clusters.simulated.prices import FREE, GroupedProduct, Prices, product_of, work_of
+from clusters.simulated.timeline import Timeline
+from clusters.simulated.values import Read, Storages, covers_storage
+
+aten = torch.ops.aten
+META, CPU = torch.device("meta"), torch.device("cpu")
+OVERWRITES = {aten.copy_.default, aten.fill_.Scalar, aten.fill_.Tensor, aten.zero_.default}
+HALVES = {torch.bfloat16: "bf16", torch.float16: "fp16"}
+Declared = Mapping[str, Callable[..., Sequence[GroupedProduct]]]
+
+
+class Operation(NamedTuple):
+    """What is to be known of an operation, whatever it is called with."""
+
+    composite: bool
+    view: bool
+    writes: tuple[int | str, ...]  # its arguments that it changes: places, or names of those given by name
+
+
+class OnDevice(TorchFunctionMode):
+    """Makes `torch.tensor(values, device=...)` keep its values, which torch drops on the meta device."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func in (torch.tensor, torch.as_tensor) and kwargs.get("device") is not None:
+            device = torch.device(kwargs.pop("device"))
+            return func(*args, **kwargs).to(device)
+        return func(*args, **kwargs)
+
+
+class Simulation(TorchDispatchMode):
+    """One rank's operations on its timeline. precision: of products of float32 matrices (ieee or tf32).
+
+    declared: by name of an operation of ours, the grouped products that it consists of, given its arguments.
+    """
+
+    def __init__(
+        self, timeline: Timeline, device: Prices, storages: Storages, precision: str, declared: Declared
+    ) -> None:
+        super().__init__()
+        self.timeline, self.device, self.storages = timeline, device, storages
+        self._declared = declared
+        self._precisions = {torch.float32: precision if precision in ("ieee", "tf32") else "ieee", **HALVES}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        special = SPECIAL.get(func)
+        if special is not None:
+            return special(self, func, args, kwargs)
+        known = _known(func)
+        if known.composite:
+            with self:
+                return func.decompose(*args, **kwargs)
+        return self._carry_out(func, known, args, kwargs)
+
+    def _carry_out(self, func: Any, known: Operation, args: Any, kwargs: Any) -> Any:
+        inputs = _tensors(args, kwargs)
+        if not any(tensor.device == META for tensor in inputs) and kwargs.get("device") != META:
+            return func(*args, **kwargs)  # on the host
+        out = func(*_shapes(args), **_shapes(kwargs))
+        if known.view:
+            self.timeline.view()
+            return out
+        outputs = list(out) if isinstance(out, tuple | list) else [out]
+        outputs = [one for one in outputs if isinstance(one, torch.Tensor)]
+        if known.writes:
+            self._write(func, known, args, kwargs)
+        else:
+            self._hold(outputs, self._values(func, inputs, args, kwargs, outputs))
+        self._charge(func, known, args, inputs, [] if known.writes else outputs)
+        return out
+
+    # What results contain.
+
+    def _values(
+        self, func: Any, inputs: list[torch.Tensor], args: Any, kwargs: Any, outputs: list[torch.Tensor]
+    ) -> list[values.Value] | list[None]:
+        unknown: list[None] = [None] * len(outputs)
+        if func is aten.empty.memory_format and outputs[0].is_floating_point():
+            return unknown  # what was never written has no value
+        reads = self._reads((args, kwargs))
+        if reads is None:
+            return unknown
+        read_args, read_kwargs = reads
+        if "device" in read_kwargs:
+            read_kwargs = {**read_kwargs, "device": CPU}
+        return values.call(func, read_args, read_kwargs, outputs)
+
+    def _hold(self, outputs: Sequence[torch.Tensor], contents: Sequence[values.Value | None]) -> None:
+        for output, content in zip(outputs, contents, strict=True):
+            self.storages.hold(output, content, self.timeline)
+
+    def _reads(self, args: Any) -> Any:
+        """The arguments with Reads for tensors; None where one of them has no value."""
+        if isinstance(args, torch.Tensor):
+            return self.storages.read(args)
+        if type(args) in (tuple, list):
+            made = []
+            for each in args:
+                read = self._reads(each)
+                if read is None and each is not None:
+                    return None
+                made.append(read)
+            return type(args)(made)
+        if isinstance(args, dict):
+            made = {name: self._reads(value) for name, value in args.items()}
+            return None if any(made[name] is None and args[name] is not None for name in made) else made
+        return args
+
+    def _write(self, func: Any, known: Operation, args: Any, kwargs: Any) -> None:
+        """Give the storages that an operation changes in place what they contain afterwards."""
+        for place in known.writes:
+            by_name = isinstance(place, str)
+            target = kwargs.get(place) if by_name else args[place] if place < len(args) else None
+            if target is None or target.device != META:
+                continue
+            rest = {name: value for name, value in kwargs.items() if name != place}
+            reads = self._reads((args if by_name else args[1:], rest))
+            overwrites = by_name or func in OVERWRITES
+            operation = Into(func, place) if by_name else func
+            self.overwrite(target, operation, reads, overwrites)
+
+    def overwrite(self, target: torch.Tensor, function: Any, reads: Any, overwrites: bool = True) -> None:
+        """`function(target, *args, **kwargs)`, reads being the two of them or None where they have no values."""
+        before = self.storages.read(target)
+        if before is None and overwrites and reads is not None and covers_storage(target):
+            numel = target.untyped_storage().nbytes() // target.element_size()
+            (blank,) = values.call(torch.zeros, (numel,), {"dtype": target.dtype}, [target.view(-1)])
+            before = Read(blank, target.dtype, tuple(target.shape), target.stride(), 0)
+        value = None if before is None or reads is None else values.write(function, before, *reads)
+        self.storages.hold(target, value, self.timeline)
+
+    def peek(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The values of a tensor, for who needs no wait to know them."""
+        return self.storages.peek(tensor)
+
+    # How long they take.
+
+    def _charge(self, func: Any, known: Operation, args: Any, inputs: Any, outputs: Any) -> None:
+        if func in FREE:
+            self.timeline.view()
+            return
+        name = func.overloadpacket.__name__
+        if declared := self._declared.get(func.name()):
+            products = declared(*args)
+            seconds = sum(self._grouped_s(product) for product in products)
+            self.timeline.compute(name, seconds, len(products))
+        elif sizes := product_of(func, args):
+            self.timeline.compute(name, self.device.matmul_s(*sizes, self._precision(inputs[-1])))
+        else:
+            self.move(name, *work_of(func, inputs, outputs))
+
+    def move(self, name: str, num_bytes: float, launches: int) -> None:
+        """Kernels that are as fast as memory is."""
+        self.timeline.compute(name, launches * self.device.memory_s(num_bytes / launches), launches)
+
+    def _grouped_s(self, product: GroupedProduct) -> float:
+        rows_e = self.peek(product.rows_e).tolist()
+        return self.device.grouped_s(product.kernel, rows_e, product.n, product.k, self._precision(product.weight))
+
+    def _precision(self, tensor: torch.Tensor) -> str:
+        return self._precisions[tensor.dtype]
+
+    # Operations whose time or result depends on values.
+
+    def _read_item(self, func: Any, args: Any, kwargs: Any) -> Any:
+        (tensor,) = args
+        if tensor.device == META:
+            self.timeline.synchronise()
+        return func(self.peek(tensor))
+
+    def _copy_to(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """A copy of another type or on another device; to the host it waits, and what has no values stays without."""
+        tensor, target = args[0], kwargs.get("device")
+        if target == CPU and tensor.device == META:
+            self.timeline.compute("copy_to_host", self.device.transfer_s(tensor.nbytes))
+            self.timeline.synchronise()
+            return func(self.peek(tensor), **kwargs) if self.storages.read(tensor) else tensor
+        if target == META and tensor.device != META:
+            out = torch.empty_like(tensor, device=META, dtype=kwargs.get("dtype") or tensor.dtype)
+            (value,) = values.call(torch.clone, (self._reads(tensor.to(out.dtype)),), {}, [out])
+            self.storages.hold(out, value, self.timeline)
+            self.timeline.compute("copy_to_device", self.device.transfer_s(out.nbytes))
+            return out
+        return self._carry_out(func, _known(func), args, kwargs)
+
+    def _copy_into(self, func: Any, args: Any, kwargs: Any) -> Any:
+        target, source = args[0], args[1]
+        if target.device == CPU and source.device == META:
+            self.timeline.compute("copy_to_host", self.device.transfer_s(source.nbytes))
+            self.timeline.synchronise()
+            return func(target, self.peek(source))
+        return self._carry_out(func, _known(func), args, kwargs)
+
+    def _measure(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """Operations whose results have a length that the host knows only once the device has counted."""
+        inputs = _tensors(args, kwargs)
+        if all(tensor.device != META for tensor in inputs):
+            return func(*args, **kwargs)
+        self.move(func.overloadpacket.__name__, *work_of(func, inputs, []))
+        self.timeline.synchronise()
+        real_args, real_kwargs = self._peeked((args, kwargs))
+        found = func(*real_args, **real_kwargs)
+        outputs = [torch.empty_like(one, device=META) for one in (found if isinstance(found, tuple) else (found,))]
+        reads = self._reads((args, kwargs))
+        self._hold(outputs, values.call(func, *reads, outputs))
+        return tuple(outputs) if isinstance(found, tuple) else outputs[0]
+
+    def _peeked(self, args: Any) -> Any:
+        if isinstance(args, torch.Tensor):
+            return self.peek(args)
+        if type(args) in (tuple, list):
+            return type(args)(map(self._peeked, args))
+        return {name: self._peeked(value) for name, value in args.items()} if isinstance(args, dict) else args
+
+    def _index(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """Masks are turned into the places that they have, which the host waits for."""
+        tensor, indices, *rest = args
+        if not any(index is not None and index.dtype in (torch.bool, torch.uint8) for index in indices):
+            return self._carry_out(func, _known(func), args, kwargs)
+        places = []
+        for index in indices:
+            if index is not None and index.dtype in (torch.bool, torch.uint8):
+                with self:
+                    places += aten.nonzero.default(index).unbind(1)
+            else:
+                places.append(index)
+        return self._carry_out(func, _known(func), (tensor, places, *rest), kwargs)
+
+    def _repeat(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """`repeat_interleave`: without output_size the host waits for the sum."""
+        (repeats,) = args
+        if repeats.device == META and kwargs.get("output_size") is None:
+            self.timeline.synchronise()
+            kwargs = {"output_size": int(self.peek(repeats).sum())}
+        return self._carry_out(func, _known(func), args, kwargs)
+
+    def _attend(self, func: Any, args: Any, kwargs: Any) -> Any:
+        query, key, value = args[:3]
+        if query.device != META:
+            return func(*args, **kwargs)
+        out = query.new_empty(*query.shape[:-1], value.shape[-1])
+        self.storages.hold(out, None, self.timeline)
+        (batch, heads, length, width), seconds = query.shape, self.device.attention_s
+        self.timeline.compute(
+            "attention", seconds(batch, heads, length, key.shape[-2], width, self._precision(query))
+        )
+        return out
+
+
+class Into(NamedTuple):
+    """An operation that writes its result where it is told by name, as a function of that place."""
+
+    func: Any
+    name: str
+
+    def __call__(self, target: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        return self.func(*args, **{self.name: target}, **kwargs)
+
+
+SPECIAL: dict[Any, Callable[..., Any]] = {
+    aten._local_scalar_dense.default: Simulation._read_item,
+    aten._to_copy.default: Simulation._copy_to,
+    aten.copy_.default: Simulation._copy_into,
+    aten.nonzero.default: Simulation._measure,
+    aten.bincount.default: Simulation._measure,
+    aten.masked_select.default: Simulation._measure,
+    aten._unique2.default: Simulation._measure,
+    aten.unique_consecutive.default: Simulation._measure,
+    aten.index.Tensor: Simulation._index,
+    aten.index_put_.default: Simulation._index,
+    aten._index_put_impl_.default: Simulation._index,
+    aten.repeat_interleave.Tensor: Simulation._repeat,
+    aten.scaled_dot_product_attention.default: Simulation._attend,
+}
+_operations: dict[Any, Operation] = {}
+
+
+def _known(func: Any) -> Operation:
+    if func not in _operations:
+        schema = func._schema.arguments
+        writes = tuple(
+            argument.name if argument.kwarg_only else place
+            for place, argument in enumerate(schema)
+            if argument.alias_info is not None and argument.alias_info.is_write
+        )
+        composite = torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CompositeImplicitAutograd")
+        view = func is aten._unsafe_view.default or (func.is_view and not writes)
+        _operations[func] = Operation(composite, view, writes)
+    return _operations[func]
+
+
+def _tensors(args: Any, kwargs: Any) -> list[torch.Tensor]:
+    found = []
+    for each in (*args, *kwargs.values()) if kwargs else args:
+        if isinstance(each, torch.Tensor):
+            found.append(each)
+        elif isinstance(each, tuple | list):
+            found += [one for one in each if isinstance(one, torch.Tensor)]
+    return found
+
+
+def _shapes(args: Any) -> Any:
+    """The arguments with shapes only, where host tensors stand beside device tensors."""
+    if isinstance(args, torch.Tensor):
+        return args if args.device == META or args.dim() == 0 else torch.empty_like(args, device=META)
+    if type(args) in (tuple, list):
+        return type(args)(map(_shapes, args))
+    if isinstance(args, dict):
+        return {name: _shapes(value) for name, value in args.items()}
+    return args

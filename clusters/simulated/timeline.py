@@ -1,0 +1,122 @@
+"""When things happen on one simulated rank: a clock of its host, one of its device, and one of its link, in seconds."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, NamedTuple, Protocol
+
+import torch
+
+from clusters.clocks import Exchange
+
+
+class Host(Protocol):
+    """What the processor that issues work pays, in microseconds; synchronous: it is the device itself."""
+
+    operation_us: float
+    view_us: float
+    collective_us: float
+    synchronise_us: float
+    synchronous: bool
+
+
+class Event(NamedTuple):
+    """Something that took time: on which track (host, device or link) of a rank, and what it was."""
+
+    track: str
+    name: str
+    start_s: float
+    seconds: float
+
+
+class Timeline:
+    """The clocks of one rank.
+
+    The host issues operations one after the other and runs ahead of the device, which carries them out in that order.
+    A host that is the device (a CPU) waits for each. events: what happened, while `keep_events` is set.
+    """
+
+    def __init__(self, rank: int, host: Host, memory_bytes: float = float("inf")) -> None:
+        self.rank, self.host, self._memory_bytes = rank, host, memory_bytes
+        self.host_s = self.device_s = self.link_s = 0.0
+        self.resumed_s = 0.0  # when the device last went on after a collective
+        self.live_bytes = self.peak_bytes = 0
+        self.keep_events = False
+        self.events: list[Event] = []
+
+    @property
+    def now_s(self) -> float:
+        """When the device would reach an operation that is issued now and takes no time."""
+        return max(self.host_s, self.device_s)
+
+    def view(self) -> None:
+        """The host computes a shape; nothing is launched."""
+        self.host_s += 1e-6 * self.host.view_us
+
+    def compute(self, name: str, seconds: float, launches: int = 1) -> None:
+        """Issue an operation of so many kernels that keep the device busy for so long."""
+        issued_s = self.host_s
+        self.host_s += 1e-6 * self.host.operation_us * launches
+        start_s = self.now_s
+        self.device_s = start_s + seconds
+        if self.host.synchronous:
+            self.host_s = self.device_s
+        if self.keep_events:
+            self.events.append(Event("host", name, issued_s, start_s - issued_s if self.host.synchronous else 0.0))
+            self.events.append(Event("device", name, start_s, seconds))
+
+    def synchronise(self) -> None:
+        """The host waits until the device has done all that was issued."""
+        waited_s = self.host_s
+        self.host_s = self.now_s
+        if not self.host.synchronous:
+            self.host_s += 1e-6 * self.host.synchronise_us
+        if self.keep_events:
+            self.events.append(Event("host", "synchronise", waited_s, self.host_s - waited_s))
+
+    def issue_collective(self) -> float:
+        """The host hands a collective over; returns when the device reaches it."""
+        self.host_s += 1e-6 * self.host.collective_us
+        return self.now_s
+
+    def wait_for(self, finished_s: float) -> None:
+        """The device goes on when a collective has finished; a host that is the device waits with it."""
+        self.device_s = max(self.now_s, finished_s)
+        self.resumed_s = self.device_s
+        if self.host.synchronous:
+            self.host_s = self.device_s
+
+    def allocate(self, num_bytes: int) -> None:
+        """Raise torch.OutOfMemoryError where the device has less memory than the rank then holds."""
+        self.live_bytes += num_bytes
+        self.peak_bytes = max(self.peak_bytes, self.live_bytes)
+        if self.live_bytes > self._memory_bytes:
+            raise torch.OutOfMemoryError(
+                f"out of memory: rank {self.rank} holds {self.live_bytes / 1e9:.1f} GB and its device has "
+                f"{self._memory_bytes / 1e9:.1f} GB"
+            )
+
+    def free(self, num_bytes: int) -> None:
+        self.live_bytes -= num_bytes
+
+
+class SimulatedClock:
+    """A rank's `clusters.clocks.Clock`: a mark is the moment at which its device reaches it.
+
+    on_exchange is told of each collective. align: brings all ranks' devices to one moment, at no cost.
+    """
+
+    def __init__(self, timeline: Timeline, align: Callable[[], None]) -> None:
+        self.timeline, self.align = timeline, align
+        self.on_exchange: Callable[[Exchange], None] | None = None
+
+    def mark(self) -> float:
+        return self.timeline.now_s
+
+    def seconds(self, start: float, end: float) -> float:
+        return end - start
+
+    def at(self, mark: float) -> float:
+        return mark
+
+    def running(self) -> AbstractContextManager[Any]:
+        return nullcontext()

@@ -1,0 +1,122 @@
+"""What a launch of simulated ranks does: each cell alone on empty devices, its rows as measured cells have them.
+
+Nothing is checked against the dense model, because activations have no values: a system is right because `make
+conformance` and every emulated or measured cell say so. Marks cost nothing and nothing is disturbed, so one pass gives
+the whole forward pass and its layers and sections.
+"""
+
+import json
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pandas as pd
+import torch
+
+from clusters.session import Session
+from clusters.simulated import Simulated
+from clusters.simulated.timeline import Event, Timeline
+from experiments.ceilings import modelled_rate
+from experiments.cells import DTYPES, instantiate, layer_shape
+from systems.engines.declared import DECLARED
+
+LARGE = 8192  # side of the matrix product that planners take a device's rate from
+
+
+class Seen(NamedTuple):
+    """What one rank leaves of one cell."""
+
+    samples: list[dict[str, Any]]
+    routing: list[dict[str, Any]]
+    collectives: list[dict[str, Any]]
+    events: list[Event]
+
+
+def run_simulation(spec_path: str) -> None:
+    """Entry point of the one process of a launch; `spec_path` is a JSON file written by the parent."""
+    spec = json.loads(Path(spec_path).read_text())
+    simulate(spec)
+
+
+def simulate(spec: dict[str, Any]) -> None:
+    """Leave outcome.json and the tables of the cells of one launch in its folder."""
+    folder, failed, seen = Path(spec["folder"]), {}, {}
+    for cell in spec["cells"]:
+        try:
+            seen[cell] = simulate_cell(spec, cell)
+        except Exception as error:
+            kind = "oom" if isinstance(error, torch.OutOfMemoryError) else "failed"
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            failed[cell] = {"state": kind, "reason": reason, "traceback": traceback.format_exc()}
+    for name in ("samples", "routing", "collectives"):
+        frames = [_table(ranks, name).assign(cell=cell) for cell, ranks in seen.items()]
+        (pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()).to_parquet(folder / f"{name}.parquet")
+    iterations = spec["workload"]["tier"]["iterations"]
+    schedule = {"iterations": iterations, "max_iterations": iterations, "converged": None}
+    shared = {"schedule": schedule, "ceilings": ceilings_of(spec["workload"]), "seconds": {}, "ranks_cpu_s": 0.0}
+    outcome = {"correctness": dict.fromkeys(seen), "inputs": {cell: {} for cell in seen}, "failed": failed}
+    (folder / "outcome.json").write_text(json.dumps(shared | outcome))
+
+
+def simulate_cell(spec: dict[str, Any], cell: str, *, keep_events: bool = False) -> list[Seen]:
+    """One cell on all ranks; raises what its first rank that fails raises."""
+    cluster = cluster_of(spec["workload"])
+
+    def program(session: Session, timeline: Timeline) -> Seen:
+        return _simulate_rank(spec, cell, session, timeline)
+
+    return cluster.run(program, keep_events=keep_events)
+
+
+def cluster_of(workload: dict[str, Any]) -> Simulated:
+    """The described cluster of a workload."""
+    device, world_size = instantiate(workload["device"]), workload["cluster"]["world_size"]
+    network = instantiate(workload["network"]) if "_target_" in workload["network"] else device.network(world_size)
+    return Simulated(device, network, world_size, workload["precision"], DECLARED)
+
+
+def ceilings_of(workload: dict[str, Any]) -> dict[str, Any]:
+    """What the described device can do at most, as `experiments.ceilings` measures it on a real one."""
+    cluster, precision = cluster_of(workload), workload["precision"]
+    num_bytes, shape = 1 << 30, layer_shape(workload)
+    rank_bytes = shape.max_tokens * shape.d_model * DTYPES[precision].itemsize
+    link = modelled_rate(cluster.network, cluster.world_size, rank_bytes)
+    return {
+        "matmul_flops_per_s": 2 * LARGE**3 / cluster.device.matmul_s(1, LARGE, LARGE, LARGE, precision),
+        "copy_bytes_per_s": num_bytes / cluster.device.memory_s(num_bytes),
+        "link_bytes_per_s": link if link < float("inf") else None,
+        "dtype": str(DTYPES[precision]).removeprefix("torch."),
+        "threads": 1,
+        "scheduling": "simulated",
+    }
+
+
+def _simulate_rank(spec: dict[str, Any], cell: str, session: Session, timeline: Timeline) -> Seen:
+    from experiments import evidence  # transformers costs the parent seconds
+    from experiments.bench import Bench
+
+    workload = spec["workload"]
+    bench = Bench(workload, session, spec["cache_dir"], ceilings=ceilings_of(workload))
+    system, tier = spec["cells"][cell], workload["tier"]
+    bench.add(cell, system["node"], system["engine"], system["twin"])
+    with torch.inference_mode():
+        for iteration in range(tier["iterations"], tier["iterations"] + tier["warmup"]):
+            bench.prefetch(iteration)
+            bench.timed_forward(cell, iteration, phase="warmup")
+        bench.recorder.observing = True
+        for iteration in range(tier["iterations"]):
+            bench.prefetch(iteration)
+            bench.timed_forward(cell, iteration, phase="measure")
+        bench.recorder.observing = False
+    counted, routed = evidence.accounts(bench, cell, {"measure": range(tier["iterations"])})
+    rows = [row if row["metric"] == "ttft_ms" else {**row, "phase": "instrumented"} for row in bench.recorder.rows()]
+    memory = {"metric": "peak_memory_bytes", "value": float(timeline.peak_bytes), "unit": "bytes", "phase": "measure"}
+    rows += [{"cell": cell, "iteration": 0, **memory}]
+    return Seen(rows + counted, routed, bench.recorder.collectives(), timeline.events)
+
+
+def _table(ranks: list[Seen], name: str) -> pd.DataFrame:
+    frames = [pd.DataFrame(getattr(seen, name)).assign(rank=rank) for rank, seen in enumerate(ranks)]
+    return pd.concat(frames, ignore_index=True)
