@@ -31,6 +31,12 @@ def announce(plan: Plan, store: Store) -> str:
     return f"{plan_text}; {_duration(todo, len(lacking))}" if todo else plan_text
 
 
+def networks(plan: Plan) -> list[str]:
+    """A line for each network that emulated ranks are given: where its numbers come from."""
+    emulated = [cell.config["network"] for cell in plan.cells.values() if cell.cluster.kind == "emulated"]
+    return list(dict.fromkeys(f"network {one['name']}: {one['source']}" for one in emulated if one.get("source")))
+
+
 def num_passes(cell: Cell) -> int:
     """Forward passes of a cell: the first, warm-up, the end-to-end pass at its least, the instrumented pass."""
     tier = cell.config["tier"]
