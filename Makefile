@@ -66,7 +66,9 @@ lint: $(STAMP)  ## check style, formatting and types
 conformance: $(STAMP)  ## check that every system, or SYSTEM=its yaml, name or package.module.Class, equals the dense model
 	$(if $(SYSTEM),$(BIN)/python -m experiments.judge $(SYSTEM),$(BIN)/python -m pytest tests/systems/test_conformance.py -q $(PYTEST_ARGS))
 
-SETTINGS = scale=$(SCALE) cluster=$(CLUSTER) cluster.device=$(DEVICE) tier=$(TIER)
+SETTINGS = scale=$(SCALE) cluster=$(CLUSTER) cluster.device=$(DEVICE) tier=$(TIER)$(NETWORK)
+# What scale=laptop matches is a CPU core; an emulated GPU stands beside the link that it is known for.
+NETWORK  = $(if $(filter laptop-emulated-cuda,$(SCALE)-$(CLUSTER)-$(DEVICE)), network=nvlink3)
 
 reproduce-fig1: $(STAMP)  ## Figure 1: tokens per expert of a learned router, first and last MoE layer
 	$(BIN)/python -m experiments.run experiment=fig1 $(SETTINGS) $(ARGS)

@@ -79,7 +79,14 @@ def describe(campaign: Campaign) -> str:
         f"tier {plan['tier']}" + ("" if plan["tier"] == "full" else " (not for claims)"),
         f"{launches} launch{'es' if launches > 1 else ''}",
     ]
-    return ", ".join(facts) + "."
+    return " ".join([", ".join(facts) + ".", *matched(ok)])
+
+
+def matched(runs: list[dict]) -> list[str]:
+    """A sentence for each network that was worked out for the machine: what it makes of the core."""
+    networks = [run["config"].get("network", {}) for run in runs if run["source"] == "emulated"]
+    found = [one["source"] for one in networks if one.get("name") == "matched"]
+    return [f"The network keeps this ratio: {source}." for source in dict.fromkeys(found)]
 
 
 def listed(values: Iterable[object]) -> str:

@@ -9,6 +9,8 @@ from typing import Any
 from experiments.cells import Cell
 from experiments.store import SCHEMA
 
+CORES = "core_flops_per_s"  # key of plan.json: what matched networks rest on, by core
+
 
 @dataclass(frozen=True)
 class Point:
@@ -40,11 +42,12 @@ class Plan:
     document: dict[str, Any]
 
 
-def make_plan(points: list[Point], command: Sequence[str] = ()) -> Plan:
+def make_plan(points: list[Point], command: Sequence[str] = (), rates: Mapping[str, float] | None = None) -> Plan:
     """All repetitions of all points; each repetition visits the points in its own seeded order.
 
     The experiment's twin is a system that is measured twice in every launch it has a part in: the A/A pairs.
-    command: what was typed, for `resume`. Raises ValueError if there is no point.
+    command: what was typed, for `resume`; rates: of this machine's cores, where networks were matched to them.
+    Raises ValueError if there is no point.
     """
     if not points:
         raise ValueError(
@@ -76,6 +79,7 @@ def make_plan(points: list[Point], command: Sequence[str] = ()) -> Plan:
         "twin": twin,
         "seed": seed,
         "command": list(command),
+        CORES: dict(rates or {}),
         "panels": _panels(points, ids_of_point),
         "launches": [{"id": cells[ids[0]].launch_id, "launch": cells[ids[0]].launch, "cells": ids} for ids in launches],
     }

@@ -9,6 +9,7 @@ import yaml
 
 from clusters.network import HierarchicalNetwork, Network, NetworkModel
 
+CAMPAIGNS = "matched"  # what a campaign works out for its machine: stored with its cells, in no file
 FOLDER = Path(__file__).parents[1] / "conf" / "network"
 KINDS: dict[str, Any] = {f"{kind.__module__}.{kind.__name__}": kind for kind in (Network, HierarchicalNetwork)}
 
@@ -36,7 +37,7 @@ class Stretched:
 
 def load_network(name: str) -> NetworkModel:
     """conf/network/<name>.yaml as a model; ValueError naming those that are there."""
-    known = sorted(path.stem for path in FOLDER.glob("*.yaml"))
+    known = sorted(path.stem for path in FOLDER.glob("*.yaml") if path.stem != CAMPAIGNS)
     if name not in known:
         raise ValueError(f"there is no network {name!r}; conf/network has {', '.join(known)}")
     return build_network(read(name))
