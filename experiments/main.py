@@ -18,7 +18,7 @@ from experiments.campaign import cache_dir, document, run_campaign
 from experiments.cells import Cell, Unsupported, check, instantiate
 from experiments.estimate import announce
 from experiments.loggers import Logger
-from experiments.plan import Plan, Point, make_plan
+from experiments.plan import Plan, Point, is_simulated, make_plan
 from experiments.schedule import PROFILED, iterations_of
 from experiments.simulate import run_simulation
 from experiments.store import Store, StoreBusy
@@ -109,7 +109,8 @@ def read_tokens(cell: Cell) -> None:
 
 
 def _run(plan: Plan, store: Store, logger: Logger, console: Console) -> None:
-    first = next(iter(plan.cells.values()))
+    # Simulated panels may stand beside those of another cluster, whose processes then need the preparation.
+    first = min(plan.cells.values(), key=lambda cell: is_simulated(cell.config))
     prepare(first.cluster, PRELOAD)
     if first.cluster.kind == "torchrun":
         _run_inside_launch(plan, store, logger, console)
