@@ -1,9 +1,11 @@
 # Everything is installed in .venv; every target installs it first if need be. `make` lists the targets.
 
-SCALE    ?= laptop
+# CLUSTER=simulated: DEVICE is a described one of conf/device, and the paper's layer runs on it once.
 CLUSTER  ?= emulated
-DEVICE   ?= $(if $(filter nccl,$(CLUSTER)),cuda,cpu)
-TIER     ?= quick
+SIMULATED = $(filter simulated,$(CLUSTER))
+SCALE    ?= $(if $(SIMULATED),paper,laptop)
+DEVICE   ?= $(if $(SIMULATED),a100_sxm,$(if $(filter nccl,$(CLUSTER)),cuda,cpu))
+TIER     ?= $(if $(SIMULATED),once,quick)
 CAMPAIGN ?= results/all
 CROSSOVER ?= results/crossover
 CHECKOUT ?=
@@ -66,7 +68,7 @@ lint: $(STAMP)  ## check style, formatting and types
 conformance: $(STAMP)  ## check that every system, or SYSTEM=its yaml, name or package.module.Class, equals the dense model
 	$(if $(SYSTEM),$(BIN)/python -m experiments.judge $(SYSTEM),$(BIN)/python -m pytest tests/systems/test_conformance.py -q $(PYTEST_ARGS))
 
-SETTINGS = scale=$(SCALE) cluster=$(CLUSTER) cluster.device=$(DEVICE) tier=$(TIER)$(NETWORK)
+SETTINGS = scale=$(SCALE) cluster=$(CLUSTER) $(if $(SIMULATED),,cluster.)device=$(DEVICE) tier=$(TIER)$(NETWORK)
 # What scale=laptop matches is a CPU core; an emulated GPU stands beside the link that it is known for.
 NETWORK  = $(if $(filter laptop-emulated-cuda,$(SCALE)-$(CLUSTER)-$(DEVICE)), network=nvlink3)
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from experiments.ceilings import core_flops_per_s
 from experiments.cells import DTYPES, Cell, build_router, instantiate, layer_shape, options, system_class
-from experiments.plan import Plan
+from experiments.plan import Plan, is_simulated
 from experiments.store import TO_MEASURE, Store
 from workloads.model import ModelShape
 
@@ -28,7 +28,11 @@ def announce(plan: Plan, store: Store) -> str:
     stored += f" ({failed} without numbers)" if failed else ""
     plural = "" if len(lacking) == 1 else "es"
     plan_text = f"plan: {len(lacking)} launch{plural}, {len(todo)} cells, {passes} forward passes{stored}"
-    return f"{plan_text}; {_duration(todo, len(lacking))}" if todo else plan_text
+    simulated = sum(is_simulated(cell.config) for cell in todo)
+    todo = [cell for cell in todo if not is_simulated(cell.config)]
+    lacking = [ids for ids in lacking if not is_simulated(plan.cells[ids[0]].config)]
+    times = [f"{simulated} cells are simulated first, seconds each"] if simulated else []
+    return "; ".join([plan_text, *times, *([_duration(todo, len(lacking))] if todo else [])])
 
 
 def networks(plan: Plan) -> list[str]:
@@ -38,8 +42,13 @@ def networks(plan: Plan) -> list[str]:
 
 
 def num_passes(cell: Cell) -> int:
-    """Forward passes of a cell: the first, warm-up, the end-to-end pass at its least, the instrumented pass."""
+    """Forward passes of a cell: the first, warm-up, the end-to-end pass at its least, the instrumented pass.
+
+    A simulated cell has warm-up and one pass for all.
+    """
     tier = cell.config["tier"]
+    if is_simulated(cell.config):
+        return tier["warmup"] + tier["iterations"]
     return 1 + tier["warmup"] + tier["iterations"] + tier["instrumented"]
 
 

@@ -19,7 +19,7 @@ from experiments.cells import Cell, Unsupported, check, instantiate
 from experiments.estimate import announce, networks
 from experiments.loggers import Logger
 from experiments.matched import match_networks
-from experiments.plan import CORES, Plan, Point, make_plan
+from experiments.plan import CORES, Plan, Point, is_simulated, make_plan
 from experiments.schedule import PROFILED, iterations_of
 from experiments.simulate import run_simulation
 from experiments.store import Store, StoreBusy
@@ -120,7 +120,8 @@ def read_tokens(cell: Cell) -> None:
 
 
 def _run(plan: Plan, store: Store, logger: Logger, console: Console) -> None:
-    first = next(iter(plan.cells.values()))
+    # Simulated panels may stand beside those of another cluster, whose processes then need the preparation.
+    first = min(plan.cells.values(), key=lambda cell: is_simulated(cell.config))
     prepare(first.cluster, PRELOAD)
     if first.cluster.kind == "torchrun":
         _run_inside_launch(plan, store, logger, console)

@@ -81,7 +81,7 @@ def test_a_multirun_is_one_campaign(tmp_path):
 def test_ctrl_c_keeps_what_is_measured_and_the_same_command_goes_on(tmp_path):
     arguments = [
         *(key for key in TINY if "num_experts" not in key),
-        "experiment=fig3a",
+        "experiment=fig4",
         "system=moeshard",
         "experiment.twin=null",
         f"out={tmp_path}",
