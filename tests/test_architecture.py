@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PURE = {"routers", "systems.engines", "systems.permute", "systems.planners", "workloads"}
-PACKAGES = {"analysis", "clusters", "experiments", "routers", "simulation", "systems", "workloads"}
+PACKAGES = {"analysis", "clusters", "devices", "experiments", "routers", "simulation", "systems", "workloads"}
 # Folder -> the parts of this project that its files may import; the innermost folder decides.
 MAY_IMPORT = {
     "routers": PURE,
@@ -18,6 +18,7 @@ MAY_IMPORT = {
     "workloads": PURE,
     "systems": PURE | {"systems"},
     "clusters": {"clusters"},
+    "devices": {"devices", "clusters.network"},
     "analysis": {"analysis"},
     "simulation": {"simulation", "analysis", "clusters.network", "routers", "systems"},
     "experiments": PACKAGES,

@@ -1,0 +1,5 @@
+"""Described devices: how long a kernel, a copy and a collective take on a machine that need not be here."""
+
+from devices.device import Device, Grouped, Host, load_device
+
+__all__ = ["Device", "Grouped", "Host", "load_device"]

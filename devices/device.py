@@ -1,0 +1,270 @@
+"""A device that is described instead of owned; docs/devices.md says where its numbers come from.
+
+Units: seconds of a question's answer, microseconds and bytes in tables, TFLOP/s (1e12) of peaks.
+Letters in names: e experts.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from math import ceil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from clusters.network import HierarchicalNetwork, Network, NetworkModel
+from devices.grids import Curve, Grid
+
+CONF = Path(__file__).parents[1] / "conf/device"
+TABLES = Path(__file__).with_name("tables")
+RANKS_PER_NODE = 8
+ITEMSIZE = {"ieee": 4, "tf32": 4, "bf16": 2, "fp16": 2, "fp8": 1}
+# A precision that no table has costs what another does; docs/devices.md says why.
+SAME_RATE = {"fp16": "bf16"}
+IEEE_SHARE = 0.93  # of the peak that a large fp32 product reaches without tensor cores
+IEEE_TILES = {128: 1.0, 64: 0.85, 32: 0.6}  # side of a tile -> share of a large tile's rate
+# Attention of a precision against bf16: tf32 moves twice the bytes at half the rate, ieee multiplies in three tf32 parts.
+ATTENTION_COST = {"tf32": 2.0, "ieee": 6.0, "fp8": 1.0}
+
+
+@dataclass(frozen=True)
+class Host:
+    """What the processor that issues work pays, in microseconds.
+
+    operation_us: issuing one operation that launches a kernel (Python, dispatcher and launch). view_us: one that
+    launches nothing (views, shape arithmetic). collective_us: issuing one collective. synchronise_us: reading a value
+    back, from the end of the device's work until the host goes on. synchronous: True of a CPU, whose host is the device
+    and waits for every operation.
+    """
+
+    operation_us: float
+    view_us: float
+    collective_us: float
+    synchronise_us: float
+    synchronous: bool
+
+
+@dataclass(frozen=True)
+class Grouped:
+    """A kernel that multiplies each expert's rows by that expert's weights.
+
+    share: of the dense rate, with the best tile. tiles: {rows of a tile: its rate in parts of the best tile's}; each
+    expert's rows are filled up to whole tiles. precisions: in which it is one kernel; in others, one product an expert.
+    expert_us: what each expert with rows costs beyond that.
+    """
+
+    share: float = 1.0
+    tiles: Mapping[int, float] = field(default_factory=lambda: {16: 1.0})
+    precisions: Sequence[str] = tuple(ITEMSIZE)
+    expert_us: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.share or not self.tiles:
+            raise ValueError(f"a grouped kernel needs a positive share and tiles, got {self.share} and {self.tiles}")
+        tiles = {int(rows): float(rate) for rows, rate in self.tiles.items()}  # JSON has no whole numbers as keys
+        object.__setattr__(self, "tiles", tiles)
+        object.__setattr__(self, "precisions", tuple(self.precisions))
+
+
+class Device:
+    """How long kernels, copies and collectives take on one described device.
+
+    name, title: in configurations and in reports. kind: cuda or cpu. memory_bytes: that it has. precisions: those it
+    multiplies in. peak_tflops: by precision, of the data sheet or measured. multiprocessors: that share a product's
+    tiles. host: what issuing costs. grouped: options of `Grouped` for each kernel; `batched` is a batched product.
+    tables: name of devices/tables/NAME.json, what was measured. within_node: the network where those have no
+    collectives. between_nodes: the link of one adapter per device. source: where all that comes from.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        title: str,
+        kind: str,
+        memory_bytes: float,
+        host: Host,
+        tables: str,
+        precisions: Sequence[str],
+        peak_tflops: Mapping[str, float],
+        grouped: Mapping[str, Mapping[str, Any]],
+        source: str,
+        multiprocessors: int = 1,
+        within_node: NetworkModel | None = None,
+        between_nodes: Network | None = None,
+    ) -> None:
+        self.name, self.title, self.kind, self.source = name, title, kind, source
+        self.memory_bytes, self.host, self.precisions = float(memory_bytes), host, tuple(precisions)
+        self.peak_tflops, self.multiprocessors = dict(peak_tflops), multiprocessors
+        self.grouped = {kernel: Grouped(**options) for kernel, options in grouped.items()}
+        self._within_node, self._between_nodes = within_node, between_nodes
+        measured = self._read(tables)
+        self.about: dict[str, Any] = measured.pop("about")
+        self.identity = self._identify(measured)
+        self._grids = {precision: Grid(table) for precision, table in measured["matmul"].items()}
+        self._memory, self._transfer = Curve(measured["memory"]), Curve(measured["transfer"])
+        self._attention = {
+            precision: {int(width): Curve(points) for width, points in by_width.items()}
+            for precision, by_width in measured["attention"].items()
+        }
+        self._collectives = _by_ranks(measured.get("network", {}))
+        self._known: dict[Hashable, float] = {}
+
+    def matmul_s(self, batch: int, m: int, n: int, k: int, precision: str) -> float:
+        """One dense product [m, k] @ [k, n], or `batch` of them in one kernel."""
+        if batch != 1:
+            return self._once(("batched", batch, m, n, k, precision), self._batched_s, batch, m, n, k, precision)
+        return self._once((m, n, k, precision), self._product_s, m, n, k, precision)
+
+    def grouped_s(self, kernel: str, rows_e: Sequence[int] | np.ndarray, n: int, k: int, precision: str) -> float:
+        """A product [rows_e[e], k] @ [k, n] for each expert e; weights are read once by an expert that has rows."""
+        spec = self._grouped(kernel)
+        rows_e = np.asarray(rows_e)
+        rows_e = rows_e[rows_e > 0]
+        if not len(rows_e):
+            return self.memory_s(0)
+        if precision not in spec.precisions:
+            apart_s = sum(self.matmul_s(1, rows, n, k, precision) for rows in rows_e.tolist())
+            return max(apart_s, self.matmul_s(1, int(rows_e.sum()), n, k, precision))
+        filled = {tile: int((-(-rows_e // tile)).sum()) * tile for tile in spec.tiles}
+        moved = len(rows_e) * n * k + int(rows_e.sum()) * (n + k)
+        return 1e-6 * spec.expert_us * len(rows_e) + self._tiled_s(spec, filled, moved, n, k, precision)
+
+    def attention_s(self, batch: int, heads: int, query: int, key: int, head_dim: int, precision: str) -> float:
+        """Fused attention: no scores in memory."""
+        what = ("attention", batch, heads, query, key, head_dim, precision)
+        return self._once(what, self._fused_s, batch * heads * query, key, head_dim, precision)
+
+    def memory_s(self, num_bytes: float) -> float:
+        """An elementwise, gather or copy kernel that reads and writes num_bytes in all."""
+        return 1e-6 * self._memory.at(num_bytes)
+
+    def transfer_s(self, num_bytes: float) -> float:
+        """A copy between host and device."""
+        return 1e-6 * self._transfer.at(num_bytes)
+
+    def network(self, world_size: int) -> NetworkModel:
+        """The network of so many ranks; ValueError, in one sentence, where nothing was measured for them."""
+        within = self._within_node or Network(self.name, tables=self._collectives, source=self.source)
+        if self._within_node or world_size == 1 or world_size in self._counts():
+            return within
+        if not self._nodes_of(world_size):
+            known = ", ".join(map(str, self._counts())) or "no"
+            nodes = f" and multiples of {RANKS_PER_NODE}" if self._nodes_of(2 * RANKS_PER_NODE) else ""
+            raise ValueError(f"device {self.name} has collectives of {known} ranks{nodes}, not of {world_size}")
+        assert isinstance(within, Network) and self._between_nodes
+        return HierarchicalNetwork(f"{self.name}_nodes", RANKS_PER_NODE, within, self._between_nodes, self.source)
+
+    def check(self, precision: str, world_size: int) -> None:
+        """Raise ValueError, in one sentence, for a precision or a number of ranks that the device lacks."""
+        if precision not in self.precisions:
+            raise ValueError(f"device {self.name} multiplies in {', '.join(self.precisions)}, not in {precision}")
+        self.network(world_size)
+
+    def _read(self, tables: str) -> dict[str, Any]:
+        path = TABLES / f"{tables}.json"
+        if not path.exists():
+            raise ValueError(f"device {self.name} has no table {path}; {_how_to_describe(self.name)}")
+        return json.loads(path.read_text())
+
+    def _identify(self, measured: Mapping[str, Any]) -> str:
+        """Hash of everything that decides a number."""
+        networks = [repr(network) for network in (self._within_node, self._between_nodes)]
+        grouped = {kernel: asdict(spec) for kernel, spec in self.grouped.items()}
+        rates = [self.precisions, self.peak_tflops, self.multiprocessors, grouped]
+        text = json.dumps([self.kind, self.memory_bytes, asdict(self.host), rates, networks, measured], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def _once(self, what: Hashable, answer: Callable[..., float], *arguments: Any) -> float:
+        found = self._known.get(what)
+        if found is None:
+            found = self._known[what] = answer(*arguments)
+        return found
+
+    def _product_s(self, m: int, n: int, k: int, precision: str) -> float:
+        """From the table of the precision, or by the rule that stands in for one."""
+        precision = precision if precision in self._grids else SAME_RATE.get(precision, precision)
+        if precision in self._grids:
+            return self._grids[precision].seconds(m, n, k)
+        if precision == "tf32" and "bf16" in self._grids:
+            return self._grids["bf16"].seconds(m, n, 2 * k) + self._stream_s(2 * m * n)
+        if precision == "ieee" and "ieee" in self.precisions:
+            return self.memory_s(0) + max(self._ieee_s(m, n, k), self._stream_s(4 * (m * n + k * (m + n))))
+        raise ValueError(f"device {self.name} multiplies in {', '.join(self.precisions)}, not in {precision}")
+
+    def _stream_s(self, num_bytes: float) -> float:
+        """Of bytes alone, without the fixed time of a kernel."""
+        return self.memory_s(num_bytes) - self.memory_s(0)
+
+    def _ieee_s(self, m: int, n: int, k: int) -> float:
+        """FLOPs of the tiles that the multiprocessors work off in waves, with the best of the tiles."""
+        rate = 1e12 * self.peak_tflops["ieee"] * IEEE_SHARE / self.multiprocessors
+        return min(
+            ceil(ceil(m / side) * ceil(n / side) / self.multiprocessors) * 2 * side**2 * k / (rate * share)
+            for side, share in IEEE_TILES.items()
+        )
+
+    def _batched_s(self, batch: int, m: int, n: int, k: int, precision: str) -> float:
+        spec = self.grouped.get("batched", Grouped())
+        filled = {tile: batch * ceil(m / tile) * tile for tile in spec.tiles}
+        return self._tiled_s(spec, filled, batch * (m * n + k * (m + n)), n, k, precision)
+
+    def _tiled_s(self, spec: Grouped, filled: Mapping[int, int], moved: float, n: int, k: int, precision: str) -> float:
+        """The dense product of all filled rows at the kernel's rate, with its best tile, or what moves if longer."""
+        dense_s = min(
+            self.matmul_s(1, rows, n, k, precision) / (spec.share * spec.tiles[tile]) for tile, rows in filled.items()
+        )
+        return max(dense_s, self.memory_s(ITEMSIZE[precision] * moved))
+
+    def _grouped(self, kernel: str) -> Grouped:
+        if kernel not in self.grouped:
+            known = ", ".join(name for name in self.grouped if name != "batched")
+            raise ValueError(f"device {self.name} has the grouped kernels {known}, not {kernel}")
+        return self.grouped[kernel]
+
+    def _fused_s(self, rows: int, key: int, head_dim: int, precision: str) -> float:
+        """Tables hold microseconds of a million numbers of the query (batch x heads x query x head_dim)."""
+        cost = 1.0
+        if (same := SAME_RATE.get(precision, precision)) in self._attention:
+            by_width = self._attention[same]
+        else:
+            by_width, cost = self._attention["bf16"], ATTENTION_COST[precision]
+        nearest = min(by_width, key=lambda width: max(width / head_dim, head_dim / width))
+        return self.memory_s(0) + 1e-12 * cost * by_width[nearest].at(key) * rows * head_dim
+
+    def _counts(self) -> list[int]:
+        return sorted(self._collectives.get("all_reduce", {}))
+
+    def _nodes_of(self, world_size: int) -> bool:
+        """Whether the ranks fill whole nodes that a described link joins."""
+        whole = world_size > RANKS_PER_NODE and world_size % RANKS_PER_NODE == 0
+        return whole and self._between_nodes is not None and RANKS_PER_NODE in self._counts()
+
+
+def load_device(name: str) -> Device:
+    """The device of conf/device/NAME.yaml, without Hydra; ValueError names those there are."""
+    path = CONF / f"{name}.yaml"
+    if not path.exists():
+        known = ", ".join(sorted(path.stem for path in CONF.glob("*.yaml")))
+        raise ValueError(f"there is no device {name}, only {known}; {_how_to_describe(name)}")
+    return _built(yaml.safe_load(path.read_text()))
+
+
+def _built(value: Any) -> Any:
+    """A node with the objects that its `_target_`s name."""
+    if not isinstance(value, dict):
+        return value
+    parts = {key: _built(part) for key, part in value.items()}
+    target = str(parts.pop("_target_", "")).rpartition(".")[2]
+    kinds = {kind.__name__: kind for kind in (Device, Host, Network, HierarchicalNetwork)}
+    return kinds[target](**parts) if target else parts
+
+
+def _by_ranks(tables: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[int, Any]]:
+    return {name: {int(ranks): table for ranks, table in by_ranks.items()} for name, by_ranks in tables.items()}
+
+
+def _how_to_describe(name: str) -> str:
+    return f"`python -m scripts.describe_device {name}` describes the machine at hand under that name"
