@@ -24,9 +24,12 @@ RANKS_PER_NODE = 8
 ITEMSIZE = {"ieee": 4, "tf32": 4, "bf16": 2, "fp16": 2, "fp8": 1}
 # A precision that no table has costs what another does; docs/devices.md says why.
 SAME_RATE = {"fp16": "bf16"}
+OUTPUT_EXPOSED = (
+    0.5  # of the writing of a large bf16 product, what its multiplying does not hide (A100, H100: 0.2 to 0.8)
+)
 IEEE_SHARE = 0.93  # of the peak that a large fp32 product reaches without tensor cores
 IEEE_TILES = {128: 1.0, 64: 0.85, 32: 0.6}  # side of a tile -> share of a large tile's rate
-# Attention of a precision against bf16: tf32 moves twice the bytes at half the rate, ieee multiplies in three tf32 parts.
+# Attention against bf16: tf32 moves twice the bytes at half the rate, ieee multiplies in three tf32 parts.
 ATTENTION_COST = {"tf32": 2.0, "ieee": 6.0, "fp8": 1.0}
 
 
@@ -62,7 +65,7 @@ class Grouped:
     expert_us: float = 0.0
 
     def __post_init__(self) -> None:
-        if not 0 < self.share or not self.tiles:
+        if self.share <= 0 or not self.tiles:
             raise ValueError(f"a grouped kernel needs a positive share and tiles, got {self.share} and {self.tiles}")
         tiles = {int(rows): float(rate) for rows, rate in self.tiles.items()}  # JSON has no whole numbers as keys
         object.__setattr__(self, "tiles", tiles)
@@ -99,9 +102,11 @@ class Device:
         self.memory_bytes, self.host, self.precisions = float(memory_bytes), host, tuple(precisions)
         self.peak_tflops, self.multiprocessors = dict(peak_tflops), multiprocessors
         self.grouped = {kernel: Grouped(**options) for kernel, options in grouped.items()}
-        self._within_node, self._between_nodes = within_node, between_nodes
+        self._between_nodes = between_nodes
         measured = self._read(tables)
         self.about: dict[str, Any] = measured.pop("about")
+        self._within_node = within_node or Network(name, tables=measured.get("network", {}), source=source)
+        self._any_ranks = within_node is not None and not getattr(within_node, "tables", None)
         self.identity = self._identify(measured)
         self._grids = {precision: Grid(table) for precision, table in measured["matmul"].items()}
         self._memory, self._transfer = Curve(measured["memory"]), Curve(measured["transfer"])
@@ -109,7 +114,6 @@ class Device:
             precision: {int(width): Curve(points) for width, points in by_width.items()}
             for precision, by_width in measured["attention"].items()
         }
-        self._collectives = _by_ranks(measured.get("network", {}))
         self._known: dict[Hashable, float] = {}
 
     def matmul_s(self, batch: int, m: int, n: int, k: int, precision: str) -> float:
@@ -147,15 +151,15 @@ class Device:
 
     def network(self, world_size: int) -> NetworkModel:
         """The network of so many ranks; ValueError, in one sentence, where nothing was measured for them."""
-        within = self._within_node or Network(self.name, tables=self._collectives, source=self.source)
-        if self._within_node or world_size == 1 or world_size in self._counts():
-            return within
+        if self._any_ranks or world_size == 1 or world_size in self._counts():
+            return self._within_node
         if not self._nodes_of(world_size):
             known = ", ".join(map(str, self._counts())) or "no"
             nodes = f" and multiples of {RANKS_PER_NODE}" if self._nodes_of(2 * RANKS_PER_NODE) else ""
             raise ValueError(f"device {self.name} has collectives of {known} ranks{nodes}, not of {world_size}")
-        assert isinstance(within, Network) and self._between_nodes
-        return HierarchicalNetwork(f"{self.name}_nodes", RANKS_PER_NODE, within, self._between_nodes, self.source)
+        within, between = self._within_node, self._between_nodes
+        assert isinstance(within, Network) and between
+        return HierarchicalNetwork(f"{self.name}_nodes", RANKS_PER_NODE, within, between, self.source)
 
     def check(self, precision: str, world_size: int) -> None:
         """Raise ValueError, in one sentence, for a precision or a number of ranks that the device lacks."""
@@ -189,7 +193,7 @@ class Device:
         if precision in self._grids:
             return self._grids[precision].seconds(m, n, k)
         if precision == "tf32" and "bf16" in self._grids:
-            return self._grids["bf16"].seconds(m, n, 2 * k) + self._stream_s(2 * m * n)
+            return self._grids["bf16"].seconds(m, n, 2 * k) + OUTPUT_EXPOSED * self._stream_s(2 * m * n)
         if precision == "ieee" and "ieee" in self.precisions:
             return self.memory_s(0) + max(self._ieee_s(m, n, k), self._stream_s(4 * (m * n + k * (m + n))))
         raise ValueError(f"device {self.name} multiplies in {', '.join(self.precisions)}, not in {precision}")
@@ -235,7 +239,7 @@ class Device:
         return self.memory_s(0) + 1e-12 * cost * by_width[nearest].at(key) * rows * head_dim
 
     def _counts(self) -> list[int]:
-        return sorted(self._collectives.get("all_reduce", {}))
+        return sorted(getattr(self._within_node, "tables", {}).get("all_reduce", {}))
 
     def _nodes_of(self, world_size: int) -> bool:
         """Whether the ranks fill whole nodes that a described link joins."""
@@ -260,10 +264,6 @@ def _built(value: Any) -> Any:
     target = str(parts.pop("_target_", "")).rpartition(".")[2]
     kinds = {kind.__name__: kind for kind in (Device, Host, Network, HierarchicalNetwork)}
     return kinds[target](**parts) if target else parts
-
-
-def _by_ranks(tables: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[int, Any]]:
-    return {name: {int(ranks): table for ranks, table in by_ranks.items()} for name, by_ranks in tables.items()}
 
 
 def _how_to_describe(name: str) -> str:

@@ -101,7 +101,7 @@ def _simulate_rank(spec: dict[str, Any], cell: str, session: Session, timeline: 
     bench = Bench(workload, session, spec["cache_dir"], ceilings=ceilings_of(workload))
     system, tier = spec["cells"][cell], workload["tier"]
     bench.add(cell, system["node"], system["engine"], system["twin"])
-    with torch.inference_mode():
+    with torch.no_grad():  # where composite operations come apart by themselves, as they do not in inference mode
         for iteration in range(tier["iterations"], tier["iterations"] + tier["warmup"]):
             bench.prefetch(iteration)
             bench.timed_forward(cell, iteration, phase="warmup")

@@ -25,6 +25,7 @@ from devices.device import TABLES
 from devices.grids import Curve, Grid
 from scripts.description.tables import ascending, ascending_grid, document
 
+Rows = Any  # a table of pandas, whose stubs know neither its columns nor their types
 VERSION = "aiconfigurator-core 0.12.0"
 KERNEL_US = 3.0  # its mem_empirical_constant_latency: what a kernel takes that moves next to nothing
 TRANSFER_US, TRANSFER_SHARE = 10.0, 0.8  # of a copy over PCIe: latency, and share of the link's rate for pinned memory
@@ -60,7 +61,7 @@ DEVICES = {
 }
 
 
-def matmul_tables(gemm: pd.DataFrame) -> dict[str, dict[str, Any]]:
+def matmul_tables(gemm: Rows) -> dict[str, dict[str, Any]]:
     """A grid {m, n, k, us} for each precision, with its relative error on all rows that were measured."""
     found = {}
     for dtype, precision in PRECISIONS.items():
@@ -70,7 +71,7 @@ def matmul_tables(gemm: pd.DataFrame) -> dict[str, dict[str, Any]]:
     return found
 
 
-def grid_of(us: pd.Series) -> dict[str, Any]:
+def grid_of(us: Rows) -> dict[str, Any]:
     """The grid of the sizes that are among ROWS and WIDTHS; few are missing, and come from their neighbours in k."""
     axes = [sorted(us.index.unique(level).intersection(sizes)) for level, sizes in enumerate((ROWS, WIDTHS, WIDTHS))]
     log_us = np.log(us.reindex(pd.MultiIndex.from_product(axes)).to_numpy(float)).reshape([len(axis) for axis in axes])
@@ -85,14 +86,14 @@ def _filled(values: np.ndarray) -> np.ndarray:
     return np.interp(np.arange(len(values)), known, values[known]) if len(known) else values
 
 
-def bandwidth_of(gemm: pd.DataFrame) -> float:
+def bandwidth_of(gemm: Rows) -> float:
     """Bytes/s that a tenth of the products with few rows and weights far beyond any cache exceed."""
     rows = gemm[(gemm["gemm_dtype"] == "bfloat16") & (gemm["m"] <= 16) & (gemm["n"] * gemm["k"] > 2e8)]
     moved = 2 * (rows["n"] * rows["k"] + rows["m"] * (rows["n"] + rows["k"]))
     return float((moved / rows["latency"] * 1e3).quantile(0.9))
 
 
-def network_tables(nccl: pd.DataFrame) -> dict[str, dict[str, list[list[float]]]]:
+def network_tables(nccl: Rows) -> dict[str, dict[str, list[list[float]]]]:
     """{collective: {ranks: [[V bytes, us], ...]}} of 16-bit messages; `message_size` counts elements of the whole.
 
     Broadcast, which nobody measured, is a ring that brings each rank V bytes, as the all-gather is.
@@ -107,7 +108,7 @@ def network_tables(nccl: pd.DataFrame) -> dict[str, dict[str, list[list[float]]]
     return found | {"broadcast": found["all_gather"]}
 
 
-def attention_table(attention: pd.DataFrame) -> dict[str, dict[str, list[list[float]]]]:
+def attention_table(attention: Rows) -> dict[str, dict[str, list[list[float]]]]:
     """{bf16: {head_dim: [[keys, microseconds of a million numbers of the query], ...]}}, of large batches.
 
     Measured with a causal mask, whose work is L (L + 128) / 2 in tiles of 128; without it there is L^2.
@@ -127,7 +128,7 @@ def attention_table(attention: pd.DataFrame) -> dict[str, dict[str, list[list[fl
     }
 
 
-def share_of(kernel: str, moe: pd.DataFrame, grid: Grid, memory: Curve) -> float:
+def share_of(kernel: str, moe: Rows, grid: Grid, memory: Curve) -> float:
     """What a grouped kernel reaches of the dense rate, where it is tuned: exceeded by a tenth of the measured layers.
 
     Layers of 256 balanced rows an expert and more, whose gate and up projection are one product; activation and sum
@@ -182,7 +183,7 @@ def extract(name: str, package: Path) -> dict[str, Any]:
     return {"about": about} | tables
 
 
-def errors_of(tables: Mapping[str, Any], gemm: pd.DataFrame) -> dict[str, dict[str, float]]:
+def errors_of(tables: Mapping[str, Any], gemm: Rows) -> dict[str, dict[str, float]]:
     """By precision, the reduced table / measured - 1 on every measured row: median, its size, and the 90 % quantile."""
     errors = {}
     for precision, table in tables.items():

@@ -117,6 +117,7 @@ def test_every_package_is_there_to_be_checked():
         ("systems/dense.py", "from clusters.emulated import Clock", "clusters.emulated.Clock"),
         ("systems/dense.py", "if TYPE_CHECKING:\n    from experiments import plan", "experiments.plan"),
         ("clusters/launch.py", "import routers", "routers"),
+        ("devices/device.py", "from clusters.emulated import EmulatedGroup", "clusters.emulated.EmulatedGroup"),
         ("analysis/figures.py", "from workloads import encoder", "workloads.encoder"),
         ("experiments/plan.py", "from hydra.utils import instantiate", "hydra.utils.instantiate"),
         ("systems/dense.py", "from omegaconf import DictConfig", "omegaconf.DictConfig"),

@@ -66,7 +66,7 @@ def build_encoder(
         num_sparse_encoder_layers=len(model.moe_blocks),
         num_experts=1,
         dropout_rate=0.0,
-        attn_implementation=ATTENTION,  # pyright: ignore[reportCallIssue]
+        attn_implementation=ATTENTION if model.attention == "fused" else "eager",  # pyright: ignore[reportCallIssue]
     )
     config.encoder_sparse_step = model.sparse_step
     with torch.device("meta"):

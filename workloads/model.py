@@ -8,7 +8,7 @@ class ModelShape:
     """Sizes of the encoder; every `sparse_step`-th block has an MoE layer (blocks 1, 3, 5, ... for 2).
 
     checkpoint: small_switch (shipped), a directory or a hub name (google/switch-base-8) with safetensors; None for
-    seeded weights.
+    seeded weights. attention: fused (torch's kernels), or eager, Hugging Face's own, which the paper ran.
     """
 
     num_experts: int
@@ -20,6 +20,7 @@ class ModelShape:
     sparse_step: int
     vocab_size: int
     checkpoint: str | None = None
+    attention: str = "fused"
 
     @property
     def moe_blocks(self) -> list[int]:
@@ -32,6 +33,8 @@ class ModelShape:
             value = getattr(self, name)
             if type(value) is not int or value < 1:
                 raise ValueError(f"model.{name} is {value!r}; it must be a whole number of at least 1")
+        if self.attention not in ("fused", "eager"):
+            raise ValueError(f"model.attention is {self.attention!r}; it must be fused or eager")
         if not self.moe_blocks:
             raise ValueError(
                 f"model.num_blocks ({self.num_blocks}) with model.sparse_step ({self.sparse_step}) has no MoE layer"

@@ -57,6 +57,10 @@ class Simulation(TorchDispatchMode):
         self._declared = declared
         self._precisions = {torch.float32: precision if precision in ("ieee", "tf32") else "ieee", **HALVES}
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # nothing is compiled here, and the guard against it costs as much as an operation
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         special = SPECIAL.get(func)
@@ -71,18 +75,20 @@ class Simulation(TorchDispatchMode):
     def _carry_out(self, func: Any, known: Operation, args: Any, kwargs: Any) -> Any:
         inputs = _tensors(args, kwargs)
         if not any(tensor.device == META for tensor in inputs) and kwargs.get("device") != META:
-            return func(*args, **kwargs)  # on the host
-        out = func(*_shapes(args), **_shapes(kwargs))
+            self.timeline.view()  # on the host
+            return func(*args, **kwargs)
         if known.view:
             self.timeline.view()
-            return out
-        outputs = list(out) if isinstance(out, tuple | list) else [out]
-        outputs = [one for one in outputs if isinstance(one, torch.Tensor)]
+            return func(*args, **kwargs)
         if known.writes:
+            out = args[0] if known.writes == (0,) else func(*_shapes(args), **_shapes(kwargs))
             self._write(func, known, args, kwargs)
-        else:
-            self._hold(outputs, self._values(func, inputs, args, kwargs, outputs))
-        self._charge(func, known, args, inputs, [] if known.writes else outputs)
+            self._charge(func, args, inputs, [])
+            return out
+        out = _shaped(func, args, kwargs)
+        outputs = [out] if isinstance(out, torch.Tensor) else list(out)
+        self._hold(outputs, self._values(func, inputs, args, kwargs, outputs))
+        self._charge(func, args, inputs, outputs)
         return out
 
     # What results contain.
@@ -151,7 +157,7 @@ class Simulation(TorchDispatchMode):
 
     # How long they take.
 
-    def _charge(self, func: Any, known: Operation, args: Any, inputs: Any, outputs: Any) -> None:
+    def _charge(self, func: Any, args: Any, inputs: Any, outputs: Any) -> None:
         if func in FREE:
             self.timeline.view()
             return
@@ -182,6 +188,8 @@ class Simulation(TorchDispatchMode):
         (tensor,) = args
         if tensor.device == META:
             self.timeline.synchronise()
+        else:
+            self.timeline.view()
         return func(self.peek(tensor))
 
     def _copy_to(self, func: Any, args: Any, kwargs: Any) -> Any:
@@ -289,6 +297,7 @@ SPECIAL: dict[Any, Callable[..., Any]] = {
     aten.scaled_dot_product_attention.default: Simulation._attend,
 }
 _operations: dict[Any, Operation] = {}
+_layouts: dict[Any, tuple[type | None, list[tuple[Any, Any, torch.dtype]]]] = {}  # by operation and arguments
 
 
 def _known(func: Any) -> Operation:
@@ -313,6 +322,30 @@ def _tensors(args: Any, kwargs: Any) -> list[torch.Tensor]:
         elif isinstance(each, tuple | list):
             found += [one for one in each if isinstance(one, torch.Tensor)]
     return found
+
+
+def _shaped(func: Any, args: Any, kwargs: Any) -> Any:
+    """New tensors like an operation's results; torch's own rules for shapes are slow, so each is asked once."""
+    key = (func, _signature(args), _signature(kwargs) if kwargs else None)
+    if (layouts := _layouts.get(key)) is None:
+        out = func(*_shapes(args), **_shapes(kwargs))
+        tensors = [out] if isinstance(out, torch.Tensor) else list(out)
+        kind = None if isinstance(out, torch.Tensor) else type(out)
+        _layouts[key] = kind, [(tuple(one.shape), one.stride(), one.dtype) for one in tensors]
+        return out
+    kind, sizes = layouts
+    made = [torch.empty_strided(size, stride, dtype=dtype, device=META) for size, stride, dtype in sizes]
+    return made[0] if kind is None else kind(made)
+
+
+def _signature(args: Any) -> Any:
+    if isinstance(args, torch.Tensor):
+        return tuple(args.shape), args.stride(), args.dtype
+    if type(args) in (tuple, list):
+        return tuple(map(_signature, args))
+    if isinstance(args, dict):
+        return tuple((name, _signature(value)) for name, value in args.items())
+    return type(args), args
 
 
 def _shapes(args: Any) -> Any:

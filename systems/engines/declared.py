@@ -24,6 +24,14 @@ def _triton(x, order_N, rows_e, w_eOK, weight_N, divide_by) -> list[GroupedProdu
     return [GroupedProduct("triton", rows_e, w_eOK.shape[1], w_eOK.shape[2], w_eOK)]
 
 
+def _sdd(x_PD, wi_HD, rows, columns, offsets, rows_e) -> list[GroupedProduct]:
+    return [GroupedProduct("block_sparse", rows_e, len(wi_HD) // len(rows_e), x_PD.shape[1], wi_HD)]
+
+
+def _dsd(hidden, wo_HD, rows, columns, offsets, rows_e) -> list[GroupedProduct]:
+    return [GroupedProduct("block_sparse", rows_e, wo_HD.shape[1], len(wo_HD) // len(rows_e), wo_HD)]
+
+
 def _cpu(x_MD, order_N, rows_e, wi, wo, top_k, weight_N=None) -> list[GroupedProduct]:
     """Packed weights [e, panels, K/pair, panel, pair] (`systems.engines.cpu`)."""
     width, d_model = wi.shape[1] * wi.shape[3], x_MD.shape[1]
@@ -32,5 +40,7 @@ def _cpu(x_MD, order_N, rows_e, wi, wo, top_k, weight_N=None) -> list[GroupedPro
 
 DECLARED: dict[str, Callable[..., list[GroupedProduct]]] = {
     "moe::grouped_gemm": _triton,
+    "moe::sdd": _sdd,
+    "moe::dsd": _dsd,
     "moe_cpu::grouped_ffn": _cpu,
 }

@@ -47,8 +47,6 @@ class MegaBlocksEngine(SortedEngine):
 
         Raises ValueError where a matrix has 2**31 elements or more, which stk's kernels do not index.
         """
-        import stk
-
         expert_B, row_P, place_R = padded_places(rows_e, len(x_ND))
         if not len(row_P):
             return torch.empty_like(x_ND)
@@ -60,15 +58,49 @@ class MegaBlocksEngine(SortedEngine):
             )
         rows, columns, offsets = block_topology(expert_B, width // BLOCK)
 
-        def sparse(blocks: torch.Tensor, columns: torch.Tensor):
-            # The last three are the transposed topology, which only gradients need.
-            return stk.Matrix((len(row_P), len(wi)), blocks, rows, columns, offsets, columns, offsets, offsets)
-
-        no_blocks = x_ND.new_empty(1).expand(len(rows), BLOCK, BLOCK)  # sdd reads their shape only
-        ops: Any = stk.ops  # pyright: ignore[reportAttributeAccessIssue]
-        hidden = ops.sdd(x_ND[row_P], wi.t(), sparse(no_blocks, columns)).data.relu_()
+        topology = rows, columns, offsets
+        hidden = torch.ops.moe.sdd(x_ND[row_P], wi, *topology, rows_e).relu_()
         # dsd loads columns in its main loop, where Triton would spend pipeline stages on anything wider than 16 bits.
-        return ops.dsd(sparse(hidden, columns.short()), wo)[place_R]
+        return torch.ops.moe.dsd(hidden, wo, rows, columns.short(), offsets, rows_e)[place_R]
+
+
+def _sparse(blocks: torch.Tensor, num_rows: int, num_columns: int, *topology: torch.Tensor) -> Any:
+    import stk
+
+    rows, columns, offsets = topology
+    # The last three are the transposed topology, which only gradients need.
+    return stk.Matrix((num_rows, num_columns), blocks, rows, columns, offsets, columns, offsets, offsets)
+
+
+def _sdd(x_PD, wi_HD, rows, columns, offsets, rows_e) -> torch.Tensor:
+    """Blocks [B, 128, 128] of x W_i^T where the topology has them."""
+    import stk
+
+    no_blocks = x_PD.new_empty(1).expand(len(rows), BLOCK, BLOCK)  # sdd reads their shape only
+    ops: Any = stk.ops  # pyright: ignore[reportAttributeAccessIssue]
+    return ops.sdd(x_PD, wi_HD.t(), _sparse(no_blocks, len(x_PD), len(wi_HD), rows, columns, offsets)).data
+
+
+def _dsd(hidden, wo_HD, rows, columns, offsets, rows_e) -> torch.Tensor:
+    """The product of the blocks with W_o, [P, D]."""
+    import stk
+
+    ops: Any = stk.ops  # pyright: ignore[reportAttributeAccessIssue]
+    num_rows = (len(offsets) - 1) * BLOCK
+    return ops.dsd(_sparse(hidden, num_rows, len(wo_HD), rows, columns, offsets), wo_HD)
+
+
+# Operations of torch's, so that ranks without a GPU can say how large their results are and how long they take.
+OPERATIONS = torch.library.Library("moe", "FRAGMENT")
+for name, kernel, shape in (
+    ("sdd", _sdd, lambda x, w, rows, *_: x.new_empty(len(rows), BLOCK, BLOCK)),
+    ("dsd", _dsd, lambda x, w, rows, columns, offsets, _: x.new_empty((len(offsets) - 1) * BLOCK, w.shape[1])),
+):
+    OPERATIONS.define(
+        f"{name}(Tensor x, Tensor w, Tensor rows, Tensor columns, Tensor offsets, Tensor rows_e) -> Tensor"
+    )
+    OPERATIONS.impl(name, kernel, "CompositeExplicitAutograd")
+    OPERATIONS.impl(name, shape, "Meta")
 
 
 def padded_places(

@@ -1,0 +1,162 @@
+"""The tables of the machine at hand, as devices/tables has them; scripts/describe_device.py says what is timed.
+
+Letters in names: m rows, n columns, k depth of a product; E experts; D d_model, F hidden width; B batch, H heads,
+L sequence, d width of a head.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import product
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+
+from scripts.description.tables import ascending, ascending_grid
+from scripts.description.timing import issue_s, seconds_of
+
+DTYPES = {"ieee": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+PRECISIONS = {"cpu": ("ieee", "bf16"), "cuda": ("ieee", "tf32", "bf16", "fp16")}
+MEASURED = {"cpu": ("ieee", "bf16"), "cuda": ("ieee", "tf32", "bf16")}
+ROWS = {
+    "cpu": (1, 4, 16, 64, 256, 1024, 4096),
+    "cuda": (1, 16, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768),
+}
+WIDTHS = {"cpu": (16, 64, 256, 768, 3072), "cuda": (64, 256, 768, 1024, 3072, 4096)}
+MOST_FLOPS = {"cpu": 5e9, "cuda": 2e12}  # of one call; larger products go on at the rate of the largest timed
+COPIED = {"cpu": [1 << s for s in range(11, 28, 2)], "cuda": [1 << s for s in range(12, 32, 2)]}
+KEYS, HEADS = (16, 64, 120, 256, 512), {"cpu": (16, 64), "cuda": (64, 128)}
+QUERIES = {"cpu": 1 << 10, "cuda": 1 << 18}
+LARGE_FLOPS = 1e8
+LEAST_US = 0.05  # of a kernel beyond its issuing
+
+
+class Machine:
+    """A device, and what is to be taken off every call there: on a CPU the host waits, so issuing shows in it."""
+
+    def __init__(self, device: torch.device, budget_s: float) -> None:
+        self.device, self.budget_s = device, budget_s
+        self.host = measure_host(device)
+
+    def us(self, call: Any, share: float) -> float:
+        """Microseconds of a call beyond issuing it, timed for this share of the whole budget."""
+        own_s = seconds_of(call, self.device, share * self.budget_s)
+        issuing_us = self.host["operation_us"] if self.host["synchronous"] else 0.0
+        return max(LEAST_US, own_s * 1e6 - issuing_us)
+
+    def rand(self, *shape: int, precision: str = "ieee") -> torch.Tensor:
+        """Normal numbers, as activations and weights are: power, and so the clock, depends on them."""
+        return torch.randn(shape, device=self.device).to(DTYPES[precision])
+
+
+def measure_host(device: torch.device) -> dict[str, Any]:
+    """The arguments of `Host`; a collective's cost is stated, and 0 where collectives were measured from the CPU."""
+    x = torch.zeros(4, 4, device=device)
+    synchronous = device.type == "cpu"
+    return {
+        "operation_us": round(1e6 * issue_s(x.neg, device), 2),
+        "view_us": round(1e6 * issue_s(lambda: x.view(2, 8), device), 2),
+        "collective_us": 0.0 if synchronous else 25.0,
+        "synchronise_us": round(_item_us(x), 2),
+        "synchronous": synchronous,
+    }
+
+
+def _item_us(x: torch.Tensor) -> float:
+    one = x[0, 0]
+    if not x.is_cuda:
+        return 1e6 * seconds_of(one.item, x.device, 0.0)
+    torch.cuda.synchronize()
+    return 1e6 * seconds_of(one.item, torch.device("cpu"), 0.01)
+
+
+def measure_matmul(machine: Machine, precision: str, share: float) -> dict[str, Any]:
+    """{m, n, k, us}: [m, k] @ [k, n] on a grid, to which larger products than MOST_FLOPS are extended."""
+    kind = machine.device.type
+    axes = ROWS[kind], WIDTHS[kind], WIDTHS[kind]
+    sizes = [size for size in product(*axes) if 2 * np.prod(size) <= MOST_FLOPS[kind]]
+    log_us = np.full([len(axis) for axis in axes], np.nan)
+    for m, n, k in sizes:
+        x, w = machine.rand(m, k, precision=precision), machine.rand(k, n, precision=precision)
+        at = tuple(axis.index(size) for axis, size in zip(axes, (m, n, k), strict=True))
+        log_us[at] = np.log(machine.us(lambda x=x, w=w: torch.mm(x, w), share / len(sizes)))
+    times = np.exp(ascending_grid(extended(log_us, np.log(axes[0])))).round(2)
+    return dict(zip("mnk", map(list, axes), strict=True)) | {"us": times.tolist()}
+
+
+def extended(log_us: np.ndarray, log_m: np.ndarray) -> np.ndarray:
+    """Where rows are missing, as much longer than the most that were timed as there are more of them."""
+    log_us = log_us.copy()
+    for m in range(1, len(log_m)):
+        missing = np.isnan(log_us[m])
+        log_us[m][missing] = log_us[m - 1][missing] + log_m[m] - log_m[m - 1]
+    return log_us
+
+
+def measure_memory(machine: Machine, share: float) -> list[list[float]]:
+    """[[bytes read and written, us], ...]: the median of a copy, a sum and a gather of rows, outputs allocated."""
+    points = []
+    for num_bytes in COPIED[machine.device.type]:
+        x = machine.rand(max(1, num_bytes // 2048), 256)  # half is read, half is written
+        order = torch.randperm(len(x), device=machine.device)
+        calls = (x.clone, lambda x=x: x + 1.0, lambda x=x, order=order: x.index_select(0, order))
+        part = share / (len(calls) * len(COPIED[machine.device.type]))
+        points.append([2 * x.nbytes, float(np.median([machine.us(call, part) for call in calls]))])
+    return ascending(points, digits=2)
+
+
+def measure_transfer(machine: Machine, memory: list[list[float]], share: float) -> list[list[float]]:
+    """[[bytes, us], ...] from the host's ordinary memory; of a CPU, which copies nothing, a copy in memory."""
+    if machine.device.type == "cpu":
+        return memory
+    sizes = [1 << s for s in range(10, 29, 3)]
+    held = [torch.empty(size, dtype=torch.uint8) for size in sizes]
+    calls = [lambda x=x: x.to(machine.device) for x in held]
+    return ascending([[x.nbytes, machine.us(call, share / len(sizes))] for x, call in zip(held, calls, strict=True)])
+
+
+def measure_attention(machine: Machine, precision: str, share: float) -> dict[str, list[list[float]]]:
+    """{head_dim: [[keys, microseconds of a million numbers of the query], ...]}, with an additive bias."""
+    kind, found = machine.device.type, {}
+    for width in HEADS[kind]:
+        points = []
+        for keys in KEYS:
+            batch = max(1, QUERIES[kind] // (4 * keys))
+            q_BHLd = machine.rand(batch, 4, keys, width, precision=precision)
+            bias_1HLL = machine.rand(1, 4, keys, keys, precision=precision)
+            us = machine.us(_attention(q_BHLd, bias_1HLL), share / (len(HEADS[kind]) * len(KEYS)))
+            points.append([keys, us * 1e6 / q_BHLd.numel()])
+        found[str(width)] = ascending(points, digits=3)
+    return found
+
+
+def _attention(q_BHLd: torch.Tensor, bias_1HLL: torch.Tensor) -> Any:
+    return lambda: scaled_dot_product_attention(q_BHLd, q_BHLd, q_BHLd, attn_mask=bias_1HLL)
+
+
+def set_precision(precision: str) -> None:
+    """float32 products in TF32 or not."""
+    torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
+
+
+def peaks_of(matmul: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
+    """The best TFLOP/s of a large product in each precision's table."""
+    return {precision: round(max(_rates(table)), 4) for precision, table in matmul.items()}
+
+
+def _rates(table: Mapping[str, Any]) -> Iterator[float]:
+    for (i, m), (j, n), (h, k) in product(*(list(enumerate(table[letter])) for letter in "mnk")):
+        if 2 * m * n * k >= LARGE_FLOPS:
+            yield 2e-6 * m * n * k / table["us"][i][j][h]
+
+
+def measure_tables(machine: Machine, precisions: Sequence[str]) -> dict[str, Any]:
+    """All tables of a device but its network; kernels for experts, which are fitted, follow."""
+    matmul, attention = {}, {}
+    for precision in precisions:
+        set_precision(precision)
+        matmul[precision] = measure_matmul(machine, precision, 0.6 / len(precisions))
+        attention[precision] = measure_attention(machine, precision, 0.1 / len(precisions))
+    memory = measure_memory(machine, 0.1)
+    transfer = measure_transfer(machine, memory, 0.05)
+    return {"memory": memory, "transfer": transfer, "attention": attention, "matmul": matmul}
