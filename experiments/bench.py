@@ -7,8 +7,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import cached_property
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
@@ -46,6 +45,18 @@ from workloads.model import ModelShape
 from workloads.weights import CheckpointLayer, Layer, SeededLayer, ShapedLayer, SharedLayer
 
 Progress = Callable[[str], None]
+Kept = TypeVar("Kept")
+
+
+class kept(Generic[Kept]):  # noqa: N801
+    """`functools.cached_property` without its lock, at which ranks that are threads would wait for one another."""
+
+    def __init__(self, find: Callable[[Any], Kept]) -> None:
+        self._find = find
+
+    def __get__(self, bench: Any, owner: type) -> Kept:
+        found = vars(bench)[self._find.__name__] = self._find(bench)
+        return found
 
 
 class Bench:
@@ -125,7 +136,7 @@ class Bench:
             for block in self.layers
         }
 
-    @cached_property
+    @kept
     def ceilings(self) -> dict[str, Any]:
         """What this machine can do at most, as rank 0 finds it while the others sleep; the same on all ranks."""
         shape = layer_shape(self.config)
@@ -145,7 +156,7 @@ class Bench:
         modelled = isinstance(self.session.clock, VirtualClock | SimulatedClock)
         return Rates(_nearest(self.ceilings["matmul_flops_per_s"]), link if modelled else _nearest(link))
 
-    @cached_property
+    @kept
     def max_expert_tokens(self) -> int | None:
         """The most tokens of any rank for one expert, over all blocks and planned iterations.
 
@@ -159,7 +170,7 @@ class Bench:
         mine = max(np.bincount(router.draw(num_tokens, layer=block, iteration=i)).max() for block, i in keys)
         return int(all_gather(torch.tensor([mine], device=self.device), self.session.group).max())
 
-    @cached_property
+    @kept
     def profile(self) -> dict[int, Profile]:
         """By block: the experts of other tokens than those measured, of all ranks and layers, gathered once."""
         drawn = [[self._profiled(block, i) for i in range(PROFILED)] for block in self.layers]
@@ -176,7 +187,7 @@ class Bench:
             return torch.from_numpy(expert_T).to(self.device)
         return self._routed[block, iteration].expert_TK[:, 0]
 
-    @cached_property
+    @kept
     @torch.inference_mode()
     def _routed(self) -> dict[tuple[int, int], Routing]:
         """What a router that looks at tokens says of the profile's batches, in forward passes of their own."""
