@@ -27,6 +27,7 @@ from experiments.cells import (
     layer_shape,
     options,
     set_precision,
+    token_source,
 )
 from experiments.moe_layer import MoELayer
 from experiments.recorder import Recorder
@@ -38,7 +39,6 @@ from systems.collectives import all_gather
 from systems.engines import find_engine
 from systems.engines.loop import LoopEngine
 from systems.planners.base import Profile, Rates
-from workloads.batches import TokenSource
 from workloads.checkpoint import Checkpoint, open_checkpoint
 from workloads.encoder import build_encoder
 from workloads.model import ModelShape
@@ -92,9 +92,7 @@ class Bench:
             device=self.device,
             checkpoint=checkpoint,
         )
-        self.tokens = TokenSource(
-            instantiate(config["corpus"]), model.vocab_size, cache_dir, checkpoint.folder if checkpoint else None
-        )
+        self.tokens = token_source(config, cache_dir)
         self.names: dict[str, str] = {}
         self.twins: set[str] = set()
         self.systems: dict[str, dict[int, System]] = {}

@@ -4,8 +4,10 @@ import errno
 import json
 import os
 import tempfile
+import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -27,28 +29,51 @@ Launcher = Callable[[dict[str, Any]], None]
 Outcome = tuple[dict[str, Any], dict[str, pd.DataFrame]]
 
 
-def run_campaign(plan: Plan, store: Store, launcher: Launcher, logger: Logger, console: Console) -> None:
+def run_campaign(
+    plan: Plan, store: Store, launcher: Launcher, logger: Logger, console: Console, at_once: int = 1
+) -> None:
     """Measure every launch of which the store lacks a cell; `launcher(spec)` runs one or raises LaunchFailed.
 
     The systems of a launch are only compared when they took turns, so they are measured again together. A cell that
     failed is left as it is: its id changes with the code. `logger` is told of each cell between two launches.
+    at_once: how many launches may run at the same time, each called in a thread of its own where that is several.
     """
     todo = cells_to_measure(plan, store, console)
+    telling = threading.Lock()
     with ProgressBar(console, total=len(plan.cells)) as bar:
-        for ids in plan.launches:
-            remaining = [cell for cell in ids if cell in todo]
+
+        def measure(ids: list[str]) -> None:
+            remaining = ids
             while remaining:
                 bar.at(plan.cells[remaining[0]], done=len(plan.cells) - len(todo))
                 finished = _run_launch({cell: plan.cells[cell] for cell in remaining}, plan, store, launcher, bar)
-                for run, tables in finished:
-                    store.write_cell(run, tables)
-                    logger.cell(run, tables.get("samples"))
-                    told = line(plan.cells[run["cell"]], run, tables.get("samples"))
-                    console.print(told, highlight=False, markup=False, soft_wrap=True)
                 done = {run["cell"] for run, _ in finished}
                 remaining = [cell for cell in remaining if cell not in done]
-                todo -= done
+                with telling:
+                    for run, tables in finished:
+                        store.write_cell(run, tables)
+                        logger.cell(run, tables.get("samples"))
+                        told = line(plan.cells[run["cell"]], run, tables.get("samples"))
+                        console.print(told, highlight=False, markup=False, soft_wrap=True)
+                    todo.difference_update(done)
+
+        launches = [[cell for cell in ids if cell in todo] for ids in plan.launches]
+        for_each(measure, [ids for ids in launches if ids], at_once)
         bar.at(None, done=len(plan.cells) - len(todo))
+
+
+def for_each(do: Callable[[list[str]], None], launches: list[list[str]], at_once: int) -> None:
+    """Do it for each launch, for so many at once; what one raises ends the campaign."""
+    if at_once == 1:
+        for ids in launches:
+            do(ids)
+        return
+    pool = ThreadPoolExecutor(at_once)
+    try:
+        for done in [pool.submit(do, ids) for ids in launches]:
+            done.result()
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def cells_to_measure(plan: Plan, store: Store, console: Console) -> set[str]:

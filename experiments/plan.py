@@ -52,8 +52,8 @@ def make_plan(points: list[Point], command: Sequence[str] = ()) -> Plan:
         )
     config = points[0].configs[0]
     experiment, tier, seed = config["experiment"], config["tier"], config["seed"]
-    # A simulated run repeated is the same run.
-    twin = None if config["cluster"]["kind"] == "simulated" else experiment["twin"]
+    simulated = config["cluster"]["kind"] == "simulated"
+    twin = None if simulated else experiment["twin"]  # a simulated run repeated is the same run
     cells: dict[str, Cell] = {}
     launches: list[list[str]] = []
     ids_of_point: list[list[str]] = [[] for _ in points]
@@ -63,7 +63,8 @@ def make_plan(points: list[Point], command: Sequence[str] = ()) -> Plan:
             for cell in point_cells(point, launch, twin):
                 ids.append(cell.id)
                 if cell.id not in cells:
-                    together.setdefault(cell.launch_id, []).append(cell.id)
+                    # Nothing disturbs simulated cells: each is a launch, which ends when it is known.
+                    together.setdefault(cell.id if simulated else cell.launch_id, []).append(cell.id)
                 cells[cell.id] = cell
         launches += _shuffled(together.values(), cells, random.Random(f"{seed}/{launch}"))
     document = {
