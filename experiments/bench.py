@@ -15,8 +15,8 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 
 from clusters.clocks import VirtualClock
-from clusters.simulated.timeline import SimulatedClock
 from clusters.session import Session
+from clusters.simulated.timeline import SimulatedClock
 from experiments.agreement import sketch
 from experiments.ceilings import measure_ceilings, measure_link
 from experiments.cells import (

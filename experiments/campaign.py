@@ -17,7 +17,7 @@ from rich.console import Console
 
 from clusters.launch import LaunchFailed
 from experiments import environment, machine
-from experiments.cells import Cell
+from experiments.cells import Cell, described_device
 from experiments.loggers import Logger
 from experiments.plan import Plan
 from experiments.progress import ProgressBar, line
@@ -143,6 +143,7 @@ def document(cell: Cell, plan: Plan, started: str) -> dict[str, Any]:
         "engine": cell.engine,
         "precision": cell.config["precision"],
         "source": cell.cluster.source,
+        **_device(cell),
         "launch": cell.launch,
         "launch_id": cell.launch_id,
         "twin": cell.twin,
@@ -156,6 +157,14 @@ def document(cell: Cell, plan: Plan, started: str) -> dict[str, Any]:
         "started": started,
         "finished": datetime.now(UTC).isoformat(),
     }
+
+
+def _device(cell: Cell) -> dict[str, Any]:
+    """Which description a simulated cell's numbers come from."""
+    if cell.cluster.kind != "simulated":
+        return {}
+    device = described_device(cell.config)
+    return {"device": {name: getattr(device, name) for name in ("name", "title", "identity", "source")}}
 
 
 def cache_dir() -> Path:

@@ -58,6 +58,8 @@ class Cell:
         """12 hexadecimal digits of a hash of what defines the cell, code, versions and machine included."""
         system = self.config["system"]
         origin = [code_digest(self.config), data_digest(self.config), environment.identity()]
+        if "_target_" in self.config["device"]:
+            origin.append(described_device(self.config).identity)
         return _digest([self.workload, system, self.engine, *origin, *(["twin"] if self.twin else [])])
 
     @cached_property
@@ -142,6 +144,16 @@ def _parameters(kind: Any) -> set[str]:
     constructors = [base.__init__ for base in kind.__mro__ if "__init__" in vars(base)]
     parameters = [p for constructor in constructors for p in inspect.signature(constructor).parameters.values()]
     return {parameter.name for parameter in parameters if parameter.kind != parameter.VAR_KEYWORD} - {"self"}
+
+
+def described_device(config: dict[str, Any]) -> Any:
+    """The described device (`devices.Device`) of a configuration; one object for all cells that name it alike."""
+    return _instantiated(json.dumps(config["device"], sort_keys=True))
+
+
+@cache
+def _instantiated(node: str) -> Any:
+    return instantiate(json.loads(node))
 
 
 def _is_node(value: Any) -> bool:
@@ -296,7 +308,7 @@ def _check_device(config: dict[str, Any], cluster: ClusterSpec) -> None:
         return
     if not described:
         raise ValueError("cluster=simulated needs a described device: device=a100_sxm, or another one of conf/device")
-    instantiate(config["device"]).check(config["precision"], cluster.world_size)
+    described_device(config).check(config["precision"], cluster.world_size)
     if not issubclass(find_class(config["router"]), DrawnRouter):
         raise ValueError(
             f"router={config['router']['name']} looks at activations, which simulated ranks do not compute; "

@@ -10,7 +10,6 @@ import multiprocessing
 import os
 import threading
 import traceback
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,7 +21,7 @@ from clusters.session import Session
 from clusters.simulated import Simulated
 from clusters.simulated.timeline import Event, Timeline
 from experiments.ceilings import modelled_rate
-from experiments.cells import DTYPES, instantiate, layer_shape
+from experiments.cells import DTYPES, described_device, instantiate, layer_shape
 from experiments.worker import follow_parent
 from systems.engines.declared import DECLARED
 
@@ -36,6 +35,7 @@ class Seen(NamedTuple):
     samples: list[dict[str, Any]]
     routing: list[dict[str, Any]]
     collectives: list[dict[str, Any]]
+    inputs: dict[str, str]
     events: list[Event]
 
 
@@ -86,7 +86,10 @@ def simulate(spec: dict[str, Any]) -> None:
     iterations = spec["workload"]["tier"]["iterations"]
     schedule = {"iterations": iterations, "max_iterations": iterations, "converged": None}
     shared = {"schedule": schedule, "ceilings": ceilings_of(spec["workload"]), "seconds": {}, "ranks_cpu_s": 0.0}
-    outcome = {"correctness": dict.fromkeys(seen), "inputs": {cell: {} for cell in seen}, "failed": failed}
+    inputs = {
+        cell: {name: [one.inputs[name] for one in ranks] for name in ranks[0].inputs} for cell, ranks in seen.items()
+    }
+    outcome = {"correctness": dict.fromkeys(seen), "inputs": inputs, "failed": failed}
     (folder / "outcome.json").write_text(json.dumps(shared | outcome))
 
 
@@ -102,7 +105,7 @@ def simulate_cell(spec: dict[str, Any], cell: str, *, keep_events: bool = False)
 
 def cluster_of(workload: dict[str, Any]) -> Simulated:
     """The described cluster of a workload."""
-    device, world_size = instantiate(workload["device"]), workload["cluster"]["world_size"]
+    device, world_size = described_device(workload), workload["cluster"]["world_size"]
     network = instantiate(workload["network"]) if "_target_" in workload["network"] else device.network(world_size)
     return Simulated(device, network, world_size, workload["precision"], DECLARED)
 
@@ -144,7 +147,8 @@ def _simulate_rank(spec: dict[str, Any], cell: str, session: Session, timeline: 
     rows = [row if row["metric"] == "ttft_ms" else {**row, "phase": "instrumented"} for row in bench.recorder.rows()]
     memory = {"metric": "peak_memory_bytes", "value": float(timeline.peak_bytes), "unit": "bytes", "phase": "measure"}
     rows += [{"cell": cell, "iteration": 0, **memory}]
-    return Seen(rows + counted, routed, bench.recorder.collectives(), timeline.events)
+    inputs = evidence.inputs(bench, [cell])[cell]
+    return Seen(rows + counted, routed, bench.recorder.collectives(), inputs, timeline.events)
 
 
 def _table(ranks: list[Seen], name: str) -> pd.DataFrame:
