@@ -1,11 +1,12 @@
 # Everything is installed in .venv; every target installs it first if need be. `make` lists the targets.
 
-SCALE    ?= laptop
+# CLUSTER=simulated: DEVICE is a described one of conf/device, and the paper's layer runs on it once.
 CLUSTER  ?= emulated
-DEVICE   ?= $(if $(filter nccl,$(CLUSTER)),cuda,cpu)
-TIER     ?= quick
+SIMULATED = $(filter simulated,$(CLUSTER))
+SCALE    ?= $(if $(SIMULATED),paper,laptop)
+DEVICE   ?= $(if $(SIMULATED),a100_sxm,$(if $(filter nccl,$(CLUSTER)),cuda,cpu))
+TIER     ?= $(if $(SIMULATED),once,quick)
 CAMPAIGN ?= results/all
-CROSSOVER ?= results/crossover
 CHECKOUT ?=
 SYSTEM   ?=
 ARGS        ?=
@@ -66,7 +67,7 @@ lint: $(STAMP)  ## check style, formatting and types
 conformance: $(STAMP)  ## check that every system, or SYSTEM=its yaml, name or package.module.Class, equals the dense model
 	$(if $(SYSTEM),$(BIN)/python -m experiments.judge $(SYSTEM),$(BIN)/python -m pytest tests/systems/test_conformance.py -q $(PYTEST_ARGS))
 
-SETTINGS = scale=$(SCALE) cluster=$(CLUSTER) cluster.device=$(DEVICE) tier=$(TIER)
+SETTINGS = scale=$(SCALE) cluster=$(CLUSTER) $(if $(SIMULATED),,cluster.)device=$(DEVICE) tier=$(TIER)
 
 reproduce-fig1: $(STAMP)  ## Figure 1: tokens per expert of a learned router, first and last MoE layer
 	$(BIN)/python -m experiments.run experiment=fig1 $(SETTINGS) $(ARGS)
@@ -95,13 +96,13 @@ zoo: $(STAMP)  ## the league table: every system at the paper's point, with perm
 attribution: $(STAMP)  ## why MoEShard is faster than DeepSpeed: measured counterfactuals, step by step
 	$(BIN)/python -m experiments.run experiment=attribution $(SETTINGS) $(ARGS)
 
-crossover: $(STAMP)  ## maps: which system wins, over imbalance, batch, experts, ranks and network
-	$(BIN)/python -m experiments.run experiment=crossover $(SETTINGS) $(ARGS)
-	$(BIN)/python -m simulation.network_map $(CROSSOVER)
+crossover scaling: CLUSTER = simulated
 
-scaling: $(STAMP)  ## predicted layer time and memory on 8 to 512 ranks, from the campaign CROSSOVER (simulated)
-	@test -f $(CROSSOVER)/plan.json || { echo "make scaling is fed by a campaign of make crossover; there is none in $(CROSSOVER)"; exit 1; }
-	$(BIN)/python -m simulation.scaling $(CROSSOVER) $(ARGS)
+crossover: $(STAMP)  ## maps: which system wins, over imbalance, batch, experts, ranks (simulated; CLUSTER=emulated runs them)
+	$(BIN)/python -m experiments.run experiment=crossover $(SETTINGS) $(ARGS)
+
+scaling: $(STAMP)  ## layer time and memory on 2 to 512 ranks, in nodes of eight (simulated)
+	$(BIN)/python -m experiments.run experiment=scaling $(SETTINGS) $(ARGS)
 
 calibrate: $(STAMP)  ## measure the collectives of this machine's cores: conf/network/gloo_here.yaml
 	$(BIN)/python -m scripts.calibrate_network --ranks $(REAL_RANKS) --max-bytes 32M $(ARGS)

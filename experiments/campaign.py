@@ -29,14 +29,12 @@ Launcher = Callable[[dict[str, Any]], None]
 Outcome = tuple[dict[str, Any], dict[str, pd.DataFrame]]
 
 
-def run_campaign(
-    plan: Plan, store: Store, launcher: Launcher, logger: Logger, console: Console, at_once: int = 1
-) -> None:
+def run_campaign(plan: Plan, store: Store, launcher: Launcher, logger: Logger, console: Console) -> None:
     """Measure every launch of which the store lacks a cell; `launcher(spec)` runs one or raises LaunchFailed.
 
     The systems of a launch are only compared when they took turns, so they are measured again together. A cell that
     failed is left as it is: its id changes with the code. `logger` is told of each cell between two launches.
-    at_once: how many launches may run at the same time, each called in a thread of its own where that is several.
+    Simulated launches come first, as many at a time as there are cores: nothing disturbs them.
     """
     todo = cells_to_measure(plan, store, console)
     telling = threading.Lock()
@@ -57,13 +55,15 @@ def run_campaign(
                         console.print(told, highlight=False, markup=False, soft_wrap=True)
                     todo.difference_update(done)
 
-        launches = [[cell for cell in ids if cell in todo] for ids in plan.launches]
-        for_each(measure, [ids for ids in launches if ids], at_once)
+        launches = [lacking for ids in plan.launches if (lacking := [cell for cell in ids if cell in todo])]
+        simulated = [ids for ids in launches if plan.cells[ids[0]].cluster.kind == "simulated"]
+        for_each(measure, simulated, at_once=len(os.sched_getaffinity(0)))
+        for_each(measure, [ids for ids in launches if ids not in simulated], at_once=1)
         bar.at(None, done=len(plan.cells) - len(todo))
 
 
-def for_each(do: Callable[[list[str]], None], launches: list[list[str]], at_once: int) -> None:
-    """Do it for each launch, for so many at once; what one raises ends the campaign."""
+def for_each(do: Callable[[list[str]], None], launches: list[list[str]], *, at_once: int) -> None:
+    """Do it for each launch, in threads where several may run at once; what one raises ends the campaign."""
     if at_once == 1:
         for ids in launches:
             do(ids)

@@ -115,15 +115,15 @@ def _run(plan: Plan, store: Store, logger: Logger, console: Console) -> None:
     console.print(announce(plan, store), highlight=False, soft_wrap=True)
 
     def start_ranks(spec: dict) -> None:
+        cluster = plan.cells[next(iter(spec["cells"]))].cluster
+        if cluster.kind == "simulated":
+            launch_simulation(spec)
+            return
         path = Path(spec["folder"]) / "spec.json"
         path.write_text(json.dumps(spec))
-        launch(plan.cells[next(iter(spec["cells"]))].cluster, run_rank, str(path))
+        launch(cluster, run_rank, str(path))
 
-    if first.cluster.kind == "simulated":
-        at_once = len(os.sched_getaffinity(0))
-        run_campaign(plan, store, launch_simulation, logger, console, at_once)
-    else:
-        run_campaign(plan, store, start_ranks, logger, console)
+    run_campaign(plan, store, start_ranks, logger, console)
 
 
 def _run_inside_launch(plan: Plan, store: Store, logger: Logger, console: Console) -> None:
