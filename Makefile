@@ -7,7 +7,6 @@ SCALE    ?= $(if $(SIMULATED),paper,laptop)
 DEVICE   ?= $(if $(SIMULATED),a100_sxm,$(if $(filter nccl,$(CLUSTER)),cuda,cpu))
 TIER     ?= $(if $(SIMULATED),once,quick)
 CAMPAIGN ?= results/all
-CROSSOVER ?= results/crossover
 CHECKOUT ?=
 SYSTEM   ?=
 ARGS        ?=
@@ -99,13 +98,13 @@ zoo: $(STAMP)  ## the league table: every system at the paper's point, with perm
 attribution: $(STAMP)  ## why MoEShard is faster than DeepSpeed: measured counterfactuals, step by step
 	$(BIN)/python -m experiments.run experiment=attribution $(SETTINGS) $(ARGS)
 
-crossover: $(STAMP)  ## maps: which system wins, over imbalance, batch, experts, ranks and network
-	$(BIN)/python -m experiments.run experiment=crossover $(SETTINGS) $(ARGS)
-	$(BIN)/python -m simulation.network_map $(CROSSOVER)
+crossover scaling: CLUSTER = simulated
 
-scaling: $(STAMP)  ## predicted layer time and memory on 8 to 512 ranks, from the campaign CROSSOVER (simulated)
-	@test -f $(CROSSOVER)/plan.json || { echo "make scaling is fed by a campaign of make crossover; there is none in $(CROSSOVER)"; exit 1; }
-	$(BIN)/python -m simulation.scaling $(CROSSOVER) $(ARGS)
+crossover: $(STAMP)  ## maps: which system wins, over imbalance, batch, experts, ranks (simulated; CLUSTER=emulated runs them)
+	$(BIN)/python -m experiments.run experiment=crossover $(SETTINGS) $(ARGS)
+
+scaling: $(STAMP)  ## layer time and memory on 2 to 512 ranks, in nodes of eight (simulated)
+	$(BIN)/python -m experiments.run experiment=scaling $(SETTINGS) $(ARGS)
 
 calibrate: $(STAMP)  ## measure the collectives of this machine's cores: conf/network/gloo_here.yaml
 	$(BIN)/python -m scripts.calibrate_network --ranks $(REAL_RANKS) --max-bytes 32M $(ARGS)

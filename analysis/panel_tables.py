@@ -22,6 +22,7 @@ from analysis.labels import (
 )
 from analysis.maps import METRICS, map_frames, map_rows, winners
 from analysis.stats import Floor
+from analysis.scaling import scaling_table
 from analysis.summary import FLOOR_OF
 from analysis.tables import Table, not_for_claims, slug
 
@@ -58,6 +59,8 @@ def panel_table(findings: Findings, panel: dict) -> Table:
     kind = panel.get("kind", "speedup")
     if kind == "map":
         return map_table(findings, panel)
+    if kind == "scaling":
+        return scaling_table(findings.campaign, panel)
     if kind == "attribution":
         return attribution_table(attribute(findings.campaign, panel["name"]), panel)
     shown = load_rows(findings, panel) if kind == "load" else series_table(findings, panel, rows, COLUMNS[kind](rows))

@@ -22,6 +22,7 @@ from routers.drawn import DrawnRouter
 from systems.base import LayerShape, System
 from systems.engines import find_engine
 from systems.engines.auto import DTYPES, choose
+from workloads.batches import TokenSource
 from workloads.checkpoint import open_checkpoint
 from workloads.model import ModelShape
 
@@ -224,6 +225,18 @@ def data_digest(config: dict[str, Any]) -> str:
 @cache
 def _file_digest(path: Path) -> str | None:
     return hashlib.sha256(path.read_bytes()).hexdigest() if path.exists() else None
+
+
+def token_source(config: dict[str, Any], cache_dir: str | Path) -> TokenSource:
+    """What reads a workload's tokens: one for all ranks and cells of this process."""
+    model: ModelShape = instantiate(config["model"])
+    folder = open_checkpoint(model.checkpoint).folder if model.checkpoint else None
+    return _token_source(json.dumps(config["corpus"], sort_keys=True), model.vocab_size, str(cache_dir), folder)
+
+
+@cache
+def _token_source(corpus: str, vocab_size: int, cache_dir: str, checkpoint: Path | None) -> TokenSource:
+    return TokenSource(instantiate(json.loads(corpus)), vocab_size, cache_dir, checkpoint)
 
 
 def system_class(config: dict[str, Any]) -> type[System]:

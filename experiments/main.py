@@ -15,17 +15,15 @@ from analysis.report import render
 from clusters.launch import launch, prepare
 from clusters.session import connect
 from experiments.campaign import cache_dir, document, run_campaign
-from experiments.cells import Cell, Unsupported, check, instantiate
+from experiments.cells import Cell, Unsupported, check, instantiate, token_source
 from experiments.estimate import announce, networks
 from experiments.loggers import Logger
 from experiments.matched import match_networks
 from experiments.plan import CORES, Plan, Point, is_simulated, make_plan
 from experiments.schedule import PROFILED, iterations_of
-from experiments.simulate import run_simulation
+from experiments.simulate import launch_simulation
 from experiments.store import Store, StoreBusy
 from experiments.worker import PRELOAD, run_launch, run_rank
-from workloads.batches import TokenSource
-from workloads.checkpoint import open_checkpoint
 
 BAD_INPUT, SOME_FAILED, INTERRUPTED = 2, 1, 130
 
@@ -110,9 +108,8 @@ def _progress(plan: Plan, store: Store) -> str:
 
 def read_tokens(cell: Cell) -> None:
     """Tokenise what the cell will read, so that a corpus that cannot be read is known before ranks start."""
-    config, model = cell.config, instantiate(cell.config["model"])
-    checkpoint = open_checkpoint(model.checkpoint).folder if model.checkpoint else None
-    source = TokenSource(instantiate(config["corpus"]), model.vocab_size, cache_dir(), checkpoint)
+    config = cell.config
+    source = token_source(config, cache_dir())
     tier, world_size = config["tier"], cell.cluster.world_size
     last = iterations_of(tier)["warmup"].stop - 1 + PROFILED
     sizes = {"batch_size": config["batch_size"], "seq_len": config["seq_len"], "seed": config["seed"]}
@@ -130,10 +127,13 @@ def _run(plan: Plan, store: Store, logger: Logger, console: Console) -> None:
     console.print("\n".join([*networks(plan), announce(plan, store)]), highlight=False, markup=False, soft_wrap=True)
 
     def start_ranks(spec: dict) -> None:
+        cluster = plan.cells[next(iter(spec["cells"]))].cluster
+        if cluster.kind == "simulated":
+            launch_simulation(spec)
+            return
         path = Path(spec["folder"]) / "spec.json"
         path.write_text(json.dumps(spec))
-        cluster = plan.cells[next(iter(spec["cells"]))].cluster
-        launch(cluster, run_simulation if cluster.kind == "simulated" else run_rank, str(path))
+        launch(cluster, run_rank, str(path))
 
     run_campaign(plan, store, start_ranks, logger, console)
 

@@ -65,7 +65,8 @@ def make_plan(points: list[Point], command: Sequence[str] = (), rates: Mapping[s
             for cell in point_cells(point, launch):
                 ids.append(cell.id)
                 if cell.id not in cells:
-                    together.setdefault(cell.launch_id, []).append(cell.id)
+                    # Nothing disturbs simulated cells: each is a launch, which ends when it is known.
+                    together.setdefault(cell.id if is_simulated(cell.config) else cell.launch_id, []).append(cell.id)
                 cells[cell.id] = cell
         launches += _shuffled(together.values(), cells, random.Random(f"{seed}/{launch}"))
     document = {

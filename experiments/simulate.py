@@ -6,6 +6,9 @@ the whole forward pass and its layers and sections.
 """
 
 import json
+import multiprocessing
+import os
+import threading
 import traceback
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,13 +16,16 @@ from typing import Any, NamedTuple
 import pandas as pd
 import torch
 
+from clusters.launch import LaunchFailed
 from clusters.session import Session
 from clusters.simulated import Simulated
 from clusters.simulated.timeline import Event, Timeline
 from experiments.ceilings import modelled_rate
 from experiments.cells import DTYPES, described_device, instantiate, layer_shape
+from experiments.worker import follow_parent
 from systems.engines.declared import DECLARED
 
+SAID = "said.log"  # what the process of a launch prints
 LARGE = 8192  # side of the matrix product that planners take a device's rate from
 
 
@@ -33,10 +39,35 @@ class Seen(NamedTuple):
     events: list[Event]
 
 
-def run_simulation(spec_path: str) -> None:
-    """Entry point of the one process of a launch; `spec_path` is a JSON file written by the parent."""
-    spec = json.loads(Path(spec_path).read_text())
+def launch_simulation(spec: dict[str, Any]) -> None:
+    """Simulate the cells of a launch in a new process and wait; LaunchFailed where that dies or takes too long.
+
+    A process of its own, because libraries keep process groups, and these have one number of ranks. Forked from one
+    that has imported everything, it costs less than a cell.
+    """
+    process = multiprocessing.get_context("forkserver").Process(target=_simulate_alone, args=(spec,), daemon=True)
+    process.start()
+    process.join(timeout_s := spec["cluster"]["timeout_s"])
+    if process.is_alive():
+        process.kill()
+        process.join()
+        raise LaunchFailed("timeout", f"not simulated within {timeout_s} s: it was stopped", _said(spec))
+    if process.exitcode:
+        raise LaunchFailed("failed", f"its process died with exit code {process.exitcode}", _said(spec))
+
+
+def _simulate_alone(spec: dict[str, Any]) -> None:
+    """The only thing that a process does; what it says is kept in the folder of the launch."""
+    threading.Thread(target=follow_parent, args=(spec["parent"],), daemon=True).start()
+    said = os.open(Path(spec["folder"]) / SAID, os.O_WRONLY | os.O_CREAT)
+    for stream in (1, 2):
+        os.dup2(said, stream)
     simulate(spec)
+
+
+def _said(spec: dict[str, Any]) -> str:
+    path = Path(spec["folder"]) / SAID
+    return path.read_text(errors="replace")[-8000:] if path.exists() else ""
 
 
 def simulate(spec: dict[str, Any]) -> None:

@@ -13,6 +13,7 @@ from analysis.figures.fidelity import plot_fidelity
 from analysis.figures.layers import plot_layers
 from analysis.figures.league import plot_league
 from analysis.figures.maps import plot_map
+from analysis.figures.scaling import plot_scaling
 from analysis.figures.sections import plot_sections, section_times
 from analysis.figures.speedup import plot_speedup
 from analysis.findings import Findings, describe, simulated_on
@@ -21,6 +22,7 @@ from analysis.labels import SERIES, series_names, short_axis_name, system_name, 
 from analysis.load import TRUSTED, Campaign, coverage
 from analysis.maps import METRICS, border_sentence, borders, map_frames, place_text
 from analysis.practice import known_loads, loads_sentence
+from analysis.scaling import scaling_frame
 from analysis.summary import FLOOR_OF
 from analysis.tables import slug
 
@@ -35,6 +37,7 @@ PAPER_LAYERS = "Published (4×A100, E = 128, batch 250, learned router): DeepSpe
 TOKENS = "Bars: mean over iterations, all ranks together; blue lines: range over iterations; dotted: the mean load."
 MAP = "Second system's time ÷ the fastest one's, 95 % interval over launches; medians of the slowest rank."
 EXACT = "Simulated: the slowest rank of a forward pass, which repeats exactly."
+RANKS = "Medians of the slowest rank; memory of the rank that holds most, weights included."
 RECORDED = "Dashed: loads of the paper's learned router (batch 250 × 120 tokens, one GPU), first and last MoE layer."
 
 
@@ -137,6 +140,18 @@ def draw_map(findings: Findings, panel: dict) -> Iterator[Picture]:
         yield plot_map(frame, findings.campaign.folder / slug(name), note=note, **look, **axes)
 
 
+def draw_scaling(findings: Findings, panel: dict) -> Iterator[Picture]:
+    """A figure a y: layer time and memory against the number of ranks."""
+    frame = scaling_frame(findings.campaign, panel)
+    for y in frame["y"].unique():
+        here, at, end = frame.loc[frame["y"] == y], "", ""
+        if panel.get("y_name"):
+            at, end = f", {short_axis_name(panel['y_name'])} {x_text(panel['y_name'], y)}", f"_{y}"
+        sentences = [RANKS, describe(findings.campaign, panel), absent(findings.campaign, panel)]
+        path, note = findings.campaign.folder / slug(f"{panel['name']}{end}"), " ".join(filter(None, sentences))
+        yield plot_scaling(here, path, title=f"{panel['title']}{at}", note=note)
+
+
 def draw_fidelity(findings: Findings, panel: dict) -> Iterator[Picture]:
     """A panel of real times beside its emulated partner, if the campaign has it."""
     campaign, pair = findings.campaign, (panel["name"], panel["name"] + EMULATED)
@@ -153,6 +168,7 @@ KINDS: dict[str, Callable[[Findings, dict], Iterator[Picture]]] = {
     "layers": draw_layers,
     "sections": draw_sections,
     "map": draw_map,
+    "scaling": draw_scaling,
     "attribution": draw_attribution,
     "fidelity": draw_fidelity,
     "counterfactual": lambda findings, panel: iter(()),  # measured for another panel
