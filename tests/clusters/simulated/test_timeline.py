@@ -71,6 +71,7 @@ READING = {
 @pytest.mark.parametrize("how", READING)
 def test_who_asks_for_values_waits_for_the_device(how):
     """A kernel of 10 s is under way; the host goes on a second after it and all that the question itself takes."""
+
     def program(line):
         x = torch.tensor([True, False, True, False], device=META)
         line.compute("work", 10)
