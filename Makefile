@@ -1,11 +1,12 @@
 # Everything is installed in .venv; every target installs it first if need be. `make` lists the targets.
 
-SCALE    ?= laptop
+# CLUSTER=simulated: DEVICE is a described one of conf/device, and the paper's layer runs on it once.
 CLUSTER  ?= emulated
-DEVICE   ?= $(if $(filter nccl,$(CLUSTER)),cuda,cpu)
-TIER     ?= quick
+SIMULATED = $(filter simulated,$(CLUSTER))
+SCALE    ?= $(if $(SIMULATED),paper,laptop)
+DEVICE   ?= $(if $(SIMULATED),a100_sxm,$(if $(filter nccl,$(CLUSTER)),cuda,cpu))
+TIER     ?= $(if $(SIMULATED),once,quick)
 CAMPAIGN ?= results/all
-CROSSOVER ?= results/crossover
 CHECKOUT ?=
 SYSTEM   ?=
 ARGS        ?=
@@ -29,7 +30,7 @@ INSTALL = $(BIN)/python -m pip install -qq --disable-pip-version-check $(if $(TO
 
 .DEFAULT_GOAL := help
 .PHONY: help setup test lint conformance status resume figures report verify-paper clean
-.PHONY: zoo calibrate fidelity fidelity-hosts attribution crossover scaling bench-engines bench-layer gpu
+.PHONY: zoo calibrate fidelity fidelity-hosts attribution crossover scaling bench-engines bench-layer gpu gpu-visit
 .PHONY: reproduce-fig1 reproduce-layers reproduce-fig3 reproduce-fig4 reproduce-skew reproduce-sections reproduce-all
 
 help:  ## list the targets and the variables
@@ -66,7 +67,9 @@ lint: $(STAMP)  ## check style, formatting and types
 conformance: $(STAMP)  ## check that every system, or SYSTEM=its yaml, name or package.module.Class, equals the dense model
 	$(if $(SYSTEM),$(BIN)/python -m experiments.judge $(SYSTEM),$(BIN)/python -m pytest tests/systems/test_conformance.py -q $(PYTEST_ARGS))
 
-SETTINGS = scale=$(SCALE) cluster=$(CLUSTER) cluster.device=$(DEVICE) tier=$(TIER)
+SETTINGS = scale=$(SCALE) cluster=$(CLUSTER) $(if $(SIMULATED),,cluster.)device=$(DEVICE) tier=$(TIER)$(NETWORK)
+# What scale=laptop matches is a CPU core; an emulated GPU stands beside the link that it is known for.
+NETWORK  = $(if $(filter laptop-emulated-cuda,$(SCALE)-$(CLUSTER)-$(DEVICE)), network=nvlink3)
 
 reproduce-fig1: $(STAMP)  ## Figure 1: tokens per expert of a learned router, first and last MoE layer
 	$(BIN)/python -m experiments.run experiment=fig1 $(SETTINGS) $(ARGS)
@@ -95,13 +98,13 @@ zoo: $(STAMP)  ## the league table: every system at the paper's point, with perm
 attribution: $(STAMP)  ## why MoEShard is faster than DeepSpeed: measured counterfactuals, step by step
 	$(BIN)/python -m experiments.run experiment=attribution $(SETTINGS) $(ARGS)
 
-crossover: $(STAMP)  ## maps: which system wins, over imbalance, batch, experts, ranks and network
-	$(BIN)/python -m experiments.run experiment=crossover $(SETTINGS) $(ARGS)
-	$(BIN)/python -m simulation.network_map $(CROSSOVER)
+crossover scaling: CLUSTER = simulated
 
-scaling: $(STAMP)  ## predicted layer time and memory on 8 to 512 ranks, from the campaign CROSSOVER (simulated)
-	@test -f $(CROSSOVER)/plan.json || { echo "make scaling is fed by a campaign of make crossover; there is none in $(CROSSOVER)"; exit 1; }
-	$(BIN)/python -m simulation.scaling $(CROSSOVER) $(ARGS)
+crossover: $(STAMP)  ## maps: which system wins, over imbalance, batch, experts, ranks (simulated; CLUSTER=emulated runs them)
+	$(BIN)/python -m experiments.run experiment=crossover $(SETTINGS) $(ARGS)
+
+scaling: $(STAMP)  ## layer time and memory on 2 to 512 ranks, in nodes of eight (simulated)
+	$(BIN)/python -m experiments.run experiment=scaling $(SETTINGS) $(ARGS)
 
 calibrate: $(STAMP)  ## measure the collectives of this machine's cores: conf/network/gloo_here.yaml
 	$(BIN)/python -m scripts.calibrate_network --ranks $(REAL_RANKS) --max-bytes 32M $(ARGS)
@@ -124,6 +127,9 @@ bench-layer: $(STAMP)  ## the MoE layer at full width: every system in percent o
 
 gpu: $(STAMP)  ## what needs a GPU, on one that plays four ranks: tests, engines, Figures 3 and 4, skew, attribution
 	scripts/gpu_campaign.sh $(BIN)/python $(TIER)
+
+gpu-visit: $(STAMP)  ## the same in ten minutes on a borrowed one: results/gpu-visit (VISIT_DEVICE=cpu rehearses it; docs/gpus.md)
+	scripts/gpu_visit.sh $(BIN)/python results/gpu-visit
 
 status: $(STAMP)  ## where the campaign CAMPAIGN stands
 	$(BIN)/python -m experiments.status $(CAMPAIGN)

@@ -58,7 +58,12 @@ def environment_table(campaign: Campaign) -> Table:
     found: dict[str, dict[str, None]] = {}
     for cell in campaign.frames:
         run = campaign.runs[cell]
-        document = {"seed": run.get("seed"), **(run.get("environment") or {}), "ceilings": run.get("ceilings")}
+        document = {
+            "seed": run.get("seed"),
+            "device": run.get("device", {}),
+            **(run.get("environment") or {}),
+            "ceilings": run.get("ceilings"),
+        }
         for name, value in flat(document):
             found.setdefault(name, {}).setdefault(value)
     rows = [{"what": name, "value": summed(list(values))} for name, values in found.items()]

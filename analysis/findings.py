@@ -7,7 +7,8 @@ from pathlib import Path
 import pandas as pd
 
 from analysis.claims import claims_table
-from analysis.load import Campaign, load_campaign
+from analysis.load import Campaign, device_of, load_campaign
+from analysis.model_error import model_sentence, tie_bands
 from analysis.reference import load_reference, published_points
 from analysis.stats import Floor
 from analysis.summary import noise_floor, summarise
@@ -28,6 +29,20 @@ class Findings:
     verdicts: pd.DataFrame
     claims: pd.DataFrame
     checks: pd.DataFrame
+
+    def floor_of(self, panel: dict) -> dict[str, Floor]:
+        """What a panel's ratios must exceed, by metric: the A/A noise floor, or where simulated the model's error."""
+        device = simulated_on(self.campaign, panel)
+        return tie_bands(device) if device else self.floor
+
+    def doubt(self, panel: dict) -> str:
+        """The sentence on `floor_of`."""
+        device = simulated_on(self.campaign, panel)
+        return model_sentence(device) if device else floor_sentence(self.floor)
+
+    def doubts(self) -> list[str]:
+        """`doubt` of all panels, each once."""
+        return list(dict.fromkeys(map(self.doubt, self.campaign.plan["panels"])))
 
 
 def find(folder: Path | str) -> Findings:
@@ -62,24 +77,52 @@ def campaign_folder(name: Path | str) -> Path:
     raise ValueError(f"{name} is not a campaign's folder: it has no plan.json.")
 
 
-def describe(campaign: Campaign) -> str:
-    """Source, cluster, G, precision, engines, scale, tier, launches."""
-    ok = [campaign.runs[cell] for cell in campaign.frames]
-    if not ok:
-        return "No cell has been measured."
-    plan = campaign.plan
-    launches = len({run["launch"] for run in ok})
+def runs_of(campaign: Campaign, panel: dict | None = None) -> list[dict]:
+    """run.json of the ok cells of a panel, or of all."""
+    wanted = campaign.frames if panel is None else {cell for point in panel["points"] for cell in point["cells"]}
+    return [campaign.runs[cell] for cell in campaign.frames if cell in wanted]
+
+
+def simulated_on(campaign: Campaign, panel: dict | None = None) -> str:
+    """The described device whose numbers a panel (or campaign) shows; "" where anything ran, or nothing did."""
+    devices = {device_of(run) for run in runs_of(campaign, panel)}
+    return devices.pop() if len(devices) == 1 else ""
+
+
+def describe(campaign: Campaign, panel: dict | None = None) -> str:
+    """A sentence for each source of a panel, or of the campaign: where, G, precision, engines, scale, repetitions."""
+    by_origin: dict[tuple, list[dict]] = {}
+    for run in runs_of(campaign, panel):
+        by_origin.setdefault((run["source"], device_of(run)), []).append(run)
+    return " ".join(map(description, by_origin.values())) or "No cell has been measured."
+
+
+def description(runs: list[dict]) -> str:
+    """The sentence on runs of one source and device."""
+    first, launches = runs[0], len({run["launch"] for run in runs})
+    ranks, tier = listed(run["point"]["world_size"] for run in runs), listed(run["tier"] for run in runs)
+    repeated = [f"tier {tier}" + ("" if tier == "full" else " (not for claims)")]
+    repeated += [f"{launches} launch{'es' if launches > 1 else ''}"]
     facts = [
-        f"Source: {listed(run['source'] for run in ok)}",
-        *where(ok[0]),
-        f"G = {listed(run['point']['world_size'] for run in ok)} ranks",
-        f"precision {listed(run['precision'] for run in ok)}",
-        f"engine {listed(run['engine'] for run in ok)}",
-        f"scale {plan['scale']}",
-        f"tier {plan['tier']}" + ("" if plan["tier"] == "full" else " (not for claims)"),
-        f"{launches} launch{'es' if launches > 1 else ''}",
+        *(simulated_where if device_of(first) else measured_where)(first, ranks),
+        f"precision {listed(run['precision'] for run in runs)}",
+        f"engine {listed(run['engine'] for run in runs)}",
+        f"scale {listed(run['config']['scale']['name'] for run in runs)}",
+        *([] if device_of(first) else repeated),
     ]
-    return ", ".join(facts) + "."
+    return " ".join([", ".join(facts) + ".", *matched(ok)])
+
+
+def matched(runs: list[dict]) -> list[str]:
+    """A sentence for each network that was worked out for the machine: what it makes of the core."""
+    networks = [run["config"].get("network", {}) for run in runs if run["source"] == "emulated"]
+    found = [one["source"] for one in networks if one.get("name") == "matched"]
+    return [f"The network keeps this ratio: {source}." for source in dict.fromkeys(found)]
+
+
+def simulated_where(run: dict, ranks: str) -> list[str]:
+    """Source, and so many of which described device."""
+    return [f"Source: simulated on {ranks} × {run['device']['title']} ({run['device']['name']})"]
 
 
 def listed(values: Iterable[object]) -> str:
@@ -87,11 +130,12 @@ def listed(values: Iterable[object]) -> str:
     return "/".join(sorted({str(value) for value in values}))
 
 
-def where(run: dict) -> list[str]:
-    """The cluster with its device, and the network model where one was used."""
+def measured_where(run: dict, ranks: str) -> list[str]:
+    """Source, the cluster with its device, the network model where one was used, and the number of ranks."""
     cluster, network = run["config"].get("cluster", {}), run["config"].get("network", {})
     place = [f"cluster {cluster['kind']} on {cluster['device']}"] if cluster else []
-    return place + ([f"network {network['name']}"] if network and run["source"] == "emulated" else [])
+    place += [f"network {network['name']}"] if network and run["source"] == "emulated" else []
+    return [f"Source: {run['source']}", *place, f"G = {ranks} ranks"]
 
 
 def floor_sentence(floor: dict[str, Floor]) -> str:

@@ -12,7 +12,7 @@ from markupsafe import Markup
 from analysis.accounting import environment_table, launch_seconds, time_table, useful_share
 from analysis.checks.evidence import PASS, SEVERITY, SKIP
 from analysis.figures.canvas import Picture
-from analysis.findings import Findings, describe, floor_sentence
+from analysis.findings import Findings, describe, simulated_on
 from analysis.labels import system_name, tone
 from analysis.load import coverage
 from analysis.maps import place_text
@@ -34,7 +34,8 @@ def write_html(
     context = {
         "plan": campaign.plan,
         "described": describe(campaign),
-        "floor": floor_sentence(findings.floor),
+        "simulated": bool(simulated_on(campaign)),
+        "doubts": findings.doubts(),
         "glance": glance(findings, tables["validity"]),
         "panels": [(panel, [(p, inline_svg(p, index, i)) for i, p in enumerate(pictures)], table)
                    for index, (panel, pictures, table) in enumerate(panels)],
@@ -90,11 +91,12 @@ def glance(findings: Findings, checks: Table) -> dict[str, str]:
     ok = cells["state"].to_list().count("ok")
     launches = launch_seconds(findings.campaign)
     share = useful_share(launches) if len(launches) else None
+    noise = {"noise floor": " / ".join(f"±{100 * one.value:.1f} %" for one in findings.floor.values()) or "unknown"}
     minutes = f"{launches['wall'].sum() / 60:.1f} min" if len(launches) else "unknown"
     return {
         "cells": f"{ok} of {len(cells)} measured",
         "checks": verdict_counts(checks.shown),
-        "noise floor": " / ".join(f"±{100 * one.value:.1f} %" for one in findings.floor.values()) or "unknown",
+        **({} if simulated_on(findings.campaign) else noise),
         "wall-clock": minutes + (f", {100 * share:.0f} % of it measuring" if share is not None else ""),
     }
 

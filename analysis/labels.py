@@ -131,6 +131,11 @@ def within_floor(low: float, high: float, floor: Floor | None) -> bool:
     return floor is not None and not outside(low, high, floor)
 
 
+def percent(share: float) -> str:
+    """A share from 0 to 1 as 6 % or 2.4 %."""
+    return f"{100 * share:.2g} %"
+
+
 def times(ratio: float) -> str:
     """A ratio as 0.27×, 2.35×, 12.3× or 128×."""
     return "–" if np.isnan(ratio) else f"{number(ratio)}×" if ratio >= 10 else f"{ratio:.2f}×"
@@ -144,7 +149,7 @@ def number(value: float) -> str:
 
 
 def with_interval(value: float, low: float, high: float, form=number) -> str:
-    """A value and its interval as 2.35× [2.30, 2.41]; the value alone when it has none."""
-    if np.isnan([value, low, high]).any():
+    """A value and its interval as 2.35× [2.30, 2.41]; the value alone when it has none, or none but itself."""
+    if np.isnan([value, low, high]).any() or low == high:
         return form(value)
     return f"{form(value)} [{form(low)}, {form(high)}]".replace("×,", ",").replace("×]", "]")

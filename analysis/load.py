@@ -13,7 +13,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 SCHEMA = 2
+SIMULATED = "simulated"  # the source of numbers of a described device
 Document = TypeVar("Document")
+TRUSTED = ("passed", SIMULATED)  # what `correctness` says of cells whose times count
 RUN_COLUMNS = ["system", "engine", "precision", "twin"]
 COLLECTIVE_COLUMNS = [
     *("iteration", "layer", "section", "sequence", "rank", "collective", "ranks"),
@@ -167,8 +169,15 @@ def coverage(campaign: Campaign) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def device_of(run: dict) -> str:
+    """The name of the described device that a cell was simulated on; "" for one that ran."""
+    return run.get("device", {}).get("name", "")
+
+
 def correctness(run: dict) -> str:
-    """`passed`, `failed` with the error, or `not checked`."""
+    """`passed`, `simulated` (outputs have no values), `failed` with the error, or `not checked`."""
+    if run.get("source") == SIMULATED:
+        return SIMULATED
     check = run.get("correctness")
     if check is None:
         return "not checked"

@@ -12,7 +12,7 @@ import pandas as pd
 
 from analysis.frames import select
 from analysis.labels import axis_name, number, short_axis_name, system_name, times, with_interval, x_text
-from analysis.load import Campaign
+from analysis.load import SIMULATED, Campaign
 from analysis.reduce import reduce_cell
 from analysis.series import collect_series
 from analysis.stats import Floor, median_of, outside, ratio_interval, t_interval
@@ -45,8 +45,8 @@ def winners(frame: pd.DataFrame, floor: Floor | None = None) -> pd.DataFrame:
     """One row a point: the fastest system, the second, and by how much, with its 95 % interval over launches.
 
     Columns: x, y, winner, second, margin (time of the second / time of the winner), low, high, verdict (wins; tie where
-    the interval reaches into 1x +- the A/A noise floor; alone where only one system has a time), without (systems of
-    the frame that have none here).
+    the interval, or a simulated margin, reaches into 1x +- the floor; alone where only one system has a time), without
+    (systems of the frame that have none here).
     """
     systems = set(frame["system"])
     rows = [
@@ -79,6 +79,9 @@ def time_ratio(here: pd.DataFrame, above: str, below: str) -> tuple[float, float
     pairs = launch_pairs(here, (above, below))
     if pairs.empty:
         return np.nan, np.nan, np.nan
+    if "source" in here and set(here["source"]) == {SIMULATED}:  # repeats exactly
+        ratio = float((pairs[above] / pairs[below]).iloc[0])
+        return ratio, ratio, ratio
     return ratio_interval(*([[value] for value in pairs[system]] for system in (above, below)))
 
 
@@ -88,7 +91,7 @@ def launch_pairs(here: pd.DataFrame, pair: tuple[str, str]) -> pd.DataFrame:
 
 
 def told_apart(low: float, high: float, floor: Floor | None) -> bool:
-    """Whether a ratio's interval lies wholly outside the noise floor, or outside 1x where no floor was measured."""
+    """Whether a ratio's interval lies wholly outside the floor, or outside 1x where there is none."""
     return outside(low, high, floor or Floor(0.0, 0))
 
 

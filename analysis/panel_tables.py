@@ -8,7 +8,7 @@ from analysis.attribution.ladder import attribute
 from analysis.attribution.words import attribution_table
 from analysis.figures.expert_load import expert_tokens, load_statistics
 from analysis.figures.sections import present
-from analysis.findings import Findings
+from analysis.findings import Findings, simulated_on
 from analysis.frames import select
 from analysis.labels import (
     WITHIN_FLOOR,
@@ -21,6 +21,8 @@ from analysis.labels import (
     x_text,
 )
 from analysis.maps import METRICS, map_frames, map_rows, winners
+from analysis.stats import Floor
+from analysis.scaling import scaling_table
 from analysis.summary import FLOOR_OF
 from analysis.tables import Table, not_for_claims, slug
 
@@ -57,13 +59,21 @@ def panel_table(findings: Findings, panel: dict) -> Table:
     kind = panel.get("kind", "speedup")
     if kind == "map":
         return map_table(findings, panel)
+    if kind == "scaling":
+        return scaling_table(findings.campaign, panel)
     if kind == "attribution":
         return attribution_table(attribute(findings.campaign, panel["name"]), panel)
     shown = load_rows(findings, panel) if kind == "load" else series_table(findings, panel, rows, COLUMNS[kind](rows))
     if kind == "speedup":
         shown = with_verdicts(shown, panel, findings.verdicts)
     sources = ", ".join(sorted(set(rows["source"])))
-    return Table(slug(panel["name"]), f"{panel['title']} ({sources})" if sources else panel["title"], rows, shown)
+    title = f"{panel['title']} ({sources})" if sources else panel["title"]
+    return Table(slug(panel["name"]), title + with_doubt(findings, panel), rows, shown)
+
+
+def with_doubt(findings: Findings, panel: dict) -> str:
+    """What a simulated panel's title ends with: once for the table, because its numbers have no intervals."""
+    return f". {findings.doubt(panel)}" if simulated_on(findings.campaign, panel) else ""
 
 
 def map_table(findings: Findings, panel: dict) -> Table:
@@ -71,7 +81,7 @@ def map_table(findings: Findings, panel: dict) -> Table:
     y_heading, border = short_axis_name(panel["y_name"]), f"border, {short_axis_name(panel['x_name'])}"
     raw, shown = [], []
     for metric, frame in map_frames(findings.campaign, panel).items():
-        floor = findings.floor.get(metric)
+        floor = findings.floor_of(panel).get(metric)
         raw.append(winners(frame, floor).assign(metric=metric))
         rows = map_rows(frame, floor).rename(columns={"border": border, "y": y_heading})
         rows[y_heading] = [x_text(panel["y_name"], y) for y in rows[y_heading]]
@@ -79,6 +89,7 @@ def map_table(findings: Findings, panel: dict) -> Table:
         rows.insert(0, "time of", METRICS[metric])
         shown.append(rows)
     title = f"{panel['title']}: the fastest system and the second's time ÷ its own"
+    title += with_doubt(findings, panel)
     return Table(slug(panel["name"]), title, pd.concat(raw, ignore_index=True), pd.concat(shown, ignore_index=True))
 
 
@@ -112,24 +123,25 @@ def series_table(findings: Findings, panel: dict, rows: pd.DataFrame, columns: C
     rows = rows.assign(key=rows["metric"].where(part.isna(), rows["metric"] + "/" + part.fillna("")))
     columns = {key: look for key, look in columns.items() if key in set(rows["key"])}
     heading, names, found = short_axis_name(panel["x_name"]), series_names(rows), []
+    floor = findings.floor_of(panel)
     for point in panel["points"]:
         for (system, engine, precision), name in names.items():
             mine = select(rows, system=system, engine=engine, precision=precision, x=point["x"]).set_index("key")
             if len(mine):
                 place = {heading: x_text(panel["x_name"], point["x"]), "system": name}
-                found.append(place | {title: cell(mine, key, form, findings) for key, (title, form) in columns.items()})
+                found.append(place | {title: cell(mine, key, form, floor) for key, (title, form) in columns.items()})
     return pd.DataFrame(found, columns=[heading, "system", *(title for title, _ in columns.values())])
 
 
-def cell(rows: pd.DataFrame, key: str, form: Callable[[float], str], findings: Findings) -> str:
-    """A number with its interval; a ratio that the noise floor could explain is marked."""
+def cell(rows: pd.DataFrame, key: str, form: Callable[[float], str], floor: dict[str, Floor]) -> str:
+    """A number with its interval; a ratio that the floor could explain is marked."""
     if key not in rows.index:
         return "–"
     value, low, high = rows.loc[key, ["value", "ci_low", "ci_high"]]
     if key in COUNTED:
         return form(value)
-    floor = findings.floor.get(FLOOR_OF.get(key, ""))
-    return (WITHIN_FLOOR if within_floor(low, high, floor) else "") + with_interval(value, low, high, form)
+    inside = within_floor(low, high, floor.get(FLOOR_OF.get(key, "")))
+    return (WITHIN_FLOOR if inside else "") + with_interval(value, low, high, form)
 
 
 def with_verdicts(shown: pd.DataFrame, panel: dict, verdicts: pd.DataFrame) -> pd.DataFrame:

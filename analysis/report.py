@@ -12,13 +12,13 @@ from analysis.accounting import launch_seconds, useful_share
 from analysis.attribution.words import sentences
 from analysis.figures.canvas import Picture
 from analysis.figures.panels import draw_panel
-from analysis.findings import Findings, describe, find, floor_sentence
+from analysis.findings import Findings, describe, find, floor_sentence, simulated_on
 from analysis.frames import select
 from analysis.html import verdict_counts, write_html
 from analysis.judges import NOT_MEASURED, NOT_TESTABLE
 from analysis.labels import UNSURE, tone
 from analysis.limits import limits_table
-from analysis.load import coverage
+from analysis.load import coverage, device_of
 from analysis.panel_tables import panel_table
 from analysis.summary import write_summary
 from analysis.tables import (
@@ -92,9 +92,13 @@ def print_report(findings: Findings, tables: dict[str, Table], panels: list[Tabl
     if len(problems.shown):
         console.print(in_terminal(problems.title, problems.shown), "")
     else:
-        console.print(f"All {len(findings.campaign.runs)} cells ran, and their outputs were right.", highlight=False)
+        checked = "" if all(map(device_of, findings.campaign.runs.values())) else ", and their outputs were right"
+        console.print(f"All {len(findings.campaign.runs)} cells ran{checked}.", highlight=False)
     console.print(Text(checks_line(tables["validity"].shown)))
-    console.print(Text(f"{floor_sentence(findings.floor)} {MARK}: {UNSURE}."))
+    if not simulated_on(findings.campaign):
+        console.print(Text(floor_sentence(findings.floor)))
+    if any(text.endswith(UNSURE) for table in [*panels, claims] for text in table.shown.astype(str).to_numpy().ravel()):
+        console.print(Text(f"{MARK}: {UNSURE}."))
     if (share := useful_share(launch_seconds(findings.campaign))) is not None:
         console.print(Text(f"Useful measuring: {100 * share:.0f} % of the wall time of all launches."))
 

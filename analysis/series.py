@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from analysis.load import Campaign, correctness, place_of
+from analysis.load import TRUSTED, Campaign, correctness, device_of, place_of
 from analysis.reduce import expert_load, load_cube, reduce_cell
 
 
@@ -16,6 +16,7 @@ class Series:
     engine: str
     precision: str
     source: str
+    device: str
     twin: bool
     block: int = 1
     tier: str = ""
@@ -29,8 +30,13 @@ class Series:
         return {launch: reduced[metric] for launch, reduced in sorted(self.launches.items()) if metric in reduced}
 
     def matches(self, other: "Series") -> bool:
-        """Whether the two may be compared: one precision, and both measured or both emulated."""
-        return (self.precision, self.source) == (other.precision, other.source)
+        """Whether the two may be compared: one precision, both measured, both emulated, or simulated on one device."""
+        return self.origin == other.origin
+
+    @property
+    def origin(self) -> tuple[str, ...]:
+        """Precision, source and, where that is simulated, the device."""
+        return tuple(filter(None, (self.precision, self.source, self.device)))
 
 
 def series_of_points(campaign: Campaign) -> list[tuple[dict, list[Series], bool]]:
@@ -58,16 +64,16 @@ def reduce_run(campaign: Campaign, cell: str, loads: dict[str, dict]) -> dict[st
 
 
 def collect_series(campaign: Campaign, reduced: dict[str, dict], cells: list[str]) -> list[Series]:
-    """The ok cells of a point grouped by system, engine, precision, source, and whether they are the twins."""
+    """The ok cells of a point grouped by system, engine, precision, source, device, and whether they are the twins."""
     found: dict[tuple, Series] = {}
     for cell in cells:
         if cell not in reduced:
             continue
         run = campaign.runs[cell]
-        key = (run["system"], run["engine"], run["precision"], run["source"], run["twin"])
+        key = (run["system"], run["engine"], run["precision"], run["source"], device_of(run), run["twin"])
         one = found.setdefault(key, Series(*key))
         one.cells.append(cell)
-        one.passed &= correctness(run) == "passed"
+        one.passed &= correctness(run) in TRUSTED
         one.block, one.tier = run["config"]["tier"]["block"], run["tier"]
         one.layers = sorted(campaign.frames[cell]["layer"].dropna().unique())
         if run["launch"] in one.launches:
@@ -83,13 +89,13 @@ def twin_of(one: Series, series: list[Series]) -> Series | None:
 
 
 def matching_baseline(one: Series, baselines: list[Series], complete: bool) -> Series | None:
-    """The baseline of the same precision and source; None when its cell has not run or failed."""
+    """The baseline of the same precision, source and device; None when its cell has not run or failed."""
     matches = [base for base in baselines if base.matches(one)]
     if len(matches) > 1:
         raise ValueError(f"The baseline {matches[0].system} has {len(matches)} engines at one point; one is allowed.")
     if not matches and baselines and complete:
         raise ValueError(
-            f"{one.system} ({one.precision}, {one.source}) cannot be compared with the baseline "
-            f"{baselines[0].system} ({baselines[0].precision}, {baselines[0].source}): precision and source must agree."
+            f"{one.system} ({', '.join(one.origin)}) cannot be compared with the baseline "
+            f"{baselines[0].system} ({', '.join(baselines[0].origin)}): precision, source and device must agree."
         )
     return matches[0] if matches else None

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from analysis.load import Campaign
+from analysis.load import SIMULATED, Campaign
+from analysis.model_error import tie_bands
 from analysis.reduce import SECTION
 from analysis.series import Series, matching_baseline, series_of_points, twin_of
 from analysis.stats import (
@@ -22,7 +23,7 @@ from analysis.stats import (
 
 COLUMNS = [
     *["experiment", "system", "engine", "precision", "x_name", "x", "y_name", "y", "metric", "section", "layer"],
-    *["value", "ci_low", "ci_high", "n", "launches", "tier", "unit", "source", "claimable"],
+    *["value", "ci_low", "ci_high", "n", "launches", "tier", "unit", "source", "device", "claimable"],
 ]
 MEDIANS = {
     **dict.fromkeys(["ttft_ms", "ttft_min_rank_ms", "ttft_spread_ms"], "ms"),
@@ -52,16 +53,20 @@ def summarise(campaign: Campaign) -> pd.DataFrame:
 
     Only cells in state ok have rows, and twins only as the A/A ratio of what they repeat. A speed-up is against the
     plan's baseline, and only where the outputs of both were checked and right. `claimable`: tier full, LAUNCHES
-    launches of ITERATIONS iterations, and for a speed-up an interval wholly outside the noise floor.
-    Raises ValueError where the baseline of a point differs from a system in source or precision.
+    launches of ITERATIONS iterations, and for a speed-up an interval wholly outside the noise floor. A simulated number
+    repeats exactly: its interval is itself, its floor the model's error, and a validated device makes it claimable.
+    Raises ValueError where the baseline of a point differs from a system in source, device or precision.
     """
     rows = [
         place | row
         for place, series, complete in series_of_points(campaign)
         for row in point_rows(series, campaign.plan.get("baseline"), complete)
     ]
-    floor = floor_of_rows(rows, campaign.plan)
-    summary = pd.DataFrame([row | {"claimable": claimable(row, floor)} for row in rows], columns=COLUMNS)
+    floors = {device: tie_bands(device) for device in {row["device"] for row in rows}}
+    floors[""] = floor_of_rows(rows, campaign.plan)
+    summary = pd.DataFrame(
+        [row | {"claimable": claimable(row, floors[row["device"]])} for row in rows], columns=COLUMNS
+    )
     return summary.astype({"section": "string", "layer": "Int64", "claimable": bool})
 
 
@@ -89,7 +94,9 @@ def point_rows(series: list[Series], baseline: str | None, complete: bool) -> It
 def label(one: Series, rows: Iterator[dict]) -> Iterator[dict]:
     """Rows with what identifies their series."""
     names = {"system": one.system, "engine": one.engine, "precision": one.precision, "source": one.source}
-    return (names | {"tier": one.tier} | row for row in rows)
+    for row in rows:
+        exact = {"ci_low": row["value"], "ci_high": row["value"]} if one.source == SIMULATED else {}
+        yield names | {"device": one.device, "tier": one.tier} | row | exact
 
 
 def row(metric: str, interval: tuple[float, float, float], launches: list[np.ndarray], unit: str, **place) -> dict:
@@ -164,8 +171,9 @@ def floor_of_rows(rows: list[dict], plan: dict) -> dict[str, Floor]:
 
 
 def claimable(row: dict, floor: dict[str, Floor]) -> bool:
-    """Whether a row may be claimed: full tier, enough launches and iterations, and not noise."""
+    """Whether a row may be claimed: full tier, enough launches and iterations (or a validated device), not noise."""
     enough = row["tier"] == "full" and row["launches"] >= LAUNCHES and row["shortest"] >= ITERATIONS
+    enough = bool(floor) if row["source"] == SIMULATED else enough
     if not enough or row["metric"] not in FLOOR_OF:
         return enough
     return outside(row["ci_low"], row["ci_high"], floor.get(FLOOR_OF[row["metric"]]))

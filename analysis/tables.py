@@ -12,6 +12,7 @@ import pandas as pd
 from analysis.frames import select
 from analysis.judges import DIRECTION, FAILED, REPRODUCED
 from analysis.labels import UNSURE, short_axis_name, system_name, times, with_interval, x_text
+from analysis.load import TRUSTED
 from analysis.maps import place_text
 from analysis.validity import verdicts_by_check
 
@@ -89,7 +90,7 @@ def flat(cells: pd.DataFrame) -> bool:
 def problems_table(cells: pd.DataFrame) -> Table:
     """Cells without numbers and cells whose speed-up is withheld, gathered by system and reason."""
     cells = cells.drop_duplicates("cell").assign(system=lambda c: c["system"].fillna("–"))
-    wrong = (cells["state"] == "ok") & (cells["correctness"] != "passed")
+    wrong = (cells["state"] == "ok") & ~cells["correctness"].isin(TRUSTED)
     cells.loc[wrong, "reason"] = "Speed-up withheld, output " + cells.loc[wrong, "correctness"] + "."
     bad = cells.loc[wrong | (cells["state"] != "ok")].fillna({"reason": ""})
     shown = [
@@ -108,8 +109,8 @@ def where(cells: pd.DataFrame) -> str:
 def states(cells: pd.DataFrame) -> str:
     """`2 ok`, or `1 ok, 1 oom`; and whether an output was not verified."""
     counts = [f"{count} {state}" for state, count in Counter(cells["state"]).items()]
-    unverified = select(cells, state="ok")["correctness"].ne("passed").to_list()
-    return ", ".join(counts + (["output not verified"] if True in unverified else []))
+    verified = select(cells, state="ok")["correctness"].isin(TRUSTED).to_list()
+    return ", ".join(counts + (["output not verified"] if False in verified else []))
 
 
 def write_tables(folder: Path, tables: Iterable[Table]) -> list[Path]:

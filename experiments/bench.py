@@ -7,8 +7,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import cached_property
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
@@ -16,8 +15,8 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 
 from clusters.clocks import VirtualClock
-from clusters.simulated.timeline import SimulatedClock
 from clusters.session import Session
+from clusters.simulated.timeline import SimulatedClock
 from experiments.agreement import sketch
 from experiments.ceilings import measure_ceilings, measure_link
 from experiments.cells import (
@@ -28,6 +27,7 @@ from experiments.cells import (
     layer_shape,
     options,
     set_precision,
+    token_source,
 )
 from experiments.moe_layer import MoELayer
 from experiments.recorder import Recorder
@@ -39,13 +39,24 @@ from systems.collectives import all_gather
 from systems.engines import find_engine
 from systems.engines.loop import LoopEngine
 from systems.planners.base import Profile, Rates
-from workloads.batches import TokenSource
 from workloads.checkpoint import Checkpoint, open_checkpoint
 from workloads.encoder import build_encoder
 from workloads.model import ModelShape
 from workloads.weights import CheckpointLayer, Layer, SeededLayer, ShapedLayer, SharedLayer
 
 Progress = Callable[[str], None]
+Kept = TypeVar("Kept")
+
+
+class kept(Generic[Kept]):  # noqa: N801
+    """`functools.cached_property` without its lock, at which ranks that are threads would wait for one another."""
+
+    def __init__(self, find: Callable[[Any], Kept]) -> None:
+        self._find = find
+
+    def __get__(self, bench: Any, owner: type) -> Kept:
+        found = vars(bench)[self._find.__name__] = self._find(bench)
+        return found
 
 
 class Bench:
@@ -72,7 +83,7 @@ class Bench:
         self.layers: dict[int, MoELayer] = {}
         for block in model.moe_blocks:
             before = next(reversed(self.layers.values()), None)
-            self.layers[block] = MoELayer(block, router, self.recorder, before)
+            self.layers[block] = MoELayer(block, router, self.recorder, before, wait=model.wait_for_layers)
         self.encoder = build_encoder(
             model,
             lambda block: self.layers[block],
@@ -81,9 +92,7 @@ class Bench:
             device=self.device,
             checkpoint=checkpoint,
         )
-        self.tokens = TokenSource(
-            instantiate(config["corpus"]), model.vocab_size, cache_dir, checkpoint.folder if checkpoint else None
-        )
+        self.tokens = token_source(config, cache_dir)
         self.names: dict[str, str] = {}
         self.twins: set[str] = set()
         self.systems: dict[str, dict[int, System]] = {}
@@ -125,7 +134,7 @@ class Bench:
             for block in self.layers
         }
 
-    @cached_property
+    @kept
     def ceilings(self) -> dict[str, Any]:
         """What this machine can do at most, as rank 0 finds it while the others sleep; the same on all ranks."""
         shape = layer_shape(self.config)
@@ -145,7 +154,7 @@ class Bench:
         modelled = isinstance(self.session.clock, VirtualClock | SimulatedClock)
         return Rates(_nearest(self.ceilings["matmul_flops_per_s"]), link if modelled else _nearest(link))
 
-    @cached_property
+    @kept
     def max_expert_tokens(self) -> int | None:
         """The most tokens of any rank for one expert, over all blocks and planned iterations.
 
@@ -159,7 +168,7 @@ class Bench:
         mine = max(np.bincount(router.draw(num_tokens, layer=block, iteration=i)).max() for block, i in keys)
         return int(all_gather(torch.tensor([mine], device=self.device), self.session.group).max())
 
-    @cached_property
+    @kept
     def profile(self) -> dict[int, Profile]:
         """By block: the experts of other tokens than those measured, of all ranks and layers, gathered once."""
         drawn = [[self._profiled(block, i) for i in range(PROFILED)] for block in self.layers]
@@ -176,7 +185,7 @@ class Bench:
             return torch.from_numpy(expert_T).to(self.device)
         return self._routed[block, iteration].expert_TK[:, 0]
 
-    @cached_property
+    @kept
     @torch.inference_mode()
     def _routed(self) -> dict[tuple[int, int], Routing]:
         """What a router that looks at tokens says of the profile's batches, in forward passes of their own."""

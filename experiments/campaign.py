@@ -4,8 +4,10 @@ import errno
 import json
 import os
 import tempfile
+import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ from rich.console import Console
 
 from clusters.launch import LaunchFailed
 from experiments import environment, machine
-from experiments.cells import Cell
+from experiments.cells import Cell, described_device
 from experiments.loggers import Logger
 from experiments.plan import Plan
 from experiments.progress import ProgressBar, line
@@ -32,23 +34,46 @@ def run_campaign(plan: Plan, store: Store, launcher: Launcher, logger: Logger, c
 
     The systems of a launch are only compared when they took turns, so they are measured again together. A cell that
     failed is left as it is: its id changes with the code. `logger` is told of each cell between two launches.
+    Simulated launches come first, as many at a time as there are cores: nothing disturbs them.
     """
     todo = cells_to_measure(plan, store, console)
+    telling = threading.Lock()
     with ProgressBar(console, total=len(plan.cells)) as bar:
-        for ids in plan.launches:
-            remaining = [cell for cell in ids if cell in todo]
+
+        def measure(ids: list[str]) -> None:
+            remaining = ids
             while remaining:
                 bar.at(plan.cells[remaining[0]], done=len(plan.cells) - len(todo))
                 finished = _run_launch({cell: plan.cells[cell] for cell in remaining}, plan, store, launcher, bar)
-                for run, tables in finished:
-                    store.write_cell(run, tables)
-                    logger.cell(run, tables.get("samples"))
-                    told = line(plan.cells[run["cell"]], run, tables.get("samples"))
-                    console.print(told, highlight=False, markup=False, soft_wrap=True)
                 done = {run["cell"] for run, _ in finished}
                 remaining = [cell for cell in remaining if cell not in done]
-                todo -= done
+                with telling:
+                    for run, tables in finished:
+                        store.write_cell(run, tables)
+                        logger.cell(run, tables.get("samples"))
+                        told = line(plan.cells[run["cell"]], run, tables.get("samples"))
+                        console.print(told, highlight=False, markup=False, soft_wrap=True)
+                    todo.difference_update(done)
+
+        launches = [lacking for ids in plan.launches if (lacking := [cell for cell in ids if cell in todo])]
+        simulated = [ids for ids in launches if plan.cells[ids[0]].cluster.kind == "simulated"]
+        for_each(measure, simulated, at_once=len(os.sched_getaffinity(0)))
+        for_each(measure, [ids for ids in launches if ids not in simulated], at_once=1)
         bar.at(None, done=len(plan.cells) - len(todo))
+
+
+def for_each(do: Callable[[list[str]], None], launches: list[list[str]], *, at_once: int) -> None:
+    """Do it for each launch, in threads where several may run at once; what one raises ends the campaign."""
+    if at_once == 1:
+        for ids in launches:
+            do(ids)
+        return
+    pool = ThreadPoolExecutor(at_once)
+    try:
+        for done in [pool.submit(do, ids) for ids in launches]:
+            done.result()
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def cells_to_measure(plan: Plan, store: Store, console: Console) -> set[str]:
@@ -118,6 +143,7 @@ def document(cell: Cell, plan: Plan, started: str) -> dict[str, Any]:
         "engine": cell.engine,
         "precision": cell.config["precision"],
         "source": cell.cluster.source,
+        **_device(cell),
         "launch": cell.launch,
         "launch_id": cell.launch_id,
         "twin": cell.twin,
@@ -131,6 +157,14 @@ def document(cell: Cell, plan: Plan, started: str) -> dict[str, Any]:
         "started": started,
         "finished": datetime.now(UTC).isoformat(),
     }
+
+
+def _device(cell: Cell) -> dict[str, Any]:
+    """Which description a simulated cell's numbers come from."""
+    if cell.cluster.kind != "simulated":
+        return {}
+    device = described_device(cell.config)
+    return {"device": {name: getattr(device, name) for name in ("name", "title", "identity", "source")}}
 
 
 def cache_dir() -> Path:

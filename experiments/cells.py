@@ -22,6 +22,7 @@ from routers.drawn import DrawnRouter
 from systems.base import LayerShape, System
 from systems.engines import find_engine
 from systems.engines.auto import DTYPES, choose
+from workloads.batches import TokenSource
 from workloads.checkpoint import open_checkpoint
 from workloads.model import ModelShape
 
@@ -33,7 +34,7 @@ DEFINING = (
 )
 SHOWING = ("experiment", "scale", "logger", "out")  # the other keys of a configuration
 ROOT = Path(__file__).parents[1]
-RANK_PACKAGES = ("systems", "routers", "workloads", "clusters", "experiments")
+RANK_PACKAGES = ("systems", "routers", "workloads", "clusters", "devices", "experiments")
 # What constructors of systems and routers get from the harness, not from a configuration.
 SUPPLIED = {"shape", "weights", "group", "span", "rates", "profile", "rank", "moe_blocks", "classifier"}
 SOURCES = {".py", ".cpp", ".cu", ".cuh", ".h"}
@@ -57,6 +58,8 @@ class Cell:
         """12 hexadecimal digits of a hash of what defines the cell, code, versions and machine included."""
         system = self.config["system"]
         origin = [code_digest(self.config), data_digest(self.config), environment.identity()]
+        if "_target_" in self.config["device"]:
+            origin.append(described_device(self.config).identity)
         return _digest([self.workload, system, self.engine, *origin, *(["twin"] if self.twin else [])])
 
     @cached_property
@@ -88,11 +91,11 @@ class Cell:
     def _chosen(self, kind: type[System]) -> str:
         """What `auto` chooses; ValueError for sizes that are none, which ids are asked for before anything checks."""
         config = self.config
-        _check_precision(config["precision"], config["cluster"]["device"])
+        check_precision(config["precision"], config["cluster"]["device"])
         for name in ("batch_size", "seq_len"):
-            _check_whole_number(name, config[name], 1)
+            check_whole_number(name, config[name], 1)
         for node, name in (("cluster", "world_size"), *(("model", key) for key in ("num_experts", "d_model", "d_ff"))):
-            _check_whole_number(f"{node}.{name}", config[node][name], 1)
+            check_whole_number(f"{node}.{name}", config[node][name], 1)
         shape, ranks = layer_shape(config), config["cluster"]["world_size"]
         widths = (shape.d_model, kind.hidden_width(shape, ranks))
         return choose(
@@ -141,6 +144,16 @@ def _parameters(kind: Any) -> set[str]:
     constructors = [base.__init__ for base in kind.__mro__ if "__init__" in vars(base)]
     parameters = [p for constructor in constructors for p in inspect.signature(constructor).parameters.values()]
     return {parameter.name for parameter in parameters if parameter.kind != parameter.VAR_KEYWORD} - {"self"}
+
+
+def described_device(config: dict[str, Any]) -> Any:
+    """The described device (`devices.Device`) of a configuration; one object for all cells that name it alike."""
+    return _instantiated(json.dumps(config["device"], sort_keys=True))
+
+
+@cache
+def _instantiated(node: str) -> Any:
+    return instantiate(json.loads(node))
 
 
 def _is_node(value: Any) -> bool:
@@ -214,6 +227,18 @@ def _file_digest(path: Path) -> str | None:
     return hashlib.sha256(path.read_bytes()).hexdigest() if path.exists() else None
 
 
+def token_source(config: dict[str, Any], cache_dir: str | Path) -> TokenSource:
+    """What reads a workload's tokens: one for all ranks and cells of this process."""
+    model: ModelShape = instantiate(config["model"])
+    folder = open_checkpoint(model.checkpoint).folder if model.checkpoint else None
+    return _token_source(json.dumps(config["corpus"], sort_keys=True), model.vocab_size, str(cache_dir), folder)
+
+
+@cache
+def _token_source(corpus: str, vocab_size: int, cache_dir: str, checkpoint: Path | None) -> TokenSource:
+    return TokenSource(instantiate(json.loads(corpus)), vocab_size, cache_dir, checkpoint)
+
+
 def system_class(config: dict[str, Any]) -> type[System]:
     """The class that a cell's configuration names."""
     return find_class(config["system"])
@@ -252,15 +277,15 @@ def _check_workload(config: dict[str, Any]) -> None:
     numbers = {"batch_size": config["batch_size"], "seq_len": config["seq_len"]}
     numbers |= {f"tier.{key}": tier[key] for key in ("launches", "iterations", "max_iterations", "block")}
     for name, value in numbers.items():
-        _check_whole_number(name, value, 1)
+        check_whole_number(name, value, 1)
     for name, value in {"seed": config["seed"], **{f"tier.{key}": tier[key] for key in OPTIONAL_PHASES}}.items():
-        _check_whole_number(name, value, 0)
+        check_whole_number(name, value, 0)
     if tier["max_iterations"] < tier["iterations"]:
         least = f"tier.iterations ({tier['iterations']})"
         raise ValueError(f"tier.max_iterations is {tier['max_iterations']}; it must be at least {least}")
     if not isinstance(tier["target"], int | float) or not 0 < tier["target"] < 1:
         raise ValueError(f"tier.target is {tier['target']!r}; it must be a share between 0 and 1")
-    _check_precision(config["precision"], cluster.device)
+    check_precision(config["precision"], cluster.device)
     _check_device(config, cluster)
     set_precision(config["precision"])
     model: ModelShape = instantiate(config["model"])
@@ -283,7 +308,7 @@ def _check_device(config: dict[str, Any], cluster: ClusterSpec) -> None:
         return
     if not described:
         raise ValueError("cluster=simulated needs a described device: device=a100_sxm, or another one of conf/device")
-    instantiate(config["device"]).check(config["precision"], cluster.world_size)
+    described_device(config).check(config["precision"], cluster.world_size)
     if not issubclass(find_class(config["router"]), DrawnRouter):
         raise ValueError(
             f"router={config['router']['name']} looks at activations, which simulated ranks do not compute; "
@@ -321,12 +346,14 @@ def set_precision(precision: str) -> None:
     torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
 
 
-def _check_whole_number(name: str, value: Any, least: int) -> None:
+def check_whole_number(name: str, value: Any, least: int) -> None:
+    """Raise ValueError for a value that is none."""
     if type(value) is not int or value < least:
         raise ValueError(f"{name} is {value!r}; it must be a whole number of at least {least}")
 
 
-def _check_precision(precision: str, device: str) -> None:
+def check_precision(precision: str, device: str) -> None:
+    """Raise ValueError for a precision that does not exist on the device."""
     if precision not in DTYPES:
         raise ValueError(f"precision is {precision!r}; it must be one of {', '.join(DTYPES)}")
     if precision == "tf32" and device == "cpu":

@@ -20,9 +20,7 @@ UNITS = {
 }
 
 
-def accounts(
-    bench: Bench, cell: str, passes: dict[str, range]
-) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+def accounts(bench: Bench, cell: str, passes: dict[str, range]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Rows of what this rank computed, dropped and sent, and of its tokens per expert in the pass `measure`.
 
     passes: the iterations of each; a system may compute other rows in each.
@@ -96,16 +94,19 @@ def _drops(bench: Bench, cell: str) -> bool:
 def inputs(bench: Bench, cells: list[str]) -> dict[str, dict[str, Any]]:
     """What each cell was given on this rank: digests of tokens, weights and routing, dtype and precision.
 
+    Simulated weights have no values to digest.
+
     Over the planned iterations, which every launch has; an early stop adds some.
     """
     iterations = range(bench.config["tier"]["iterations"])
-    routers = {f"router.{block}": layer.router() for block, layer in bench.weights.items()}
     shared = {
         "tokens": digest_strings([tokens_hash(bench.token_batch(i)) for i in iterations]),
-        "weights": digest_tensors({**bench.encoder.state_dict(), **routers}),
         "dtype": str(bench.dtype).removeprefix("torch."),
         "matmul_precision": torch.get_float32_matmul_precision(),
     }
+    if bench.device.type != "meta":
+        routers = {f"router.{block}": layer.router() for block, layer in bench.weights.items()}
+        shared["weights"] = digest_tensors({**bench.encoder.state_dict(), **routers})
     return {
         cell: shared
         | {

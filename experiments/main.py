@@ -15,16 +15,15 @@ from analysis.report import render
 from clusters.launch import launch, prepare
 from clusters.session import connect
 from experiments.campaign import cache_dir, document, run_campaign
-from experiments.cells import Cell, Unsupported, check, instantiate
-from experiments.estimate import announce
+from experiments.cells import Cell, Unsupported, check, instantiate, token_source
+from experiments.estimate import announce, networks
 from experiments.loggers import Logger
-from experiments.plan import Plan, Point, make_plan
+from experiments.matched import match_networks
+from experiments.plan import CORES, Plan, Point, is_simulated, make_plan
 from experiments.schedule import PROFILED, iterations_of
-from experiments.simulate import run_simulation
+from experiments.simulate import launch_simulation
 from experiments.store import Store, StoreBusy
 from experiments.worker import PRELOAD, run_launch, run_rank
-from workloads.batches import TokenSource
-from workloads.checkpoint import open_checkpoint
 
 BAD_INPUT, SOME_FAILED, INTERRUPTED = 2, 1, 130
 
@@ -33,7 +32,8 @@ def run_points(points: list[Point], command: Sequence[str] = ()) -> int:
     """Run one campaign of these points and show what it gave; returns the exit status. command: what was typed."""
     console = Console(width=None if sys.stdout.isatty() else 120)
     try:
-        plan = make_plan(points, command)
+        rates = known_rates(points)
+        plan = make_plan(match_networks(points, rates), command, rates)
         unsupported = find_unsupported(plan)
         logger = instantiate(points[0].configs[0]["logger"])
         store = Store(Path(points[0].configs[0]["out"]))
@@ -58,6 +58,15 @@ def run_points(points: list[Point], command: Sequence[str] = ()) -> int:
         logger.close()
     render(store.folder, console)
     return 0 if all(store.is_measured(cell) for cell in plan.cells) else SOME_FAILED
+
+
+def known_rates(points: Sequence[Point]) -> dict[str, float]:
+    """FLOP/s of the cores that a campaign in the same folder was planned with, so that going on measures none anew."""
+    folders = {Path(config["out"]) for point in points for config in point.configs}
+    try:
+        return {core: rate for folder in folders for core, rate in Store(folder).read_plan()[CORES].items()}
+    except (ValueError, KeyError):  # there is none yet, or it is an old one
+        return {}
 
 
 def find_unsupported(plan: Plan) -> dict[str, str]:
@@ -99,9 +108,8 @@ def _progress(plan: Plan, store: Store) -> str:
 
 def read_tokens(cell: Cell) -> None:
     """Tokenise what the cell will read, so that a corpus that cannot be read is known before ranks start."""
-    config, model = cell.config, instantiate(cell.config["model"])
-    checkpoint = open_checkpoint(model.checkpoint).folder if model.checkpoint else None
-    source = TokenSource(instantiate(config["corpus"]), model.vocab_size, cache_dir(), checkpoint)
+    config = cell.config
+    source = token_source(config, cache_dir())
     tier, world_size = config["tier"], cell.cluster.world_size
     last = iterations_of(tier)["warmup"].stop - 1 + PROFILED
     sizes = {"batch_size": config["batch_size"], "seq_len": config["seq_len"], "seed": config["seed"]}
@@ -109,19 +117,23 @@ def read_tokens(cell: Cell) -> None:
 
 
 def _run(plan: Plan, store: Store, logger: Logger, console: Console) -> None:
-    first = next(iter(plan.cells.values()))
+    # Simulated panels may stand beside those of another cluster, whose processes then need the preparation.
+    first = min(plan.cells.values(), key=lambda cell: is_simulated(cell.config))
     prepare(first.cluster, PRELOAD)
     if first.cluster.kind == "torchrun":
         _run_inside_launch(plan, store, logger, console)
         return
     store.write_plan(plan.document)
-    console.print(announce(plan, store), highlight=False, soft_wrap=True)
+    console.print("\n".join([*networks(plan), announce(plan, store)]), highlight=False, markup=False, soft_wrap=True)
 
     def start_ranks(spec: dict) -> None:
+        cluster = plan.cells[next(iter(spec["cells"]))].cluster
+        if cluster.kind == "simulated":
+            launch_simulation(spec)
+            return
         path = Path(spec["folder"]) / "spec.json"
         path.write_text(json.dumps(spec))
-        cluster = plan.cells[next(iter(spec["cells"]))].cluster
-        launch(cluster, run_simulation if cluster.kind == "simulated" else run_rank, str(path))
+        launch(cluster, run_rank, str(path))
 
     run_campaign(plan, store, start_ranks, logger, console)
 

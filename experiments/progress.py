@@ -36,7 +36,7 @@ class ProgressBar:
     def at(self, cell: Cell | None, done: int) -> None:
         """The launch that starts now, and how many cells are done."""
         self._done = done
-        description = f"{cell.label} launch {cell.launch}" if cell else "done"
+        description = f"{cell.label} {_occasion(cell)}" if cell else "done"
         self._bar.update(self._task, description=description, completed=done)
 
     @contextmanager
@@ -59,8 +59,15 @@ class ProgressBar:
 
 def line(cell: Cell, run: dict[str, Any], samples: pd.DataFrame | None) -> str:
     """One cell's outcome."""
-    where = f"{cell.label:<52} launch {cell.launch}"
+    where = f"{cell.label:<52} {_occasion(cell)}"
     what = f"{run['system'] + (' (twin)' if run['twin'] else ''):<24} {run['engine']:<10}"
     if samples is None:
         return f"  {where}  {what} {run['state']}: {run['reason']}"
     return f"  {where}  {what} ttft {median(slowest_ttft_ms(samples).values()):9.2f} ms"
+
+
+def _occasion(cell: Cell) -> str:
+    """Which launch it is, or on what it is simulated."""
+    if cell.cluster.kind != "simulated":
+        return f"launch {cell.launch}"
+    return f"simulated on {cell.cluster.world_size} x {cell.config['device']['name']}"

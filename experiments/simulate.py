@@ -6,22 +6,26 @@ the whole forward pass and its layers and sections.
 """
 
 import json
+import multiprocessing
+import os
+import threading
 import traceback
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pandas as pd
 import torch
 
+from clusters.launch import LaunchFailed
 from clusters.session import Session
 from clusters.simulated import Simulated
 from clusters.simulated.timeline import Event, Timeline
 from experiments.ceilings import modelled_rate
-from experiments.cells import DTYPES, instantiate, layer_shape
+from experiments.cells import DTYPES, described_device, instantiate, layer_shape
+from experiments.worker import follow_parent
 from systems.engines.declared import DECLARED
 
+SAID = "said.log"  # what the process of a launch prints
 LARGE = 8192  # side of the matrix product that planners take a device's rate from
 
 
@@ -31,13 +35,39 @@ class Seen(NamedTuple):
     samples: list[dict[str, Any]]
     routing: list[dict[str, Any]]
     collectives: list[dict[str, Any]]
+    inputs: dict[str, str]
     events: list[Event]
 
 
-def run_simulation(spec_path: str) -> None:
-    """Entry point of the one process of a launch; `spec_path` is a JSON file written by the parent."""
-    spec = json.loads(Path(spec_path).read_text())
+def launch_simulation(spec: dict[str, Any]) -> None:
+    """Simulate the cells of a launch in a new process and wait; LaunchFailed where that dies or takes too long.
+
+    A process of its own, because libraries keep process groups, and these have one number of ranks. Forked from one
+    that has imported everything, it costs less than a cell.
+    """
+    process = multiprocessing.get_context("forkserver").Process(target=_simulate_alone, args=(spec,), daemon=True)
+    process.start()
+    process.join(timeout_s := spec["cluster"]["timeout_s"])
+    if process.is_alive():
+        process.kill()
+        process.join()
+        raise LaunchFailed("timeout", f"not simulated within {timeout_s} s: it was stopped", _said(spec))
+    if process.exitcode:
+        raise LaunchFailed("failed", f"its process died with exit code {process.exitcode}", _said(spec))
+
+
+def _simulate_alone(spec: dict[str, Any]) -> None:
+    """The only thing that a process does; what it says is kept in the folder of the launch."""
+    threading.Thread(target=follow_parent, args=(spec["parent"],), daemon=True).start()
+    said = os.open(Path(spec["folder"]) / SAID, os.O_WRONLY | os.O_CREAT)
+    for stream in (1, 2):
+        os.dup2(said, stream)
     simulate(spec)
+
+
+def _said(spec: dict[str, Any]) -> str:
+    path = Path(spec["folder"]) / SAID
+    return path.read_text(errors="replace")[-8000:] if path.exists() else ""
 
 
 def simulate(spec: dict[str, Any]) -> None:
@@ -56,7 +86,10 @@ def simulate(spec: dict[str, Any]) -> None:
     iterations = spec["workload"]["tier"]["iterations"]
     schedule = {"iterations": iterations, "max_iterations": iterations, "converged": None}
     shared = {"schedule": schedule, "ceilings": ceilings_of(spec["workload"]), "seconds": {}, "ranks_cpu_s": 0.0}
-    outcome = {"correctness": dict.fromkeys(seen), "inputs": {cell: {} for cell in seen}, "failed": failed}
+    inputs = {
+        cell: {name: [one.inputs[name] for one in ranks] for name in ranks[0].inputs} for cell, ranks in seen.items()
+    }
+    outcome = {"correctness": dict.fromkeys(seen), "inputs": inputs, "failed": failed}
     (folder / "outcome.json").write_text(json.dumps(shared | outcome))
 
 
@@ -72,7 +105,7 @@ def simulate_cell(spec: dict[str, Any], cell: str, *, keep_events: bool = False)
 
 def cluster_of(workload: dict[str, Any]) -> Simulated:
     """The described cluster of a workload."""
-    device, world_size = instantiate(workload["device"]), workload["cluster"]["world_size"]
+    device, world_size = described_device(workload), workload["cluster"]["world_size"]
     network = instantiate(workload["network"]) if "_target_" in workload["network"] else device.network(world_size)
     return Simulated(device, network, world_size, workload["precision"], DECLARED)
 
@@ -114,7 +147,8 @@ def _simulate_rank(spec: dict[str, Any], cell: str, session: Session, timeline: 
     rows = [row if row["metric"] == "ttft_ms" else {**row, "phase": "instrumented"} for row in bench.recorder.rows()]
     memory = {"metric": "peak_memory_bytes", "value": float(timeline.peak_bytes), "unit": "bytes", "phase": "measure"}
     rows += [{"cell": cell, "iteration": 0, **memory}]
-    return Seen(rows + counted, routed, bench.recorder.collectives(), timeline.events)
+    inputs = evidence.inputs(bench, [cell])[cell]
+    return Seen(rows + counted, routed, bench.recorder.collectives(), inputs, timeline.events)
 
 
 def _table(ranks: list[Seen], name: str) -> pd.DataFrame:

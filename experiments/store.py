@@ -3,8 +3,8 @@
 cells/<id>/run.json          configuration, state, environment, checksums
 cells/<id>/samples.parquet   one row one observation (state ok only)
 cells/<id>/routing.parquet   tokens per layer, iteration, rank and expert
-cells/<id>/collectives.parquet  what each rank moved when, in every observed layer (emulated clusters only)
-running.json                 the cells of the launch that runs now, and by which process
+cells/<id>/collectives.parquet  what each rank moved when, in every observed layer (emulated and simulated clusters only)
+running.json                 the cells of the launches that run now, and by which process
 
 A cell is planned (it has no folder), running, or stored in one of STATES.
 """
@@ -13,8 +13,9 @@ import hashlib
 import json
 import os
 import shutil
+import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -63,6 +64,8 @@ class Store:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._cells = folder / "cells"
+        self._running: set[str] = set()
+        self._noting = threading.Lock()
 
     @contextmanager
     def writing(self) -> Iterator[None]:
@@ -97,12 +100,20 @@ class Store:
     @contextmanager
     def running(self, cells: list[str]) -> Iterator[None]:
         """Note which cells a launch is at; the note of a process that was killed is known by its pid."""
-        path = self.folder / "running.json"
-        _write_json(path, {"pid": os.getpid(), "since": time.time(), "cells": cells})
+        self._note_running(set.union, cells)
         try:
             yield
         finally:
-            path.unlink(missing_ok=True)
+            self._note_running(set.difference, cells)
+
+    def _note_running(self, change: Callable[[set[str], list[str]], set[str]], cells: list[str]) -> None:
+        path = self.folder / "running.json"
+        with self._noting:
+            self._running = change(self._running, cells)
+            if self._running:
+                _write_json(path, {"pid": os.getpid(), "since": time.time(), "cells": sorted(self._running)})
+            else:
+                path.unlink(missing_ok=True)
 
     def running_cells(self) -> list[str]:
         """The cells that a process which is alive is at."""
@@ -179,6 +190,7 @@ class Store:
 def _seal(document: dict[str, Any]) -> dict[str, Any]:
     """The document with a digest of everything else in it."""
     body = {key: value for key, value in document.items() if key != "digest"}
+    body = json.loads(json.dumps(body))  # as it will be read: JSON has no numbers as keys
     return {**body, "digest": hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()}
 
 

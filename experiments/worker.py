@@ -26,7 +26,7 @@ PRELOAD = ["experiments.oracle", "experiments.evidence", "experiments.worker", "
 def run_rank(spec_path: str) -> None:
     """Entry point of a process started for one launch; `spec_path` is a JSON file written by the parent."""
     spec = json.loads(Path(spec_path).read_text())
-    threading.Thread(target=_follow_parent, args=(spec["parent"],), daemon=True).start()
+    threading.Thread(target=follow_parent, args=(spec["parent"],), daemon=True).start()
     faulthandler.dump_traceback_later(spec["cluster"]["timeout_s"], exit=True)
     folder = Path(spec["folder"])
     network = instantiate(spec["workload"]["network"])
@@ -137,7 +137,7 @@ class Stopwatch:
         self.seconds[part] += time.perf_counter() - start_s
 
 
-def _follow_parent(pid: int) -> None:
+def follow_parent(pid: int) -> None:
     """End this rank when the parent is gone: an orphan would compute beside the next campaign."""
     while psutil.pid_exists(pid):
         time.sleep(2)

@@ -4,7 +4,7 @@ A check is a function from Evidence to findings. It names what it looked at with
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -65,6 +65,11 @@ class Evidence:
     @cached_property
     def cells(self) -> list[Cell]:
         return [Cell(cell, self.campaign.runs[cell], frame) for cell, frame in self.campaign.frames.items()]
+
+    def without(self, source: str) -> "Evidence":
+        """The same, without the cells of one source."""
+        kept = {cell.id: cell.frame for cell in self.cells if cell.run["source"] != source}
+        return Evidence(replace(self.campaign, frames=kept), self.summary.loc[self.summary["source"] != source])
 
     def groups(self, key: Callable[[Cell], object]) -> list[list[Cell]]:
         """Cells of the same key together."""

@@ -80,12 +80,12 @@ def drawn_points(evidence: Evidence) -> Iterator[Finding]:
 
 
 def one_source(evidence: Evidence) -> Iterator[Finding]:
-    """V23: measured and emulated numbers are never in one statistic."""
+    """V23: measured, emulated and simulated numbers, or those of two devices, are never in one statistic."""
     for cell in evidence.cells:
         sources = sorted(set(cell.frame["source"]))
         wrong = [f"Rows of {', '.join(sources)} in a cell that is {cell.run['source']}"]
         yield expect(cell.id, wrong if sources != [cell.run["source"]] else [], f"All rows are {cell.run['source']}.")
     for panel, rows in evidence.summary.groupby("experiment"):
-        sources = sorted(set(rows["source"]))
-        verdict = FAIL if len(sources) > 1 else PASS
-        yield Finding(None, verdict, f"Panel {panel} shows {' and '.join(sources)} numbers.")
+        origins = sorted({f"{source} {device}".strip() for source, device in rows[["source", "device"]].to_numpy()})
+        verdict = FAIL if len(origins) > 1 else PASS
+        yield Finding(None, verdict, f"Panel {panel} shows {' and '.join(origins)} numbers.")

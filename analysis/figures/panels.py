@@ -3,6 +3,8 @@
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import pandas as pd
+
 from analysis.fidelity import EMULATED, compare, launch_medians, paired
 from analysis.figures.attribution import draw_attribution
 from analysis.figures.canvas import Picture
@@ -11,14 +13,16 @@ from analysis.figures.fidelity import plot_fidelity
 from analysis.figures.layers import plot_layers
 from analysis.figures.league import plot_league
 from analysis.figures.maps import plot_map
+from analysis.figures.scaling import plot_scaling
 from analysis.figures.sections import plot_sections, section_times
 from analysis.figures.speedup import plot_speedup
-from analysis.findings import Findings, describe, floor_sentence
+from analysis.findings import Findings, describe, simulated_on
 from analysis.frames import select
-from analysis.labels import short_axis_name, system_name, x_text
-from analysis.load import Campaign, coverage
+from analysis.labels import SERIES, series_names, short_axis_name, system_name, x_text
+from analysis.load import TRUSTED, Campaign, coverage
 from analysis.maps import METRICS, border_sentence, borders, map_frames, place_text
 from analysis.practice import known_loads, loads_sentence
+from analysis.scaling import scaling_frame
 from analysis.summary import FLOOR_OF
 from analysis.tables import slug
 
@@ -32,6 +36,8 @@ INSIDE = "Medians; black: the whole layer, 95 % interval (cut: no cap). Collecti
 PAPER_LAYERS = "Published (4×A100, E = 128, batch 250, learned router): DeepSpeed 177–180 ms, MoEShard 41.5–43.5 ms."
 TOKENS = "Bars: mean over iterations, all ranks together; blue lines: range over iterations; dotted: the mean load."
 MAP = "Second system's time ÷ the fastest one's, 95 % interval over launches; medians of the slowest rank."
+EXACT = "Simulated: the slowest rank of a forward pass, which repeats exactly."
+RANKS = "Medians of the slowest rank; memory of the rank that holds most, weights included."
 RECORDED = "Dashed: loads of the paper's learned router (batch 250 × 120 tokens, one GPU), first and last MoE layer."
 
 
@@ -48,11 +54,11 @@ def draw_speedup(findings: Findings, panel: dict) -> Iterator[Picture]:
     rows = select(findings.summary, experiment=panel["name"])
     if len(rows["x"].unique()) < 2:
         return
-    floors = {speedup: findings.floor[metric] for speedup, metric in FLOOR_OF.items() if metric in findings.floor}
+    floor = findings.floor_of(panel)
+    floors = {speedup: floor[metric] for speedup, metric in FLOOR_OF.items() if metric in floor}
     sentences = [
-        describe(findings.campaign),
-        STATISTICS,
-        floor_sentence(findings.floor),
+        describe(findings.campaign, panel),
+        told(findings, panel, f"{STATISTICS} {findings.doubt(panel)}"),
         absent(findings.campaign, panel),
     ]
     yield plot_speedup(
@@ -74,7 +80,7 @@ def draw_load(findings: Findings, panel: dict) -> Iterator[Picture]:
             continue
         num_experts = findings.campaign.runs[cell]["point"]["num_experts"]
         tokens, recorded = expert_tokens(findings.campaign.routing(cell), num_experts), recorded_loads(num_experts)
-        sentences = [describe(findings.campaign), TOKENS, RECORDED if recorded else ""]
+        sentences = [describe(findings.campaign, panel), TOKENS, RECORDED if recorded else ""]
         title = f"{panel['title']}: tokens per expert{at}"
         yield plot_load(tokens, path, title=title, note=" ".join(filter(None, sentences)), recorded=recorded)
 
@@ -85,7 +91,8 @@ def draw_league(findings: Findings, panel: dict) -> Iterator[Picture]:
         here = select(findings.summary, experiment=panel["name"], x=point["x"])
         if here.empty:
             continue
-        sentences = [describe(findings.campaign), LEAGUE, absent(findings.campaign, panel)]
+        sentences = [describe(findings.campaign, panel), told(findings, panel, LEAGUE)]
+        sentences += [ties(here, findings, panel), absent(findings.campaign, panel)]
         yield plot_league(here, path, title=f"{panel['title']}{at}", note=" ".join(filter(None, sentences)))
 
 
@@ -95,7 +102,8 @@ def draw_layers(findings: Findings, panel: dict) -> Iterator[Picture]:
         here = select(findings.summary, experiment=panel["name"], x=point["x"], metric="layer_moe_by_layer_ms")
         if here.empty:
             continue
-        sentences = [describe(findings.campaign), SLOWEST, PAPER_LAYERS, absent(findings.campaign, panel)]
+        sentences = [describe(findings.campaign, panel), told(findings, panel, SLOWEST), PAPER_LAYERS]
+        sentences.append(absent(findings.campaign, panel))
         title, baseline = f"{panel['title']}: latency of each MoE layer{at}", findings.campaign.plan.get("baseline")
         yield plot_layers(here, path, title=title, note=" ".join(filter(None, sentences)), baseline=baseline)
 
@@ -106,7 +114,8 @@ def draw_sections(findings: Findings, panel: dict) -> Iterator[Picture]:
         section_ms = section_times(findings.campaign, point["cells"])
         if section_ms.empty:
             continue
-        sentences = [describe(findings.campaign), INSIDE, absent(findings.campaign, panel)]
+        sentences = [describe(findings.campaign, panel), told(findings, panel, INSIDE)]
+        sentences.append(absent(findings.campaign, panel))
         title = f"{panel['title']}: time in each section of an MoE layer{at}"
         yield plot_sections(section_ms, path, title=title, note=" ".join(filter(None, sentences)))
 
@@ -117,19 +126,30 @@ def draw_map(findings: Findings, panel: dict) -> Iterator[Picture]:
     for metric, frame in map_frames(findings.campaign, panel).items():
         if frame.empty:
             continue
-        floor = findings.floor.get(metric)
+        floor = findings.floor_of(panel).get(metric)
         sentences = [
             border_sentence(borders(frame, floor=floor), **axes),
             loads_sentence(loads),
-            MAP,
-            describe(findings.campaign),
-            floor_sentence(findings.floor),
+            told(findings, panel, f"{MAP} {findings.doubt(panel)}"),
+            describe(findings.campaign, panel),
             absent(findings.campaign, panel),
         ]
         name = panel["name"] + ("" if metric == "layer_moe_ms" else "_ttft")
         look = {"title": f"{panel['title']}: the fastest system, {METRICS[metric]}", "points": loads, "floor": floor}
         note = " ".join(filter(None, sentences))
         yield plot_map(frame, findings.campaign.folder / slug(name), note=note, **look, **axes)
+
+
+def draw_scaling(findings: Findings, panel: dict) -> Iterator[Picture]:
+    """A figure a y: layer time and memory against the number of ranks."""
+    frame = scaling_frame(findings.campaign, panel)
+    for y in frame["y"].unique():
+        here, at, end = frame.loc[frame["y"] == y], "", ""
+        if panel.get("y_name"):
+            at, end = f", {short_axis_name(panel['y_name'])} {x_text(panel['y_name'], y)}", f"_{y}"
+        sentences = [RANKS, describe(findings.campaign, panel), absent(findings.campaign, panel)]
+        path, note = findings.campaign.folder / slug(f"{panel['name']}{end}"), " ".join(filter(None, sentences))
+        yield plot_scaling(here, path, title=f"{panel['title']}{at}", note=note)
 
 
 def draw_fidelity(findings: Findings, panel: dict) -> Iterator[Picture]:
@@ -148,6 +168,7 @@ KINDS: dict[str, Callable[[Findings, dict], Iterator[Picture]]] = {
     "layers": draw_layers,
     "sections": draw_sections,
     "map": draw_map,
+    "scaling": draw_scaling,
     "attribution": draw_attribution,
     "fidelity": draw_fidelity,
     "counterfactual": lambda findings, panel: iter(()),  # measured for another panel
@@ -162,12 +183,29 @@ def places(campaign: Campaign, panel: dict) -> Iterator[tuple[dict, str, Path]]:
         yield point, at, campaign.folder / slug(name)
 
 
+def told(findings: Findings, panel: dict, statistics: str) -> str:
+    """What the numbers of a figure are: `statistics` of measurements, or what stands for them where simulated."""
+    return f"{EXACT} {findings.doubt(panel)}" if simulated_on(findings.campaign, panel) else statistics
+
+
+def ties(here: pd.DataFrame, findings: Findings, panel: dict) -> str:
+    """Of one simulated point, which systems the model's error does not tell from the fastest."""
+    band = findings.floor_of(panel).get("ttft_ms")
+    if not simulated_on(findings.campaign, panel) or band is None:
+        return ""
+    passes = select(here, metric="ttft_ms").sort_values("value")
+    names, fastest = series_names(here), passes["value"].min()
+    near = passes.loc[passes["value"] <= fastest * (1 + band.value), SERIES].itertuples(index=False, name=None)
+    tied = [names[key] for key in near]
+    return f"{'Tied for the fastest' if len(tied) > 1 else 'Fastest'} forward pass: {', '.join(tied)}."
+
+
 def absent(campaign: Campaign, panel: dict) -> str:
     """What a figure cannot show, in a sentence."""
     cells = select(coverage(campaign), experiment=panel["name"])
     cells = cells.assign(system=cells["system"].fillna("cell " + cells["cell"]))
     failed = cells.loc[cells["state"] != "ok"].to_dict("records")
-    unchecked = cells.loc[(cells["state"] == "ok") & (cells["correctness"] != "passed")].to_dict("records")
+    unchecked = cells.loc[(cells["state"] == "ok") & ~cells["correctness"].isin(TRUSTED)].to_dict("records")
     where = [f"{system_name(row['system'])} at {at(row)} ({row['state']})" for row in failed]
     where += [f"speed-up of {system_name(row['system'])} at {at(row)} (output not verified)" for row in unchecked]
     return f"Without data: {', '.join(dict.fromkeys(where))}." if where else ""

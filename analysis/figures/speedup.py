@@ -69,12 +69,13 @@ def plot_speedup(
 ) -> Picture:
     """Draw one panel to `path`.png and `path`.svg.
 
-    summary: rows of `summarise`. published: rows of `published_points`, may be empty. floors: the A/A noise floor by
-    speed-up, a band around 1x inside which points are grey. note: sentences under the axes.
+    summary: rows of `summarise`. published: rows of `published_points`, may be empty. floors: the A/A noise floor
+    (or the model's error) by speed-up, a band around 1x inside which points are grey. note: sentences under the axes.
     Without speed-ups in the panel only the row of absolute times is drawn. Raises ValueError when sources are mixed.
     """
     summary, published = select(summary, experiment=panel["name"]), select(published, experiment=panel["name"])
-    single(summary, "source")
+    for origin in ("source", "device"):
+        single(summary, origin)
     floors = floors or {}
     points = sorted(panel["points"], key=lambda point: point["x"]) if ordered(panel) else panel["points"]
     compared = {speedup for _, speedup, *_ in COLUMNS} & set(summary["metric"])
@@ -152,6 +153,7 @@ def draw_series(
     """Every system's points, joined along the ordered factor, with the interval on each; grey inside the floor."""
     for place, mine, look in each_series(rows, points, everything):
         error = np.abs(mine[BOUNDS].to_numpy().T - mine["value"].to_numpy())
+        error[error == 0] = np.nan  # a simulated number has no bar
         axis.errorbar(place, mine["value"], error, **look, **LINE)
         grey = np.array([within_floor(low, high, floor) for low, high in mine[BOUNDS].to_numpy()])
         if grey.any():

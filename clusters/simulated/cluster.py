@@ -8,6 +8,7 @@ from typing import Any, Protocol, TypeVar
 
 import torch
 import torch.distributed as dist
+from torch.nn.modules.module import register_module_forward_pre_hook
 
 from clusters.network import NetworkModel
 from clusters.session import Session
@@ -74,6 +75,8 @@ def _ranks(world_size: int) -> Ranks:
         raise ValueError(f"this process has simulated {dist.get_world_size()} ranks already, not {world_size}")
     ranks = Ranks(world_size)
     register(ranks)
+    # Calling a module is work of the host that no operation shows.
+    register_module_forward_pre_hook(lambda module, inputs: ranks.simulation.timeline.view() if ranks.rank >= 0 else None)
     dist.init_process_group(BACKEND, store=dist.HashStore(), rank=0, world_size=world_size)
     torch.set_num_threads(1)
     return ranks

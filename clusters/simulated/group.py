@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
+from torch.utils._python_dispatch import _disable_current_modes
 
 from clusters.clocks import Exchange
 from clusters.network import NetworkModel
@@ -234,10 +235,11 @@ class SimulatedGroup(dist.ProcessGroup):
         """Issue a collective; without received_from_G as much is received as sent."""
         simulation = self.ranks.simulation
         ready_s = simulation.timeline.issue_collective(name)
-        read = None if brings is None else simulation.storages.read(brings)
         received_from_G = sent_to_G if received_from_G is None else received_from_G
-        issue = Issue(name, ready_s, sent_to_G, received_from_G, read, finish, bool(opts.asyncOp))
-        self.ranks.issue(self.members, issue)
+        with _disable_current_modes():  # keeping books takes no rank's time
+            read = None if brings is None else simulation.storages.read(brings)
+            issue = Issue(name, ready_s, sent_to_G, received_from_G, read, finish, bool(opts.asyncOp))
+            self.ranks.issue(self.members, issue)
         return SimulatedWork(self.ranks, issue)
 
     def _equally(self, num_bytes: float) -> list[float]:
@@ -312,8 +314,11 @@ class SimulatedGroup(dist.ProcessGroup):
         simulation, here, row_bytes = self.ranks.simulation, self.rank(), _row_bytes(input)
 
         def finish(reads: list[Read | None], sent_GG: np.ndarray) -> None:
-            rows_GG = tuple(map(tuple, (sent_GG // row_bytes).astype(int).tolist()))
-            known = None if any(read is None for read in reads) else ((reads, rows_GG, here), {})
+            known = None
+            if all(read is not None for read in reads):
+                rows_Gh = (sent_GG[:, : here + 1] // row_bytes).astype(int)  # to the ranks before this one, and to it
+                begins_G, rows_G = rows_Gh[:, :-1].sum(1).tolist(), rows_Gh[:, -1].tolist()
+                known = ((reads, tuple(begins_G), tuple(rows_G)), {})
             simulation.overwrite(output, _exchange_into, known)
 
         return self._issue("all_to_all", opts, input, finish, sent, received)
@@ -330,7 +335,8 @@ class SimulatedGroup(dist.ProcessGroup):
         rows_G = rows_G or [len(tensor) // self.size()] * self.size()
         if len(rows_G) != self.size() or sum(rows_G) != len(tensor):
             raise ValueError(f"all_to_all: {len(tensor)} rows are not {rows_G} for {self.size()} ranks")
-        return [float(rows * _row_bytes(tensor)) for rows in rows_G]
+        row_bytes = _row_bytes(tensor)
+        return [float(rows * row_bytes) for rows in rows_G]
 
     # torch 2.13 renamed the single-tensor collectives.
     all_gather_single = _allgather_base  # pyright: ignore[reportAssignmentType]
@@ -346,7 +352,7 @@ def _check_reduction(opts: Any) -> None:
 
 
 def _row_bytes(tensor: torch.Tensor) -> int:
-    return tensor[0].nbytes if len(tensor) else max(1, tensor.element_size())
+    return tensor.nbytes // len(tensor) if len(tensor) else max(1, tensor.element_size())
 
 
 def _copy_into(output: torch.Tensor, read: torch.Tensor) -> torch.Tensor:
@@ -375,9 +381,9 @@ def _reduce_share_into(
 
 
 def _exchange_into(
-    output: torch.Tensor, parts: Sequence[torch.Tensor], rows_GG: Sequence[Sequence[int]], rank: int
+    output: torch.Tensor, parts: Sequence[torch.Tensor], begins_G: Sequence[int], rows_G: Sequence[int]
 ) -> torch.Tensor:
-    arriving = [part.split(list(rows_G))[rank] for part, rows_G in zip(parts, rows_GG, strict=True)]
+    arriving = [part[begin : begin + rows] for part, begin, rows in zip(parts, begins_G, rows_G, strict=True)]
     return output.copy_(torch.cat(arriving).view_as(output))
 
 

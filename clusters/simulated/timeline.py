@@ -13,6 +13,7 @@ class Host(Protocol):
     """What the processor that issues work pays, in microseconds; synchronous: it is the device itself."""
 
     operation_us: float
+    launch_us: float
     view_us: float
     collective_us: float
     synchronise_us: float
@@ -54,7 +55,7 @@ class Timeline:
 
     def compute(self, name: str, seconds: float, launches: int = 1) -> None:
         """Issue an operation of so many kernels that keep the device busy for so long."""
-        self._issue(name, self.host.operation_us * launches)
+        self._issue(name, self.host.operation_us + (launches - 1) * self.host.launch_us)
         start_s = self.now_s
         self.device_s = start_s + seconds
         if self.host.synchronous:

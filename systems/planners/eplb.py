@@ -22,15 +22,17 @@ class EPLB(Planner):
         self.extra_replicas, self.replicates = extra_replicas, extra_replicas > 0
 
     def place(self, loads_GE: np.ndarray, current_EG: np.ndarray, costs: Costs) -> np.ndarray:
-        """Equal numbers of replicas on all ranks; ValueError where extra_replicas does not allow that."""
+        """Equal numbers of replicas on all ranks, for which there may have to be more than extra_replicas.
+
+        Raises ValueError where there are to be none and ranks cannot have equally many experts.
+        """
         num_experts, ranks = current_EG.shape
-        if (num_experts + self.extra_replicas) % ranks:
-            raise ValueError(
-                f"planner.extra_replicas is {self.extra_replicas}; with {num_experts} experts on {ranks} ranks it must "
-                f"be {-num_experts % ranks} plus a multiple of {ranks}"
-            )
+        missing = -(num_experts + self.extra_replicas) % ranks
+        if missing and not self.replicates:
+            raise ValueError(f"planner.extra_replicas is 0; {num_experts} experts on {ranks} ranks need {missing} more")
+        extra = self.extra_replicas + missing
         load_E = loads_GE.sum(0)
-        expert_R = replicate(load_E, self.extra_replicas)
+        expert_R = replicate(load_E, extra)
         weights_R = (load_E / np.bincount(expert_R))[expert_R]
         # One slot a rank leaves nothing to balance: upstream keeps the replicas in order.
         rank_R = np.arange(ranks) if len(expert_R) == ranks else pack(weights_R, ranks)

@@ -1,10 +1,13 @@
 """Campaigns in the stored schema for the tests of analysis; what they hold is written in `synthetic`."""
 
+import json
+
 import pytest
 
+from analysis import model_error
 from analysis.load import load_campaign
 from analysis.summary import summarise
-from tests.analysis.synthetic import point, write_cell, write_fig3, write_plan
+from tests.analysis.synthetic import SIMULATED, VALIDATED, point, write_cell, write_fig3, write_plan
 
 
 @pytest.fixture(scope="session")
@@ -24,6 +27,21 @@ def full(tmp_path_factory):
 def fig3(tmp_path):
     """Writes the campaign: fig3(**changes) -> folder; a change of None leaves the cell out, as one that has not run."""
     return lambda **options: write_fig3(tmp_path / "fig3", **options)
+
+
+@pytest.fixture
+def simulated(fig3):
+    """The campaign as one on a described device: one launch of one iteration, without twins."""
+    once = {"launches": 1, "iterations": 1, "twins": False, "tier": "once", "everywhere": SIMULATED}
+    return lambda **options: fig3(**once | options)
+
+
+@pytest.fixture
+def validated(tmp_path, monkeypatch):
+    """The described device of the tests as one that was validated."""
+    path = tmp_path / "validated.json"
+    path.write_text(json.dumps(VALIDATED))
+    monkeypatch.setattr(model_error, "VALIDATED", path)
 
 
 @pytest.fixture

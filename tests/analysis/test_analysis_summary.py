@@ -99,7 +99,7 @@ def test_speedup_is_withheld_unless_outputs_were_right(one_point, system, check)
 @pytest.mark.parametrize("change", [{"source": "measured"}, {"precision": "bf16"}])
 def test_mixed_comparison_is_refused(one_point, change):
     folder = one_point(launches=1, deepspeed_num_experts_8_0=change)
-    with pytest.raises(ValueError, match="precision and source must agree"):
+    with pytest.raises(ValueError, match="precision, source and device must agree"):
         summarise(load_campaign(folder))
 
 

@@ -62,7 +62,7 @@ def test_bad_options_are_named(options: dict, sentence: str):
 
 def test_what_a_planner_cannot_place_is_known_before_anything_is_launched():
     with pytest.raises(ValueError, match=r"planner\.extra_replicas"):
-        PlannedExpertParallel.check(SHAPE, 2, planner=EPLB(extra_replicas=1))
+        PlannedExpertParallel.check(SHAPE, 5, planner=EPLB(extra_replicas=0))
     with pytest.raises(ValueError, match=r"system\.planner is None; it must name a class of planners"):
         PlannedExpertParallel.check(SHAPE, 2, planner=None)
     with pytest.raises(ValueError, match=r"system\.mover is 'swap' and FasterMoE makes replicas"):

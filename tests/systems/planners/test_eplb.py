@@ -62,10 +62,13 @@ def test_equal_parts_whatever_is_near(costs):
     assert sent_GEG.tolist() == [[[5, 5], [0, 0], [0, 0]], [[0, 0], [4, 0], [0, 2]]]
 
 
-def test_numbers_that_do_not_fit_the_ranks_are_named(costs):
-    with pytest.raises(ValueError, match=r"planner.extra_replicas is 2; with 8 experts on 4 ranks it must be 0 plus"):
-        placed([1] * 8, 4, 2, costs)
-    with pytest.raises(ValueError, match=r"with 7 experts on 4 ranks it must be 1 plus a multiple of 4"):
+def test_ranks_get_equally_many_replicas(costs):
+    """Eight experts and two replicas more on four ranks take two further ones."""
+    assert [len(experts) for experts in placed([1] * 8, 4, 2, costs)] == [3] * 4
+
+
+def test_numbers_that_cannot_be_are_named(costs):
+    with pytest.raises(ValueError, match=r"planner.extra_replicas is 0; 7 experts on 4 ranks need 1 more"):
         placed([1] * 7, 4, 0, costs)
     with pytest.raises(ValueError, match=r"planner.extra_replicas is -4; it must be a whole number of at least 0"):
         EPLB(-4)

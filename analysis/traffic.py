@@ -1,4 +1,4 @@
-"""`python -m simulation.traffic CAMPAIGN`: the bytes that ranks really exchanged, for communication benchmarks.
+"""`python -m analysis.traffic CAMPAIGN`: the bytes that ranks really exchanged, for communication benchmarks.
 
 Of every recorded collective a matrix is written, row = source rank, column = destination rank, nothing to oneself:
 
@@ -18,7 +18,6 @@ import numpy as np
 import pandas as pd
 
 from analysis.load import Campaign, load_campaign
-from simulation.recorded import LayerRun, layer_runs
 
 ALIGNED = 16  # bytes: nccl-tests rounds the data of a rank down to a multiple of this
 INI_HEAD = "[format]\nversion = 1.0\ndescription = alltoallv of {cell}: {system}, {point}\n"
@@ -60,21 +59,31 @@ def ucc_patterns(matrices: list[np.ndarray], cell: str, run: dict) -> str:
     return "".join(parts)
 
 
-def collectives_of(runs: list[LayerRun]) -> Iterator[tuple[str, str, np.ndarray]]:
-    """(name, collective, bytes_GG) of every recorded collective; the name is its place in the run."""
-    for run in runs:
-        for k, collective in enumerate(run.collectives):
-            place = f"iteration{run.iteration}_layer{run.layer}_{k}_{run.sections[k] or 'layer'}_{collective}"
-            yield place, collective, byte_matrix(run.sent_KGG[k])
+def collectives_of(campaign: Campaign, cell: str) -> Iterator[tuple[str, str, np.ndarray]]:
+    """(name, collective, bytes_GG) of every recorded collective; the name is its place in the run.
+
+    Raises ValueError for a cell without recorded collectives, or with collectives of only some of its ranks.
+    """
+    frame, ranks = campaign.collectives(cell), campaign.runs[cell]["point"]["world_size"]
+    if frame.empty:
+        raise ValueError(f"cell {cell} has no recorded collectives; emulated and simulated cells have")
+    if set(frame["ranks"]) != {ranks}:
+        raise ValueError(f"cell {cell} has collectives among some of its {ranks} ranks; only those of all are exported")
+    for (iteration, layer), rows in frame.groupby(["iteration", "layer"]):
+        for k, (_, each) in enumerate(rows.groupby("sequence")):
+            each = each.sort_values("rank")
+            collective, section = each["collective"].iloc[0], each["section"].iloc[0]
+            place = f"iteration{iteration}_layer{layer}_{k}_{'layer' if pd.isna(section) else section}_{collective}"
+            yield place, collective, byte_matrix(np.stack(each["sent_to"].to_list()))
 
 
 def export(campaign: Campaign, cell: str, folder: Path) -> pd.DataFrame:
     """Write the matrices of one cell under folder/cell and index.csv beside them; returns the index.
 
-    Raises ValueError for a cell without recorded collectives.
+    Raises ValueError as `collectives_of`.
     """
     run, target = campaign.runs[cell], folder / cell
-    found = list(collectives_of(layer_runs(campaign, cell)))
+    found = list(collectives_of(campaign, cell))
     target.mkdir(parents=True, exist_ok=True)
     rows = []
     for name, collective, bytes_GG in found:
@@ -111,7 +120,7 @@ def chosen(campaign: Campaign, cell: str | None, system: str | None, x: float | 
 
 def main(arguments: list[str] | None = None) -> int:
     """Write byte matrices and say how many; 2 where the campaign or the cell cannot be used."""
-    parser = argparse.ArgumentParser(prog="python -m simulation.traffic", description="Export byte matrices.")
+    parser = argparse.ArgumentParser(prog="python -m analysis.traffic", description="Export byte matrices.")
     parser.add_argument("campaign", type=Path)
     which = parser.add_mutually_exclusive_group(required=True)
     which.add_argument("--cell", help="a cell's id")

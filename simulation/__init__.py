@@ -1,1 +1,0 @@
-"""What was recorded, priced on other networks and extrapolated to more ranks; every number here is `simulated`."""
