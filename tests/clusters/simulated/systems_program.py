@@ -13,16 +13,22 @@ from clusters.simulated import Simulated
 from clusters.simulated.timeline import Timeline
 from experiments.cells import find_class, options
 from experiments.conformance import D_FF, D_MODEL, Case, _profile, _refusal, cases
+from routers.base import Routing
+from systems.base import LayerShape
 from systems.collectives import all_gather
 from systems.engines.base import Engine
 from systems.engines.declared import DECLARED
 from systems.engines.loop import LoopEngine
+from systems.expert_parallel import ExpertParallel
+from systems.moeshard import MoEShard
 from systems.planners.base import Rates
 from tests.clusters.simulated.stub import Device
 from workloads.model import ModelShape
 from workloads.weights import SeededLayer, ShapedLayer
 
 SIZES = (8,)  # numbers of experts
+KINDS = {"ep": ExpertParallel, "moeshard": MoEShard}
+EXPERTS_GT = [[0, 0, 0, 0, 2, 3], [0, 0, 1, 0, 0, 0]]  # what the ranks' tokens choose
 
 
 class Spy(Engine):
@@ -101,3 +107,28 @@ def emulated(spec_path: str) -> None:
     cluster = ClusterSpec("emulated", spec["ranks"], timeout_s=60)
     with connect(cluster, Network("free"), folder / "baton") as session, torch.inference_mode():
         (folder / f"traces.{session.rank}.json").write_text(json.dumps(trace_all(spec, session)))
+
+
+def layer_time(kind: str, device: Device, network: Network, ranks: int) -> list[float]:
+    """When each rank is through with one layer: T = 6 tokens a rank for E = 4 experts, D = 16, F = 32."""
+    cluster = Simulated(device, network, ranks, "ieee", DECLARED)
+
+    def program(session: Session, timeline: Timeline) -> float:
+        with torch.no_grad():
+            system, x_TD, routing = _layer(kind, session)
+            session.clock.align()  # pyright: ignore[reportAttributeAccessIssue]
+            start_s = timeline.now_s
+            system.forward(x_TD, routing)
+            return timeline.now_s - start_s
+
+    return cluster.run(program)
+
+
+def _layer(kind: str, session: Session) -> tuple[Any, torch.Tensor, Routing]:
+    shape = LayerShape(4, D_MODEL, D_FF, 6)
+    model = ModelShape(4, D_MODEL, D_FF, 4, 4, 2, 2, 32)
+    weights = ShapedLayer(model, torch.float32, session.device)
+    system = KINDS[kind](shape=shape, weights=weights, group=session.group, engine=LoopEngine())
+    expert_TK = torch.tensor(EXPERTS_GT[session.rank], device=session.device).unsqueeze(1)
+    weight_TK = torch.ones(6, 1, device=session.device)
+    return system, torch.empty(6, D_MODEL, device=session.device), Routing(expert_TK, weight_TK)
