@@ -22,8 +22,8 @@ from analysis.labels import (
 )
 from analysis.load import simulated_on
 from analysis.maps import METRICS, map_frames, map_rows, winners
-from analysis.stats import Floor
 from analysis.scaling import scaling_table
+from analysis.stats import Floor
 from analysis.summary import FLOOR_OF
 from analysis.tables import Table, not_for_claims, slug
 

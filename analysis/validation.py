@@ -85,7 +85,11 @@ def summary(runs: pd.DataFrame) -> dict[str, dict[str, float]]:
     found = {}
     for metric in METRICS:
         errors = held_out[f"{metric}/error"].abs()
-        known = {"median": errors.median(), "worst": errors.max(), "ratio": float(np.quantile(ratios(runs, metric), 0.9))}
+        known = {
+            "median": errors.median(),
+            "worst": errors.max(),
+            "ratio": float(np.quantile(ratios(runs, metric), 0.9)),
+        }
         found[metric] = {name: round(float(value), 4) for name, value in known.items()} | {"runs": len(held_out)}
     return found
 

@@ -72,7 +72,8 @@ def _panel_points(name: str, panel: DictConfig, config: DictConfig, typed: list[
     typed = _with_pinned(panel, typed)
     if panel.get("pinned"):  # its axes are those of the scale that is pinned
         panel = _compose(tuple(typed), None).experiment.panels[name]
-    cells = [_compose(tuple(_panel_overrides(panel, typed)), system) for system in _systems(config, panel, typed)]
+    overrides = tuple(_panel_overrides(panel, typed))
+    cells = [_without_panels(_compose(overrides, system)) for system in _systems(config, panel, typed)]
     y_key = panel.get("y")
     y_axis = _axis(y_key, panel.get("y_values"), panel.get("y_divide_by"), config, typed) if y_key else [(None, None)]
     x_axis = _axis(panel.x, panel["values"], panel.get("divide_by"), config, typed)
@@ -85,6 +86,14 @@ def _panel_points(name: str, panel: DictConfig, config: DictConfig, typed: list[
         place = (_last(panel.x), x, value if published else None)
         points.append(Point(name, panel.title, panel.kind, published, *place, configs, y_key and _last(y_key), y))
     return points
+
+
+def _without_panels(config: DictConfig) -> DictConfig:
+    """A configuration without what no cell has: copying and resolving that for every point would take minutes."""
+    kept = {key: value for key, value in config.items_ex(resolve=False) if key != "hydra"}
+    config = OmegaConf.create(kept, flags={"struct": True})
+    config.experiment.panels = {}
+    return config
 
 
 def _axis(

@@ -7,7 +7,10 @@ import pandas as pd
 from analysis.figures.canvas import SMALL, Picture, column_title, drawing, margins, new_figure, save, tidy
 from analysis.labels import system_name, system_styles
 
-SWEEPS = (("num_experts", "batch_size", 250, "experts, batch 250"), ("batch_size", "num_experts", 128, "batch, 128 experts"))
+SWEEPS = (
+    ("num_experts", "batch_size", 250, "experts, batch 250"),
+    ("batch_size", "num_experts", 128, "batch, 128 experts"),
+)
 METRICS = {"layer_moe_ms": "MoE layer, ms", "ttft_ms": "TTFT, ms"}
 NOTE = (
     "Lines: the authors' runs on four A100s. Dots: the same programs, simulated on the described device; filled ones took "
@@ -25,7 +28,9 @@ def plot_validation(runs: pd.DataFrame, path: Path) -> Picture:
         for axis, (x, fixed, value, title) in zip(row, SWEEPS, strict=True):
             for system, mine in runs.loc[runs[fixed] == value].sort_values(x).groupby("system"):
                 colour = styles[system][0]
-                axis.plot(mine[x], mine[f"{metric}/published"], color=colour, linewidth=1, label=system_name(str(system)))
+                axis.plot(
+                    mine[x], mine[f"{metric}/published"], color=colour, linewidth=1, label=system_name(str(system))
+                )
                 faces = [colour if fitted else "white" for fitted in mine["fitted"]]
                 axis.scatter(mine[x], mine[f"{metric}/simulated"], c=faces, edgecolors=colour, s=22, zorder=3)
             axis.set_xscale("log", base=2)

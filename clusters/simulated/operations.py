@@ -23,6 +23,10 @@ META, CPU = torch.device("meta"), torch.device("cpu")
 OVERWRITES = {aten.copy_.default, aten.fill_.Scalar, aten.fill_.Tensor, aten.zero_.default}
 MAKERS = {torch.tensor, torch.as_tensor, torch.asarray}
 READERS = {torch.Tensor.tolist, torch.Tensor.numpy, torch.Tensor.__array__}
+BLANKS = {
+    *(aten.empty.memory_format, aten.empty_strided.default, aten.empty_like.default),
+    *(aten.new_empty.default, aten.new_empty_strided.default),
+}
 HALVES = {torch.bfloat16: "bf16", torch.float16: "fp16"}
 Declared = Mapping[str, Callable[..., Sequence[GroupedProduct]]]
 
@@ -119,7 +123,10 @@ class Simulation(TorchDispatchMode):
         self, func: Any, inputs: list[torch.Tensor], args: Any, kwargs: Any, outputs: list[torch.Tensor]
     ) -> list[values.Value] | list[None]:
         unknown: list[None] = [None] * len(outputs)
-        if func is aten.empty.memory_format and outputs[0].is_floating_point():
+        if func in BLANKS and not outputs[0].is_floating_point():
+            # The same one for all ranks, so that what they fill it with is the same too.
+            return values.call(torch.zeros, (tuple(outputs[0].shape),), {"dtype": outputs[0].dtype}, outputs)
+        if func is aten.empty.memory_format:
             return unknown  # what was never written has no value
         reads = self._reads((args, kwargs))
         if reads is None:

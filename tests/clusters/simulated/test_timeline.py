@@ -42,7 +42,7 @@ def test_a_host_that_is_the_device_waits_for_each():
 def test_views_cost_the_host_only():
     def program(line):
         x = tensor(4, 6)
-        x.T, x.view(3, 8), x[1:, ::2], x.unsqueeze(0).expand(5, 4, 6), x.split(2), x.reshape(24), x.unbind()  # noqa: B018
+        x.T, x.view(3, 8), x[1:, ::2], x.unsqueeze(0).expand(5, 4, 6), x.split(2), x.reshape(24), x.unbind()
         assert x.contiguous() is x and x.to(torch.float32) is x
 
     host_s, device_s = clocks(program, with_host(view_us=SECOND, operation_us=100 * SECOND))
