@@ -123,8 +123,8 @@ def table(runs: pd.DataFrame) -> str:
     ]
     for run in runs.to_dict("records"):
         times = " | ".join(
-            f"{run[f'{metric}/published']:.1f} | {run[f'{metric}/simulated']:.1f} | {100 * run[f'{metric}/error']:+.1f} %"
-            for metric in METRICS
+            f"{run[f'{name}/published']:.1f} | {run[f'{name}/simulated']:.1f} | {100 * run[f'{name}/error']:+.1f} %"
+            for name in METRICS
         )
         fitted = "fitted" if run["fitted"] else ""
         lines.append(f"| {run['system']} | {run['num_experts']} | {run['batch_size']} | {times} | {fitted} |")
@@ -138,9 +138,9 @@ def sentences(runs: pd.DataFrame) -> str:
     for metric, name in METRICS.items():
         known, (right, total) = found[metric], orders(runs, metric)
         lines.append(
-            f"- **{name}**: the {known['runs']:.0f} runs that were not fitted are wrong by {100 * known['median']:.1f} % in "
-            f"the median and {100 * known['worst']:.1f} % at worst. The order of two programs is right in {right} of the "
-            f"{total} comparisons that differ by more than 10 %. Nine in ten ratios of two programs are within "
+            f"- **{name}**: the {known['runs']:.0f} runs that were not fitted are wrong by {100 * known['median']:.1f} % "
+            f"in the median and {100 * known['worst']:.1f} % at worst. The order of two programs is right in {right} of "
+            f"the {total} comparisons that differ by more than 10 %. Nine in ten ratios of two programs are within "
             f"{100 * known['ratio']:.1f} %: simulated systems nearer to one another than that are a tie."
         )
     return "\n".join(lines)

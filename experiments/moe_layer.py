@@ -13,8 +13,9 @@ from systems.base import System
 class MoELayer(nn.Module):
     """Hidden states [B, L, D] -> [B, L, D]. `system` and `iteration` are set before each forward pass.
 
-    wait: the host waits for the device after each call. `before` is the MoE layer before this one, whose last routing belongs to the same tokens. `routing` is that of the
-    last call; `seen` its input, routing and output while `remember` is set, for the check.
+    wait: the host waits for the device after each call. `before` is the MoE layer before this one, whose last routing
+    belongs to the same tokens. `routing` is that of the last call; `seen` its input, routing and output while
+    `remember` is set, for the check.
     """
 
     system: System

@@ -13,8 +13,8 @@ SWEEPS = (
 )
 METRICS = {"layer_moe_ms": "MoE layer, ms", "ttft_ms": "TTFT, ms"}
 NOTE = (
-    "Lines: the authors' runs on four A100s. Dots: the same programs, simulated on the described device; filled ones took "
-    "part in fitting its three constants."
+    "Lines: the authors' runs on four A100s. Dots: the same programs, simulated on the described device; filled ones "
+    "took part in fitting its three constants."
 )
 
 
