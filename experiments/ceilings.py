@@ -14,6 +14,7 @@ from systems.collectives import all_to_all
 
 # Large enough to be compute or memory bound, small enough for a tenth of a second: (matrix side, bytes copied).
 SIZES = {"cpu": (1024, 1 << 26), "cuda": (8192, 1 << 30)}
+CORE_SIDE = 512  # a product of milliseconds, so that some fit between the turns that a busy core gives to others
 SECONDS = 0.1
 LINK_BYTES = {"cpu": 1 << 22, "cuda": 1 << 26}  # so that latency, which noise can exceed, need not be taken off
 
@@ -25,7 +26,7 @@ def measure_ceilings(device: torch.device, dtype: torch.dtype) -> dict[str, Any]
     target = torch.empty_like(source)
     copy_s = _best_s("target.copy_(source)", SECONDS, target=target, source=source)
     return {
-        "matmul_flops_per_s": _matmul_flops_per_s(device, dtype, SECONDS),
+        "matmul_flops_per_s": _matmul_flops_per_s(device, dtype, SIZES[device.type][0], SECONDS),
         "copy_bytes_per_s": 2 * num_bytes / copy_s,
         "dtype": str(dtype).removeprefix("torch."),
         "threads": torch.get_num_threads(),
@@ -38,13 +39,12 @@ def core_flops_per_s(dtype: torch.dtype, threads: int, seconds: float = SECONDS)
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        return _matmul_flops_per_s(torch.device("cpu"), dtype, seconds)
+        return _matmul_flops_per_s(torch.device("cpu"), dtype, CORE_SIDE, seconds)
     finally:
         torch.set_num_threads(before)
 
 
-def _matmul_flops_per_s(device: torch.device, dtype: torch.dtype, seconds: float) -> float:
-    side = SIZES[device.type][0]
+def _matmul_flops_per_s(device: torch.device, dtype: torch.dtype, side: int, seconds: float) -> float:
     a, b, c = (torch.ones(side, side, dtype=dtype, device=device) for _ in range(3))
     return 2 * side**3 / _best_s("torch.mm(a, b, out=c)", seconds, a=a, b=b, c=c)
 
