@@ -70,13 +70,17 @@ def match_networks(points: Iterable[Point], rates: dict[str, float]) -> list[Poi
     rates: FLOP/s of this machine's core by what it depends on, where they are known; others are looked up in the cache
     folder, or measured, and added. Raises ValueError, in one sentence, for what cannot be matched.
     """
-    return [replace(point, configs=[_matched(config, rates) for config in point.configs]) for point in points]
+    try:
+        return [replace(point, configs=[_matched(config, rates) for config in point.configs]) for point in points]
+    except TypeError as error:  # a key that a class does not take
+        raise ValueError(f"the configuration has a key or a value of the wrong type: {error}") from error
 
 
 def _matched(config: dict[str, Any], rates: dict[str, float]) -> dict[str, Any]:
-    node, cluster = config["network"], ClusterSpec(**config["cluster"])
+    node = config["network"]
     if "devices" not in node:
         return config
+    cluster = ClusterSpec(**config["cluster"])
     if cluster.kind != "emulated":  # real ranks have a network of their own
         return config | {"network": NO_NETWORK}
     _check(config, cluster)
@@ -98,7 +102,7 @@ def _check(config: dict[str, Any], cluster: ClusterSpec) -> None:
         )
     for node, name in (("model", "d_model"), ("model", "d_ff"), ("scale", "batch_size")):
         check_whole_number(f"{node}.{name}", config[node][name], 1)
-    if (rate := config["network"]["flops_per_s"]) is not None and not (isinstance(rate, int | float) and rate > 0):
+    if (rate := config["network"]["flops_per_s"]) is not None and not _is_positive(rate):
         raise ValueError(f"network.flops_per_s is {rate!r}; it must be a positive number, or null")
 
 
@@ -113,9 +117,18 @@ def _device(node: dict[str, Any]) -> tuple[str, Layer, dict[str, Any]]:
         instantiate(link)
     except (KeyError, TypeError) as error:
         raise ValueError(f"network.devices.{name} is not complete: {error}") from error
+    for key in ("batch_size", "d_model", "d_ff"):
+        check_whole_number(f"network.devices.{name}.{key}", values[key], 1)
+    if not _is_positive(layer.flops_per_s):
+        raise ValueError(f"network.devices.{name}.flops_per_s is {layer.flops_per_s!r}; it must be a positive number")
+    check_precision(layer.precision, "cuda")
     for key in link.keys() - SCALED:
         raise ValueError(f"network.devices.{name}.link has {key!r}; only a link without tables can be matched")
     return title, layer, link
+
+
+def _is_positive(value: Any) -> bool:
+    return type(value) in (int, float) and 0 < value < float("inf")
 
 
 def _slowed_down(link: dict[str, Any], here: Layer, there: Layer, name: str, title: str) -> dict[str, Any]:

@@ -54,7 +54,7 @@ def matched(rates: dict[str, float] | None = None, **values: Any) -> dict[str, A
 @pytest.fixture
 def machine(monkeypatch, tmp_path):
     """A machine whose core does 98.76 GFLOP/s, with an empty cache folder; `calls` are the measurements."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr("experiments.matched.cache_dir", lambda: tmp_path / "cache")
     calls, speed = [], {"flops_per_s": 98.76e9}
 
     def measure(dtype, threads, seconds):
@@ -187,6 +187,12 @@ def test_a_scale_has_its_network_unless_a_panel_or_the_command_line_names_one():
         ({"network__device": "abacus"}, "network.device is 'abacus'; it must be one of a100_sxm"),
         ({"network__flops_per_s": 0}, "network.flops_per_s is 0; it must be a positive number, or null"),
         ({"network__flops_per_s": "fast"}, "network.flops_per_s is 'fast'; it must be a positive number, or null"),
+        ({"network__flops_per_s": True}, "network.flops_per_s is True; it must be a positive number, or null"),
+        ({"network__devices__a100_sxm__flops_per_s": 0}, "a100_sxm.flops_per_s is 0; it must be a positive number"),
+        ({"network__devices__a100_sxm__flops_per_s": "x"}, "a100_sxm.flops_per_s is 'x'; it must be a positive number"),
+        ({"network__devices__a100_sxm__d_ff": 0}, "network.devices.a100_sxm.d_ff is 0; it must be a whole number"),
+        ({"network__devices__a100_sxm__precision": "fp7"}, "precision is 'fp7'; it must be one of"),
+        ({"cluster__foo": 1}, "a key or a value of the wrong type: .* unexpected keyword argument 'foo'"),
         ({"cluster__device": "cuda"}, "network=matched matches CPU cores only.* choose another network="),
         ({"precision": "tf32"}, "precision=tf32 exists on CUDA GPUs only"),
         ({"precision": "fp8"}, "precision is 'fp8'; it must be one of"),
