@@ -43,8 +43,17 @@ def hardware_sentence(claims: pd.DataFrame) -> str:
     judged = claims.loc[claims["on simulated"].isin(VERDICTS)].drop_duplicates(["id", "metric"])
     if judged.empty:
         return ""
-    of_verdict = {verdict: list(rows["claim"]) for verdict, rows in judged.groupby("on simulated")}
+    said = {str(verdict): list(rows["claim"]) for verdict, rows in judged.groupby("on simulated")}
     device, series = judged["device"].iloc[0], ", ".join(dict.fromkeys(judged["simulated series"]))
-    held = f"{len(of_verdict.get(HOLDS, []))} of {len(judged)} claims of the paper hold"
-    lists = [f"{name.capitalize()}: {'; '.join(of_verdict[name])}." for name in VERDICTS if name in of_verdict]
+    held = f"{len(said.get(HOLDS, []))} of {len(judged)} claims of the paper hold"
+    lists = [f"{name.capitalize()}: {'; '.join(together(said[name]))}." for name in VERDICTS if name in said]
     return " ".join([f"Simulated on {device} ({series}), {held}.", *lists, model_sentence(device)])
+
+
+def together(claims: list[str]) -> list[str]:
+    """Claims whose metrics stand in brackets, each once with all of them: `faster at 8 (layer, TTFT)`."""
+    metrics: dict[str, list[str]] = {}
+    for claim in claims:
+        text, _, metric = claim.partition(" (")
+        metrics.setdefault(text, []).append(metric.removesuffix(")"))
+    return [f"{text} ({', '.join(found)})" if any(found) else text for text, found in metrics.items()]
