@@ -21,8 +21,8 @@ from analysis.labels import (
     x_text,
 )
 from analysis.maps import METRICS, map_frames, map_rows, winners
-from analysis.stats import Floor
 from analysis.scaling import scaling_table
+from analysis.stats import Floor
 from analysis.summary import FLOOR_OF
 from analysis.tables import Table, not_for_claims, slug
 

@@ -48,7 +48,7 @@ Progress = Callable[[str], None]
 Kept = TypeVar("Kept")
 
 
-class kept(Generic[Kept]):  # noqa: N801
+class kept(Generic[Kept]):
     """`functools.cached_property` without its lock, at which ranks that are threads would wait for one another."""
 
     def __init__(self, find: Callable[[Any], Kept]) -> None:
