@@ -15,10 +15,6 @@ from tests.experiments.tiny import TINY
 
 ROOT = Path(__file__).parents[2]
 SIMULATED = ["cluster=simulated", "device=a100_sxm", *(one for one in TINY if one.startswith(("model", "seq")))]
-    "cluster=simulated",
-    "device=a100_sxm",
-    *(one for one in TINY if not one.startswith(("tier", "cluster", "batch"))),
-]
 MAP = "map_imbalance_batch"
 
 
