@@ -3,7 +3,7 @@
 cells/<id>/run.json          configuration, state, environment, checksums
 cells/<id>/samples.parquet   one row one observation (state ok only)
 cells/<id>/routing.parquet   tokens per layer, iteration, rank and expert
-cells/<id>/collectives.parquet  what each rank moved when, in every observed layer (not of real clusters)
+cells/<id>/collectives.parquet  what each rank moved when, in every observed layer (emulated, simulated clusters)
 running.json                 the cells of the launches that run now, and by which process
 
 A cell is planned (it has no folder), running, or stored in one of STATES.

@@ -16,6 +16,7 @@ from systems.planned import PlannedExpertParallel, costs_of
 from systems.planners.base import Rates, as_replicas
 from systems.planners.eplb import EPLB
 from systems.planners.fastermoe import FasterMoE
+from systems.planners.lazarus import Lazarus
 from systems.planners.placement import Home
 
 SHAPE = LayerShape(num_experts=8, d_model=4, d_ff=8, max_tokens=10)
@@ -61,8 +62,8 @@ def test_bad_options_are_named(options: dict, sentence: str):
 
 
 def test_what_a_planner_cannot_place_is_known_before_anything_is_launched():
-    with pytest.raises(ValueError, match=r"planner\.extra_replicas"):
-        PlannedExpertParallel.check(SHAPE, 5, planner=EPLB(extra_replicas=0))
+    with pytest.raises(ValueError, match=r"planner\.slots_per_rank"):
+        PlannedExpertParallel.check(SHAPE, 2, planner=Lazarus(slots_per_rank=1))
     with pytest.raises(ValueError, match=r"system\.planner is None; it must name a class of planners"):
         PlannedExpertParallel.check(SHAPE, 2, planner=None)
     with pytest.raises(ValueError, match=r"system\.mover is 'swap' and FasterMoE makes replicas"):

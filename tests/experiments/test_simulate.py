@@ -1,0 +1,66 @@
+"""Campaigns of simulated ranks: a map, a line of ranks, and cells that fail."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from clusters.launch import LaunchFailed
+from experiments.simulate import launch_simulation
+from tests.experiments.tiny import TINY
+
+ROOT = Path(__file__).parents[2]
+SIMULATED = ["cluster=simulated", "device=a100_sxm", *(one for one in TINY if one.startswith(("model", "seq")))]
+MAP = "map_imbalance_batch"
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "experiments.run", *SIMULATED, *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+
+
+def states(folder: Path) -> dict[tuple[str, int], str]:
+    runs = [json.loads(path.read_text()) for path in folder.glob("cells/*/run.json")]
+    return {(run["system"], run["point"]["world_size"]): run["state"] for run in runs}
+
+
+def test_a_map_is_simulated_in_processes_of_its_own_and_drawn(tmp_path):
+    axes = {"values": "[1.0,2.0]", "y_values": "[1,2]", "y_divide_by": "1"}
+    options = ["experiment=crossover", f"out={tmp_path}", "experiment.systems=[ep,moeshard]", "cluster.world_size=2"]
+    options += [f"experiment.panels.{MAP}.{key}={value}" for key, value in axes.items()]
+    options += ["~experiment.panels.map_experts_ranks"]
+    done = run(*options)
+    assert done.returncode == 0, done.stdout + done.stderr
+    plan = json.loads((tmp_path / "plan.json").read_text())
+    (panel,) = plan["panels"]
+    assert len(panel["points"]) == 4 and [len(launch["cells"]) for launch in plan["launches"]] == [1] * 8
+    assert (tmp_path / f"{MAP}.png").exists() and set(states(tmp_path).values()) == {"ok"}
+    again = run(*options)
+    assert "8 cells stored already" in again.stdout
+
+
+def test_lines_over_ranks_name_what_cannot_run(tmp_path):
+    """Four experts on eight ranks: expert parallelism cannot, sharding can."""
+    ranks = "experiment.panels.scaling.values=[2,8]"
+    done = run(
+        *("experiment=scaling", "model.num_experts=4", "batch_size=1", ranks),
+        *("experiment.systems=[ep,moeshard]", f"out={tmp_path}"),
+    )
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert states(tmp_path) == {("ep", 2): "ok", ("moeshard", 2): "ok", ("ep", 8): "unsupported", ("moeshard", 8): "ok"}
+    table = pd.read_csv(tmp_path / "tables" / "scaling.csv")
+    assert set(table["ranks"]) == {2, 8} and (table["layer_ms"] > 0).all() and (table["memory_gb"] > 0).all()
+    assert (tmp_path / "scaling_4.png").exists()
+
+
+def test_a_process_that_dies_or_takes_too_long_is_a_failed_launch(tmp_path):
+    spec = {"folder": str(tmp_path), "parent": os.getpid(), "cluster": {"timeout_s": 0.05}}
+    with pytest.raises(LaunchFailed, match=r"not simulated within 0\.05 s") as late:
+        launch_simulation(spec)
+    with pytest.raises(LaunchFailed, match=r"its process died with exit code 1") as failed:
+        launch_simulation(spec | {"cluster": {"timeout_s": 60}})  # there are no cells in it
+    assert late.value.kind == "timeout" and failed.value.kind == "failed" and "KeyError" in failed.value.traceback
