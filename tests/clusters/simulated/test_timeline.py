@@ -71,6 +71,7 @@ READING = {
 @pytest.mark.parametrize("how", READING)
 def test_who_asks_for_values_waits_for_the_device(how):
     """A kernel of 10 s is under way; the host goes on a second after it and all that the question itself takes."""
+
     def program(line):
         x = torch.tensor([True, False, True, False], device=META)
         line.compute("work", 10)
@@ -207,7 +208,7 @@ def test_events_of_every_track_stand_one_after_the_other():
         assert len(events) >= 5 and all(event.seconds > 0 for event in events)
         for before, after in zip(events, events[1:], strict=False):
             assert after.start_s >= before.start_s + before.seconds - 1e-9, (before, after)
-    first, second = (event for event in line.events if event.name == "mul" and event.start_s < 2)
+    first, second, *_ = (event for event in line.events if event.name == "mul")
     assert first == Event("host", "mul", 0.25, 1) and second == Event("device", "mul", 1.25, 1)
 
 
