@@ -58,11 +58,12 @@ gpu_tests() {  # first what proves most, then every other file with a GPU test
     files=$(grep -rl 'mark\.gpu' tests --include='test_*.py' | grep -vxF "$first")
     [ "$device" = cpu ] && mark=(-m "not gpu")
     # Triton compiles and tunes on the CPU: one process after the other takes five minutes.
+    # -v: should it be stopped before its report is written, the log has what became of each test until then.
     "$python" -c 'import xdist' 2>/dev/null && workers=(-n "$(($(nproc) < 8 ? $(nproc) : 8))" --dist worksteal)
     # shellcheck disable=SC2086
     # Meanwhile what is imported later is compiled and read from disk.
     timeout 100 "$python" -c 'import experiments.run, experiments.bench, deepspeed.moe.layer' >/dev/null 2>&1 </dev/null &
-    step tests "$1" "$python" -m pytest "${mark[@]}" "${workers[@]}" -p no:cacheprovider -q -rs --durations=10 \
+    step tests "$1" "$python" -m pytest "${mark[@]}" "${workers[@]}" -p no:cacheprovider -v -rs --durations=10 \
         --junitxml="$out/tests.xml" $first $files
 }
 

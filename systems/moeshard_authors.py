@@ -83,9 +83,7 @@ class MoEShardAuthors(System):
 
     def _compute(self, workload: list[torch.Tensor]) -> list[torch.Tensor]:
         if isinstance(self.engine, LoopEngine):
-            return [
-                expert(rows) if len(rows) else rows for expert, rows in zip(self._experts, workload, strict=True)
-            ]
+            return [expert(rows) if len(rows) else rows for expert, rows in zip(self._experts, workload, strict=True)]
         x_ND = torch.cat(workload)
         rows_E = torch.tensor([len(rows) for rows in workload], device=x_ND.device)
         order_N = torch.arange(len(x_ND), device=x_ND.device)

@@ -76,7 +76,9 @@ def _ranks(world_size: int) -> Ranks:
     ranks = Ranks(world_size)
     register(ranks)
     # Calling a module is work of the host that no operation shows.
-    register_module_forward_pre_hook(lambda module, inputs: ranks.simulation.timeline.view() if ranks.rank >= 0 else None)
+    register_module_forward_pre_hook(
+        lambda module, inputs: ranks.simulation.timeline.view() if ranks.rank >= 0 else None
+    )
     dist.init_process_group(BACKEND, store=dist.HashStore(), rank=0, world_size=world_size)
     torch.set_num_threads(1)
     return ranks

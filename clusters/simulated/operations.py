@@ -308,9 +308,7 @@ class Simulation(TorchDispatchMode):
         out = query.new_empty(*query.shape[:-1], value.shape[-1])
         self.storages.hold(out, None, self.timeline)
         (batch, heads, length, width), seconds = query.shape, self.device.attention_s
-        self.timeline.compute(
-            "attention", seconds(batch, heads, length, key.shape[-2], width, self._precision(query))
-        )
+        self.timeline.compute("attention", seconds(batch, heads, length, key.shape[-2], width, self._precision(query)))
         return out
 
 
