@@ -10,10 +10,13 @@ from tests.clusters.simulated import systems_program
 from tests.clusters.simulated.stub import call
 from tests.systems import test_conformance
 
-SYSTEMS = dict(test_conformance.SYSTEMS)
-SYSTEMS["moeshard_authors"] = {**SYSTEMS["moeshard_authors"], "engine": "loop", "hidden": None}
-MAX_TOP_K = test_conformance.MAX_TOP_K | {"moeshard_authors": 1}
-SKIPPED = {"moeshard_authors": ["ragged"]}  # it wants equally many tokens on every rank
+AUTHORS = {"moeshard_authors", "moeshard_authors_loop"}  # they want equally many tokens on every rank
+SYSTEMS = {
+    name: {**node, "engine": "loop", "hidden": None} if name in AUTHORS else node
+    for name, node in test_conformance.SYSTEMS.items()
+}
+MAX_TOP_K = test_conformance.MAX_TOP_K | dict.fromkeys(AUTHORS, 1)
+SKIPPED = dict.fromkeys(AUTHORS, ["ragged"])
 SPEC = {"systems": SYSTEMS, "max_top_k": MAX_TOP_K, "skipped": SKIPPED}
 RANKS = (2, 4)
 

@@ -208,7 +208,7 @@ def test_events_of_every_track_stand_one_after_the_other():
         assert len(events) >= 5 and all(event.seconds > 0 for event in events)
         for before, after in zip(events, events[1:], strict=False):
             assert after.start_s >= before.start_s + before.seconds - 1e-9, (before, after)
-    first, second = (event for event in line.events if event.name == "mul" and event.start_s < 2)
+    first, second, *_ = (event for event in line.events if event.name == "mul")
     assert first == Event("host", "mul", 0.25, 1) and second == Event("device", "mul", 1.25, 1)
 
 
