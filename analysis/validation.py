@@ -137,11 +137,12 @@ def sentences(runs: pd.DataFrame) -> str:
     lines = []
     for metric, name in METRICS.items():
         known, (right, total) = found[metric], orders(runs, metric)
+        median, worst, ratio = (f"{100 * known[share]:.1f} %" for share in ("median", "worst", "ratio"))
         lines.append(
-            f"- **{name}**: the {known['runs']:.0f} runs that were not fitted are wrong by {100 * known['median']:.1f} % "
-            f"in the median and {100 * known['worst']:.1f} % at worst. The order of two programs is right in {right} of "
-            f"the {total} comparisons that differ by more than 10 %. Nine in ten ratios of two programs are within "
-            f"{100 * known['ratio']:.1f} %: simulated systems nearer to one another than that are a tie."
+            f"- **{name}**: the {known['runs']:.0f} runs that were not fitted are wrong by {median} in the median and "
+            f"{worst} at worst. The order of two programs is right in {right} of the {total} comparisons that differ by "
+            f"more than 10 %. Nine in ten ratios of two programs are within {ratio}: simulated systems nearer to one "
+            "another than that are a tie."
         )
     return "\n".join(lines)
 

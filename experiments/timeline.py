@@ -71,11 +71,12 @@ def find_cell(folder: Path, named: str | None) -> tuple[Store, dict[str, Any]]:
 
 
 def slices_of(store: Store, run: dict[str, Any], layer: int | None, iteration: int | None) -> list[Slice]:
-    """What is asked for of a cell; ValueError where it has no such layer or iteration, or was measured on real ranks."""
+    """What is asked for of a cell; ValueError where it has no such layer or iteration, or ran on real ranks."""
     if run["source"] == "simulated":
         return simulated(simulated_again(store, run), layer, iteration)
     if run["source"] == "emulated":
-        return emulated(*(_table(store, run, name) for name in ("samples", "collectives")), layer, iteration)
+        samples, collectives = (_table(store, run, name) for name in ("samples", "collectives"))
+        return emulated(samples, collectives, layer, iteration)
     raise ValueError(f"cell {run['cell']} was measured on real ranks, which do not say when a collective began")
 
 
@@ -137,7 +138,7 @@ def _inside(events: list[Event], windows: list[tuple[float, float]]) -> Iterator
         ]
         for place, event in enumerate(events):
             issued = bool(at) and at[0] - 1 <= place <= at[-1]
-            if event.track == "host" and issued or event.track != "host" and start_s <= event.start_s < end_s:
+            if issued if event.track == "host" else start_s <= event.start_s < end_s:
                 yield event
 
 
@@ -149,9 +150,7 @@ def _title(span: Span) -> str:
     return span.section or span.metric.removesuffix("_ms").replace("_", " ")
 
 
-def emulated(
-    samples: pd.DataFrame, collectives: pd.DataFrame, layer: int | None, iteration: int | None
-) -> list[Slice]:
+def emulated(samples: pd.DataFrame, collectives: pd.DataFrame, layer: int | None, iteration: int | None) -> list[Slice]:
     """The observed MoE layers of a cell, one after the other; what lies between them is not recorded."""
     layers = samples[(samples["phase"] == "instrumented") & (samples["metric"] == "layer_moe_ms")]
     if collectives.empty or layers.empty:

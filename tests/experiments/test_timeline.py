@@ -38,7 +38,7 @@ def is_trace(trace: dict, ranks: int) -> None:
         around = open_us[thread]
         while around and around[-1] <= event["ts"]:
             around.pop()
-        assert not around or event["cat"] == "program" and event["ts"] + event["dur"] <= around[-1], event
+        assert not around or (event["cat"] == "program" and event["ts"] + event["dur"] <= around[-1]), event
         around.append(event["ts"] + event["dur"])
     assert [named["process_name", rank, 0] for rank in range(ranks)] == [f"rank {rank}" for rank in range(ranks)]
     json.dumps(trace, allow_nan=False)
@@ -182,7 +182,9 @@ def test_an_emulated_cell_is_drawn_from_what_is_stored(campaigns, tmp_path):
     assert main([str(folder / "cells" / cell), "--layer", "1", "--out", str(out)]) == 0
     trace = json.loads(out.read_text())
     is_trace(trace, 2)
-    assert slices(trace, 1, "link") and "wait for reduce_scatter" in slices(trace, 0, "device") + slices(trace, 1, "device")
+    assert slices(trace, 1, "link") and "wait for reduce_scatter" in slices(trace, 0, "device") + slices(
+        trace, 1, "device"
+    )
 
 
 @pytest.mark.parametrize(
