@@ -1,5 +1,7 @@
 """Layer time and peak memory of a rank against the number of ranks: panels of kind `scaling`."""
 
+from typing import Any
+
 import pandas as pd
 
 from analysis.frames import select

@@ -140,7 +140,7 @@ def sentences(runs: pd.DataFrame) -> str:
         median, worst, ratio = (f"{100 * known[share]:.1f} %" for share in ("median", "worst", "ratio"))
         lines.append(
             f"- **{name}**: the {known['runs']:.0f} runs that were not fitted are wrong by {median} in the median and "
-            f"{worst} at worst. The order of two programs is right in {right} of the {total} comparisons that differ by "
+            f"{worst} at worst. The order of two programs is right in {right} of {total} comparisons that differ by "
             f"more than 10 %. Nine in ten ratios of two programs are within {ratio}: simulated systems nearer to one "
             "another than that are a tie."
         )
