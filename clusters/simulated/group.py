@@ -18,7 +18,6 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from clusters.clocks import Exchange
 from clusters.network import NetworkModel
-from clusters.simulated import values
 from clusters.simulated.operations import Simulation
 from clusters.simulated.ranks import Turns
 from clusters.simulated.timeline import Event, SimulatedClock

@@ -108,7 +108,7 @@ class Simulation(TorchDispatchMode):
             self._charge(func, args, inputs, [])
             return out
         out = _shaped(func, args, kwargs)
-        outputs = [out] if isinstance(out, torch.Tensor) else list(out or ())
+        outputs: list[torch.Tensor] = [out] if isinstance(out, torch.Tensor) else list(out or ())
         self._hold(outputs, self._values(func, inputs, args, kwargs, outputs))
         self._charge(func, args, inputs, outputs)
         return out
@@ -167,8 +167,8 @@ class Simulation(TorchDispatchMode):
             rest = {name: value for name, value in kwargs.items() if name not in known.writes}
             reads = self._reads((args if by_name else args[1:], rest))
             overwrites = by_name or func in OVERWRITES
-            others = tuple((name, kwargs[name].dtype) for name in known.writes if by_name and name != place)
-            operation = Into(func, place, others) if by_name else func
+            others = [name for name in known.writes if isinstance(name, str) and name != place]
+            operation = Into(func, place, tuple((name, kwargs[name].dtype) for name in others)) if by_name else func
             self.overwrite(target, self._drawn(operation, known), reads, overwrites)
 
     def overwrite(self, target: torch.Tensor, function: Any, reads: Any, overwrites: bool = True) -> None:
@@ -264,8 +264,8 @@ class Simulation(TorchDispatchMode):
         if isinstance(found, bool):
             return found
         outputs = [torch.empty_like(one, device=META) for one in (found if isinstance(found, tuple) else (found,))]
-        reads = self._reads((args, kwargs))
-        self._hold(outputs, values.call(func, *reads, outputs))
+        read_args, read_kwargs = self._reads((args, kwargs))
+        self._hold(outputs, values.call(func, read_args, read_kwargs, outputs))
         return tuple(outputs) if isinstance(found, tuple) else outputs[0]
 
     def _peeked(self, args: Any) -> Any:

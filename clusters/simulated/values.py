@@ -143,7 +143,7 @@ class Storages:
         known = self._known.get(tensor.untyped_storage()._cdata)
         if known is None or known[0] is None:
             return None
-        return Read(known[0], tensor.dtype, tuple(tensor.shape), tensor.stride(), tensor.storage_offset())
+        return Read(known[0], tensor.dtype, tuple(tensor.shape), tensor.stride(), int(tensor.storage_offset()))
 
     def peek(self, tensor: torch.Tensor) -> torch.Tensor:
         """The real content of a tensor, not to be changed; NoValues where there is none."""

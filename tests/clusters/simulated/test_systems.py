@@ -16,7 +16,7 @@ SYSTEMS = {
     for name, node in test_conformance.SYSTEMS.items()
 }
 MAX_TOP_K = test_conformance.MAX_TOP_K | dict.fromkeys(AUTHORS, 1)
-SKIPPED = dict.fromkeys(AUTHORS, ["ragged"])
+SKIPPED = {name: ["ragged"] for name in AUTHORS}
 SPEC = {"systems": SYSTEMS, "max_top_k": MAX_TOP_K, "skipped": SKIPPED}
 RANKS = (2, 4)
 

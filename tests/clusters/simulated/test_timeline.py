@@ -1,6 +1,7 @@
 """The clocks of one simulated rank, by hand: a kernel takes a second unless the test says otherwise."""
 
 import gc
+from itertools import pairwise
 
 import pytest
 import torch
@@ -21,28 +22,30 @@ def tensor(*shape: int, **options) -> torch.Tensor:
     return torch.empty(*shape, device=META, **options)
 
 
+def three_kernels(line):
+    for _ in range(3):
+        tensor(3).relu()
+
+
 def test_a_host_that_is_fast_runs_ahead_of_the_device():
     """Issued at 0.1, 0.2, 0.3 s, run from 0.1 to 3.1 s."""
-    program = lambda line: [tensor(3).relu() for _ in range(3)]
-    host_s, device_s = clocks(program, with_host(operation_us=0.1 * SECOND))
+    host_s, device_s = clocks(three_kernels, with_host(operation_us=0.1 * SECOND))
     assert (host_s, device_s) == pytest.approx((0.3, 3.1))
 
 
 def test_a_host_that_is_slow_is_waited_for():
     """Issued at 5, 10, 15 s; the last one then takes its second."""
-    program = lambda line: [tensor(3).relu() for _ in range(3)]
-    assert clocks(program, with_host(operation_us=5 * SECOND)) == (15, 16)
+    assert clocks(three_kernels, with_host(operation_us=5 * SECOND)) == (15, 16)
 
 
 def test_a_host_that_is_the_device_waits_for_each():
-    program = lambda line: [tensor(3).relu() for _ in range(3)]
-    assert clocks(program, with_host(operation_us=5 * SECOND, synchronous=True)) == (18, 18)
+    assert clocks(three_kernels, with_host(operation_us=5 * SECOND, synchronous=True)) == (18, 18)
 
 
 def test_views_cost_the_host_only():
     def program(line):
         x = tensor(4, 6)
-        x.T, x.view(3, 8), x[1:, ::2], x.unsqueeze(0).expand(5, 4, 6), x.split(2), x.reshape(24), x.unbind()  # noqa: B018
+        x.T, x.view(3, 8), x[1:, ::2], x.unsqueeze(0).expand(5, 4, 6), x.split(2), x.reshape(24), x.unbind()
         assert x.contiguous() is x and x.to(torch.float32) is x
 
     host_s, device_s = clocks(program, with_host(view_us=SECOND, operation_us=100 * SECOND))
@@ -206,7 +209,7 @@ def test_events_of_every_track_stand_one_after_the_other():
     for track in ("host", "device"):
         events = [event for event in line.events if event.track == track]
         assert len(events) >= 5 and all(event.seconds > 0 for event in events)
-        for before, after in zip(events, events[1:], strict=False):
+        for before, after in pairwise(events):
             assert after.start_s >= before.start_s + before.seconds - 1e-9, (before, after)
     first, second, *_ = (event for event in line.events if event.name == "mul")
     assert first == Event("host", "mul", 0.25, 1) and second == Event("device", "mul", 1.25, 1)
