@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from analysis.frames import select
 from clusters.launch import prepare
 from clusters.session import ClusterSpec
 from clusters.simulated.timeline import Event
@@ -71,12 +72,11 @@ def find_cell(folder: Path, named: str | None) -> tuple[Store, dict[str, Any]]:
 
 
 def slices_of(store: Store, run: dict[str, Any], layer: int | None, iteration: int | None) -> list[Slice]:
-    """What is asked for of a cell; ValueError where it has no such layer or iteration, or ran on real ranks."""
+    """What is asked for of a cell; ValueError where there is no such layer or iteration, or ranks were real."""
     if run["source"] == "simulated":
         return simulated(simulated_again(store, run), layer, iteration)
     if run["source"] == "emulated":
-        samples, collectives = (_table(store, run, name) for name in ("samples", "collectives"))
-        return emulated(samples, collectives, layer, iteration)
+        return emulated(_table(store, run, "samples"), _table(store, run, "collectives"), layer, iteration)
     raise ValueError(f"cell {run['cell']} was measured on real ranks, which do not say when a collective began")
 
 
@@ -87,8 +87,7 @@ def simulated_again(store: Store, run: dict[str, Any]) -> list[Seen]:
     prepare(ClusterSpec(**run["config"]["cluster"]), [])
     spec = {"workload": cell.workload, "cells": {run["cell"]: node}, "cache_dir": str(cache_dir())}
     seen = simulate_cell(spec, run["cell"], keep_events=True)
-    stored = _table(store, run, "samples")
-    stored = stored[(stored["metric"] == "ttft_ms") & (stored["phase"] == "measure") & (stored["rank"] == 0)]
+    stored = select(_table(store, run, "samples"), metric="ttft_ms", phase="measure", rank=0)
     now = [row["value"] for row in seen[0].samples if (row["metric"], row["phase"]) == ("ttft_ms", "measure")]
     if not np.allclose(sorted(stored["value"]), sorted(now), rtol=SAME):
         print(
@@ -137,8 +136,8 @@ def _inside(events: list[Event], windows: list[tuple[float, float]]) -> Iterator
             place for place, event in enumerate(events) if event.track == "device" and start_s <= event.start_s < end_s
         ]
         for place, event in enumerate(events):
-            issued = bool(at) and at[0] - 1 <= place <= at[-1]
-            if issued if event.track == "host" else start_s <= event.start_s < end_s:
+            issued, begun = bool(at) and at[0] - 1 <= place <= at[-1], start_s <= event.start_s < end_s
+            if issued if event.track == "host" else begun:
                 yield event
 
 
@@ -152,20 +151,21 @@ def _title(span: Span) -> str:
 
 def emulated(samples: pd.DataFrame, collectives: pd.DataFrame, layer: int | None, iteration: int | None) -> list[Slice]:
     """The observed MoE layers of a cell, one after the other; what lies between them is not recorded."""
-    layers = samples[(samples["phase"] == "instrumented") & (samples["metric"] == "layer_moe_ms")]
+    layers = select(samples, phase="instrumented", metric="layer_moe_ms")
+    sections = select(samples, phase="instrumented", metric="section_ms")
     if collectives.empty or layers.empty:
         raise ValueError("the cell has no recorded collectives; measure it again")
     _check("MoE block", layer, set(layers["layer"]), layer in (None, *layers["layer"]))
     _check("iteration", iteration, set(layers["iteration"]), iteration in (None, *layers["iteration"]))
     slices, begin_s = [], 0.0
-    for (at, block), ranks in layers.groupby(["iteration", "layer"]):
+    for at, block in sorted(set(zip(layers["iteration"], layers["layer"], strict=True))):
         if layer not in (None, block) or iteration not in (None, at):
             continue
-        sections = samples[(samples["phase"] == "instrumented") & (samples["metric"] == "section_ms")]
+        ranks = select(layers, iteration=at, layer=block)
         for rank, end_ms in zip(ranks["rank"], ranks["value"], strict=True):
             place = {"iteration": at, "layer": block, "rank": rank}
-            program = _program(_only(sections, place), f"MoE block {block}, iteration {at}", end_ms)
-            drawn = [*program, *_between(_only(collectives, place), end_ms)]
+            program = _program(select(sections, **place), f"MoE block {block}, iteration {at}", end_ms)
+            drawn = [*program, *_between(select(collectives, **place), end_ms)]
             slices += [
                 Slice(int(rank), track, name, begin_s + start / 1e3, begin_s + end / 1e3)
                 for track, name, start, end in drawn
@@ -185,20 +185,17 @@ def _program(sections: pd.DataFrame, title: str, end_ms: float) -> Iterator[tupl
 def _between(rows: pd.DataFrame, end_ms: float) -> Iterator[tuple[str, str, float, float]]:
     """What the device computes between collectives and waits for, and what the link carries."""
     now = 0.0
-    for row in rows.sort_values("sequence").itertuples():
-        yield "link", str(row.collective), float(row.started_ms), float(row.finished_ms)
-        if row.waited_ms > now:
-            yield "device", "compute", now, float(row.waited_ms)
-        now = max(now, float(row.waited_ms))
-        if row.finished_ms > now:
-            yield "device", f"wait for {row.collective}", now, float(row.finished_ms)
-        now = max(now, float(row.finished_ms))
+    for row in rows.sort_values("sequence").to_dict("records"):
+        waited, started, finished = (float(row[f"{moment}_ms"]) for moment in ("waited", "started", "finished"))
+        yield "link", row["collective"], started, finished
+        if waited > now:
+            yield "device", "compute", now, waited
+        now = max(now, waited)
+        if finished > now:
+            yield "device", f"wait for {row['collective']}", now, finished
+        now = max(now, finished)
     if end_ms > now:
         yield "device", "compute", now, end_ms
-
-
-def _only(table: pd.DataFrame, place: dict[str, Any]) -> pd.DataFrame:
-    return table[np.logical_and.reduce([table[name] == value for name, value in place.items()])]
 
 
 def _check(what: str, asked: int | None, there: set[Any], found: bool) -> None:

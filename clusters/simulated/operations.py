@@ -174,8 +174,8 @@ class Simulation(TorchDispatchMode):
             rest = {name: value for name, value in kwargs.items() if name not in known.writes}
             reads = self._reads((args if by_name else args[1:], rest))
             overwrites = by_name or func in OVERWRITES
-            others = tuple((str(name), kwargs[name].dtype) for name in known.writes if by_name and name != place)
-            operation = Into(func, place, others) if by_name else func
+            others = [name for name in known.writes if isinstance(name, str) and name != place]
+            operation = Into(func, place, tuple((name, kwargs[name].dtype) for name in others)) if by_name else func
             self.overwrite(target, self._drawn(operation, known), reads, overwrites)
 
     def overwrite(self, target: torch.Tensor, function: Any, reads: Any, overwrites: bool = True) -> None:

@@ -92,7 +92,7 @@ def test_collectives_bring_what_they_should():
     for rank, found in enumerate(results):
         assert found["all_reduce"] == [[30 + 3 * i for i in range(6)], X_GN[2], X_GN[0]]
         assert found["broadcast"] == X_GN[1]
-        assert found["all_gather of a list"] == [x for x_N in X_GN for x in x_N]
+        assert found["all_gather of a list"] == [value for x in X_GN for value in x]
         assert found["all_gather"] == [row for x in X_GN for row in (x[:3], x[3:])]
         assert found["reduce_scatter"] == [30 + 3 * (2 * rank), 30 + 3 * (2 * rank + 1)]
         assert found["all_to_all"] == [x[2 * rank + i] for x in X_GN for i in range(2)]
