@@ -19,6 +19,8 @@ KNOWN = {
     "deepspeed_dropless": ("DeepSpeed dropless", PURPLE, "s"),
     "moeshard": ("MoEShard", VERMILLION, "o"),
     "moeshard_published": ("MoEShard as published", VERMILLION, "p"),
+    "moeshard_authors": ("MoEShard, its authors' program", VERMILLION, "h"),
+    "moeshard_authors_loop": ("MoEShard, its authors' loop", ORANGE, "h"),
     "moeshard_chunked": ("MoEShard in chunks", VERMILLION, "d"),
     "moeshard_no_megablocks": ("MoEShard loop", ORANGE, "h"),
     "ep": ("EP", BLUE, "^"),

@@ -18,7 +18,7 @@ from analysis.reference import Reference, layer_ms
 from analysis.stats import Floor
 
 SPEEDUP, TIME_MS = "speedup_layer_paper", "layer_moe_ms"
-AUTHORS = {"deepspeed": ("deepspeed", "deepspeed"), "moeshard_published": ("moeshard", "megablocks")}
+AUTHORS = {"deepspeed": ("deepspeed", "deepspeed"), "moeshard_authors": ("moeshard", "megablocks")}
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ def published_column(panel: dict, published: pd.DataFrame, reference: Reference)
     """The paper's points and the authors' layers: like ours, at the paper's x, without intervals."""
     points = [{"x": point["published_x"]} for point in panel["points"] if point["published_x"] is not None]
     ratios = published.loc[published["engine"] != "loop"].drop_duplicates("published_x")
-    found = [("moeshard_published", SPEEDUP, row["published_x"], row["published"]) for row in ratios.to_dict("records")]
+    found = [("moeshard_authors", SPEEDUP, row["published_x"], row["published"]) for row in ratios.to_dict("records")]
     for system, (theirs, engine) in AUTHORS.items():
         times = {x: layer_ms(reference.runs, theirs, engine, panel["x_name"], x) for x in (p["x"] for p in points)}
         found += [(system, TIME_MS, x, value) for x, value in times.items()]

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pandas as pd
+from matplotlib.ticker import NullFormatter
 
 from analysis.figures.canvas import SMALL, Picture, column_title, drawing, margins, new_figure, save, tidy
 from analysis.labels import system_name, system_styles
@@ -36,10 +37,12 @@ def plot_validation(runs: pd.DataFrame, path: Path) -> Picture:
             axis.set_xscale("log", base=2)
             axis.set_yscale("log")
             axis.set_xticks(sorted(runs.loc[runs[fixed] == value, x].unique()))
-            axis.get_xaxis().set_major_formatter("{x:.0f}")
+            axis.xaxis.set_major_formatter("{x:.0f}")
+            axis.yaxis.set_major_formatter("{x:.0f}")
+            axis.yaxis.set_minor_formatter(NullFormatter())
             column_title(axis, title if metric == "layer_moe_ms" else "")
             tidy(axis)
         row[0].set_ylabel(label, fontsize=SMALL)
     axes[0][0].legend(fontsize=SMALL, frameon=False)
-    margins(figure, left=0.7, right=0.1, bottom=0.8, wspace=0.15)
+    margins(figure, left=0.8, right=0.1, bottom=0.8, wspace=0.18)
     return save(figure, "Published on four A100s and simulated", NOTE, path)
