@@ -101,7 +101,7 @@ class Bench:
         self.sketches: dict[str, dict[int, torch.Tensor]] = defaultdict(dict)
         self._order: Counter[str] = Counter()
         if ceilings is not None:
-            self.ceilings = ceilings
+            vars(self)["ceilings"] = ceilings
 
     def _layer(self, model: ModelShape, block: int, checkpoint: Checkpoint | None) -> Layer:
         if self.device.type == "meta":
