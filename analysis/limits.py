@@ -10,7 +10,7 @@ is the same for all systems. The others bound the work that a system chose, its 
 
 Flops and bytes are counted, not measured. The ceilings are the best that any launch of the campaign measured: one that
 was disturbed just then would make the bounds of its cells too long. Transfers are the network model's times of the
-recorded collectives, known on emulated clusters only. The experts' matrix products are all that counts as computation:
+recorded collectives, known on emulated and simulated clusters only. The experts' matrix products are all that counts as computation:
 routing and permuting are what a bound asks to be free.
 Shape letters: I iterations, L MoE layers, G ranks.
 """
@@ -20,12 +20,12 @@ import pandas as pd
 
 from analysis.frames import select
 from analysis.labels import number, short_axis_name, system_name, x_text
-from analysis.load import Campaign
+from analysis.load import SIMULATED, Campaign
 from analysis.reduce import KEYS, SECTION, compute_bound_ms, cubes
 from analysis.stats import median_interval, median_of
 from analysis.tables import Table
 
-UNKNOWN_LINK = "the time of a transfer alone is known on emulated clusters only"
+UNKNOWN_LINK = "the time of a transfer alone is known on emulated and simulated clusters only"
 NO_CEILINGS = "the ceilings of the machine were not measured"
 NOT_OBSERVED = "no layer was observed"
 TIMES = ["layer_ms", "useful_ms", "compute_ms", "transfer_ms", "serial_ms", "overlapped_ms"]
@@ -79,7 +79,7 @@ def cell_limits(campaign: Campaign, cell: str, ceilings: dict[str, float] | None
     if compute_L is None or "layer_moe_ms" not in observed:
         return found | {"reason": NO_CEILINGS if not ceilings else NOT_OBSERVED}
     transfers = section_transfers(campaign.collectives(cell), observed["layer_moe_ms"].shape[:2])
-    known = run["source"] == "emulated" and (bool(transfers) or ranks == 1)
+    known = run["source"] in ("emulated", SIMULATED) and (bool(transfers) or ranks == 1)
     no_time_IL = np.zeros(observed["layer_moe_ms"].shape[:2])
     transfer_IL = sum(transfers.values(), no_time_IL) if known else np.full_like(no_time_IL, np.nan)
     useful_L = useful_bound_ms(counted, ceilings)

@@ -8,12 +8,15 @@ the whole forward pass and its layers and sections.
 import json
 import multiprocessing
 import os
+import resource
+import sys
 import threading
 import traceback
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pandas as pd
+import psutil
 import torch
 
 from clusters.launch import LaunchFailed
@@ -61,6 +64,9 @@ def launch_simulation(spec: dict[str, Any]) -> None:
 def _simulate_alone(spec: dict[str, Any]) -> None:
     """The only thing that a process does; what it says is kept in the folder of the launch."""
     threading.Thread(target=follow_parent, args=(spec["parent"],), daemon=True).start()
+    if sys.platform == "linux":  # a cell that would take more than its part of this machine's memory is a row
+        share = psutil.virtual_memory().total // len(os.sched_getaffinity(0))
+        resource.setrlimit(resource.RLIMIT_DATA, (share, share))
     said = os.open(Path(spec["folder"]) / SAID, os.O_WRONLY | os.O_CREAT)
     for stream in (1, 2):
         os.dup2(said, stream)

@@ -26,6 +26,7 @@ FULL = 2.0  # the margin from which a colour is at its strongest
 PALE, STRONG = 0.18, 0.72  # share of the colour at a margin of 1x and of FULL or more
 TIED: dict[str, Any] = {"facecolor": "#ececec", "edgecolor": "#bdbdbd", "hatch": "////"}
 LEFT, RIGHT, TOP, BOTTOM, ROW = 0.72, 0.12, 0.88, 1.4, 0.74  # inches
+FINE, FINE_ROW = 10, 0.26  # columns from which on cells have colours only, and their height
 ABOVE = 0.28  # inches more where points are marked above the map
 MARKERS = ["o", "D", "*", "s", "P"]  # of groups of points; every second one is hollow and stands lower
 
@@ -57,7 +58,8 @@ def plot_map(
     won, found = winners(frame, floor), borders(frame, pair, floor)
     xs, ys = sorted_values(won["x"]), sorted_values(won["y"])
     above = ABOVE if points is not None and None in points["y"].replace(np.nan, None).to_list() else 0.0
-    figure = new_figure(TOP + above + BOTTOM + ROW * len(ys))
+    row_height = ROW if len(xs) <= FINE else FINE_ROW
+    figure = new_figure(TOP + above + BOTTOM + row_height * len(ys))
     margins(figure, left=LEFT, right=RIGHT, top=TOP + above, bottom=BOTTOM)
     axis = figure.subplots()
     draw_cells(axis, won, xs, ys)
@@ -66,12 +68,12 @@ def plot_map(
     finish(axis, xs, ys, x_name, y_name)
     axis.set_xlabel(x_label or axis_name(x_name), fontsize=FONT)
     axis.set_ylabel(y_label or axis_name(y_name), fontsize=FONT)
-    draw_legend(axis, won, found, groups, above / (ROW * len(ys)))
+    draw_legend(axis, won, found, groups, above / (row_height * len(ys)))
     return save(figure, title, note, path, lines=6)
 
 
 def draw_cells(axis: Axes, won: pd.DataFrame, xs: list, ys: list) -> None:
-    """Colour and text of every point; white with a dash where nothing was measured."""
+    """Colour and text of every point, of a fine map the colour; white with a dash where nothing was measured."""
     styles = system_styles(sorted(set(won["winner"])))
     rows = {(row["x"], row["y"]): row for row in won.to_dict("records")}
     for j, y in enumerate(ys):
@@ -79,6 +81,8 @@ def draw_cells(axis: Axes, won: pd.DataFrame, xs: list, ys: list) -> None:
             row = rows.get((x, y))
             look = cell_look(row, styles)
             axis.add_patch(Rectangle((i - 0.5, j - 0.5), 1, 1, linewidth=0, **look))
+            if len(xs) > FINE:
+                continue
             ground = {
                 "facecolor": look["facecolor"],
                 "alpha": 0.8,
@@ -114,11 +118,11 @@ def cell_text(row: Mapping | None, columns: int) -> str:
         return "–"
     tied = row["verdict"] == TIE
     names = " ≈ ".join(system_name(row[place]) for place in (("winner", "second") if tied else ("winner",)))
-    head = textwrap.fill(names, max(9, 84 // columns), break_on_hyphens=False)
+    head = textwrap.fill(names, max(9, 84 // columns), break_on_hyphens=False, break_long_words=False)
     without = "".join(f"\nno {system_name(system)}" for system in row["without"])
     if row["verdict"] == ALONE:
         return f"only {head}{without}"
-    interval = f"\n[{times(row['low'])[:-1]}, {times(row['high'])[:-1]}]" if row["low"] > 0 and columns <= 8 else ""
+    interval = f"\n[{times(row['low'])[:-1]}, {times(row['high'])[:-1]}]" if 0 < row["low"] < row["high"] and columns <= 8 else ""
     return f"{head}\n{times(row['margin'])}{interval}{without}"
 
 

@@ -47,7 +47,7 @@ def test_lines_over_ranks_name_what_cannot_run(tmp_path):
     """Four experts on eight ranks: expert parallelism cannot, sharding can."""
     ranks = "experiment.panels.scaling.values=[2,8]"
     done = run(
-        *("experiment=scaling", "model.num_experts=4", "batch_size=1", ranks),
+        *("experiment=scaling", "~experiment.panels.scaling_planned", "model.num_experts=4", "batch_size=1", ranks),
         *("experiment.systems=[ep,moeshard]", f"out={tmp_path}"),
     )
     assert done.returncode == 1, done.stdout + done.stderr
