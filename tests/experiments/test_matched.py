@@ -129,7 +129,7 @@ def test_a_core_is_measured_once(machine):
     assert [threads for _, threads in calls] == [1, 1, 2]
 
 
-def ids(rates: dict[str, float]) -> Plan:
+def planned(rates: dict[str, float]) -> Plan:
     return make_plan(match_networks([point(changed({}))], rates), ["network=matched"], rates)
 
 
@@ -138,12 +138,12 @@ def test_a_campaign_goes_on_with_the_core_that_it_was_planned_with(machine, tmp_
     calls, speed = machine
     points = [point(changed({"out": str(tmp_path / "out")}))]
     assert known_rates(points) == {}
-    first = ids({})
+    first = planned({})
     Store(tmp_path / "out").write_plan(first.document)
     shutil.rmtree(tmp_path / "cache")
     speed["flops_per_s"] = 50e9
-    assert ids(known_rates(points)).cells.keys() == first.cells.keys() and len(calls) == 1
-    assert ids({}).cells.keys() != first.cells.keys() and len(calls) == 2
+    assert planned(known_rates(points)).cells.keys() == first.cells.keys() and len(calls) == 1
+    assert planned({}).cells.keys() != first.cells.keys() and len(calls) == 2
 
 
 @pytest.mark.parametrize(
