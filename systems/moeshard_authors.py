@@ -18,10 +18,13 @@ from systems.base import Account, LayerShape, System, divisible
 from systems.collectives import all_gather, reduce_scatter
 from systems.engines import Copies
 from systems.engines.loop import LoopEngine
+from systems.moeshard_published import filled_up
 
 
 class MoEShardAuthors(System):
-    """Ranks must bring equally many tokens; top-1 routing. engine: loop, or what computes all experts at once.
+    """Ranks with fewer tokens fill up to the most, which the authors' never do. Top-1 routing.
+
+    engine: loop, or what computes all experts at once.
 
     hidden: how many of the d_ff hidden units are sharded; all of them, if not given, and then it is exact.
     """
@@ -65,15 +68,18 @@ class MoEShardAuthors(System):
         with self.span("metadata"):
             sizes_E = torch.tensor([len(rows) for rows in tokens], device=x_TD.device)
             sizes_GE = all_gather(sizes_E.unsqueeze(0), self.group)
-            arriving = [x_TD.new_empty(int(sizes_E.sum()), x_TD.shape[1]) for sizes_E in sizes_GE]
+            totals = [int(sizes_E.sum()) for sizes_E in sizes_GE]
+            most = max(totals)
+            arriving = [x_TD.new_empty(most, x_TD.shape[1]) for _ in totals]
         with self.span("dispatch"):
-            dist.all_gather(arriving, leaving_TD, group=self.group)
+            dist.all_gather(arriving, filled_up(leaving_TD, most), group=self.group)
+            arriving = [rows[:total] if total < most else rows for rows, total in zip(arriving, totals, strict=True)]
         with self.span("experts"):
             begins_GE, begins_EG = _begins(sizes_GE).cpu(), _begins(sizes_GE.T.contiguous()).cpu()
             computed = self._compute(self._by_expert(arriving, begins_GE))
-            partial_MD = torch.cat([torch.cat(parts) for parts in self._by_rank(computed, begins_EG)])
+            partial_MD = torch.cat([filled_up(torch.cat(parts), most) for parts in self._by_rank(computed, begins_EG)])
         with self.span("combine"):
-            self._write_back(y_TD, mask_TE, reduce_scatter(partial_MD, self.group), begins_GE[self.rank])
+            self._write_back(y_TD, mask_TE, reduce_scatter(partial_MD, self.group)[: len(x_TD)], begins_GE[self.rank])
             return routing.weight_TK * y_TD
 
     def _by_expert(self, arriving: list[torch.Tensor], begins_GE: torch.Tensor) -> list[torch.Tensor]:
@@ -103,7 +109,7 @@ class MoEShardAuthors(System):
     def account(self, tokens_GE: torch.Tensor, element_size: int) -> Account:
         rows_E, share = tokens_GE.sum(0), self._width / self.shape.d_ff
         row_bytes = self.shape.d_model * element_size
-        sent = 8 * self.shape.num_experts + 2 * int(tokens_GE[self.rank].sum()) * row_bytes
+        sent = 8 * self.shape.num_experts + 2 * int(tokens_GE.sum(1).max()) * row_bytes
         rows = float(rows_E.sum()) * share
         weights = 2 * int(rows_E.count_nonzero()) * self.shape.d_model * self._width
         moved = float(weights + float(rows_E.sum()) * 2 * (self.shape.d_model + self._width)) * element_size

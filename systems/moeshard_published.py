@@ -53,7 +53,7 @@ class MoEShardPublished(MoEShard):
         """W of the paper: W[g][e] are the tokens of rank g for expert e."""
         largest = max(map(sum, sizes_GE))
         parts = [x_TD.new_empty(largest, self.shape.d_model) for _ in sizes_GE]
-        dist.all_gather(parts, _filled_up(x_TD, largest), group=self.group)
+        dist.all_gather(parts, filled_up(x_TD, largest), group=self.group)
         return [x_MD[: sum(sizes_E)].split(sizes_E) for x_MD, sizes_E in zip(parts, sizes_GE, strict=True)]
 
     def _compute(self, gathered: list[tuple[torch.Tensor, ...]]) -> list[list[torch.Tensor]]:
@@ -69,7 +69,7 @@ class MoEShardPublished(MoEShard):
     def _scatter(self, computed: list[list[torch.Tensor]], sizes_GE: list[list[int]]) -> torch.Tensor:
         """This rank's tokens, still grouped by expert, summed over shards."""
         largest = max(map(sum, sizes_GE))
-        partial_MD = torch.cat([_filled_up(torch.cat(entries), largest) for entries in computed])
+        partial_MD = torch.cat([filled_up(torch.cat(entries), largest) for entries in computed])
         return reduce_scatter(partial_MD, self.group)[: sum(sizes_GE[self.rank])]
 
     def _ungroup(self, y_TD: torch.Tensor, expert_T: torch.Tensor, sizes_E: list[int]) -> torch.Tensor:
@@ -85,5 +85,6 @@ class MoEShardPublished(MoEShard):
         return self.account_of_shards(tokens_GE, element_size, bytes_sent=float((self.world_size - 1) * sent))
 
 
-def _filled_up(x_TD: torch.Tensor, rows: int) -> torch.Tensor:
+def filled_up(x_TD: torch.Tensor, rows: int) -> torch.Tensor:
+    """x_TD with zeros behind, so many rows in all."""
     return pad(x_TD, (0, 0, 0, rows - len(x_TD))) if len(x_TD) < rows else x_TD

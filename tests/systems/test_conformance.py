@@ -13,12 +13,14 @@ from experiments.conformance import ROUTINGS, TOLERANCE, cases, judge
 
 CONF = Path(__file__).parents[2] / "conf/system"
 SYSTEMS = {path.stem: OmegaConf.to_container(OmegaConf.load(path)) for path in sorted(CONF.glob("*.yaml"))}
+AUTHORS = {"moeshard_authors", "moeshard_authors_loop"}
+SYSTEMS |= {name: {**SYSTEMS[name], "hidden": None} for name in AUTHORS}
 SYSTEMS["deepspeed_tight"] = {**SYSTEMS["deepspeed"], "capacity_factor": 1.0}
 SYSTEMS["tutel_tight"] = {**SYSTEMS["tutel_overlap"], "capacity_factor": 1.0}
 SYSTEMS["tutel_tight_gathered"] = {**SYSTEMS["tutel_gathered_weights"], "capacity_factor": -1.0}
 DROPPING = {"deepspeed_tight", "tutel_tight", "tutel_tight_gathered", "gshard"}
 # The kit counts dropped tokens, not copies, so those that drop are judged with top-1.
-ONLY_TOP_1 = {"deepspeed", "deepspeed_dropless", "deepspeed_lossless", "moeshard_published", *DROPPING}
+ONLY_TOP_1 = {"deepspeed", "deepspeed_dropless", "deepspeed_lossless", "moeshard_published", *AUTHORS, *DROPPING}
 MAX_TOP_K = {name: 1 if name in ONLY_TOP_1 else 2 for name in SYSTEMS}
 CLUSTERS = [(kind, world_size) for world_size in (1, 2, 4) for kind in ("gloo", "emulated")]
 
