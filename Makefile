@@ -30,6 +30,7 @@ INSTALL = $(BIN)/python -m pip install -qq --disable-pip-version-check $(if $(TO
 
 .DEFAULT_GOAL := help
 .PHONY: help setup test lint conformance status resume figures report verify-paper clean
+.PHONY: validate-devices validate-here
 .PHONY: zoo calibrate fidelity fidelity-hosts attribution crossover scaling bench-engines bench-layer gpu gpu-visit
 .PHONY: reproduce-fig1 reproduce-layers reproduce-fig3 reproduce-fig4 reproduce-skew reproduce-sections reproduce-all
 
@@ -118,6 +119,17 @@ fidelity: $(STAMP) conf/network/gloo_here.yaml  ## the emulator's error: the sam
 
 fidelity-hosts: $(STAMP)  ## the same on two hosts that this machine plays, joined by wires of 1 Gbit/s and 100 Mbit/s (root, Linux)
 	scripts/fidelity_hosts.sh $(BIN)/python $(TIER) $(FIDELITY)
+
+validate-devices: $(STAMP)  ## how far simulated A100s are from the published runs: docs/validation.md, devices/validated.json
+	$(BIN)/python -m experiments.run experiment=validate $(ARGS)
+	$(BIN)/python -m analysis.validation results/validate
+
+conf/device/here.yaml:
+	$(BIN)/python -m scripts.describe_device here
+
+validate-here: $(STAMP) conf/device/here.yaml  ## how far this machine, described, is from itself: measured and simulated cells (alone on the machine)
+	$(BIN)/python -m experiments.run experiment=validate_here tier=$(TIER) $(ARGS)
+	$(BIN)/python -m analysis.validation results/validate_here
 
 bench-engines: $(STAMP)  ## the engines in percent of a dense product (ARGS=--record: engine=auto then chooses by it)
 	$(BIN)/python -m scripts.bench_engines $(ARGS)

@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis.fidelity import replace_block
+from analysis.fidelity import launch_medians, replace_block
 from analysis.figures.validation import plot_validation
 from analysis.frames import select
+from analysis.labels import system_name
 from analysis.load import Campaign, load_campaign
 from analysis.model_error import VALIDATED
 from analysis.reduce import reduce_cell
@@ -147,6 +148,26 @@ def sentences(runs: pd.DataFrame) -> str:
     return "\n".join(lines)
 
 
+def here(campaign: Campaign) -> str:
+    """Simulated over measured, less 1, of a campaign of experiment=validate_here, by system; in Markdown.
+
+    Raises ValueError where no cell has both.
+    """
+    times: Any = launch_medians(campaign)
+    times = times.loc[~times["twin"] & times["metric"].isin(list(METRICS))]
+    log_ms = np.log(times["value"]).groupby([times[name] for name in ("source", "system", "x", "metric")]).mean()
+    if not {"emulated", "simulated"} <= set(times["source"]):
+        raise ValueError(f"{campaign.folder} has no cells that are both measured and simulated")
+    errors = np.expm1(log_ms["simulated"] - log_ms["emulated"]).abs().dropna()
+    lines = ["| median error, worst | cells | MoE layer | TTFT |", "|---|---|---|---|"]
+    for system in [*errors.index.unique("system"), None]:
+        mine = errors if system is None else errors.xs(system, level="system", drop_level=False)
+        by_metric = [mine.xs(metric, level="metric") for metric in METRICS]
+        told = " | ".join(f"{100 * one.median():.1f} %, {100 * one.max():.1f} %" for one in by_metric)
+        lines.append(f"| {system_name(system) if system else 'all'} | {len(by_metric[0])} | {told} |")
+    return "\n".join(lines)
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Write table, figure and errors; 2 where the campaign cannot be used."""
     parser = argparse.ArgumentParser(prog="python -m analysis.validation", description=__doc__)
@@ -156,6 +177,10 @@ def main(arguments: list[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     try:
         campaign = load_campaign(given.campaign)
+        if campaign.plan["experiment"] == "validate_here":
+            given.document.write_text(replace_block(given.document.read_text(), "here", found := here(campaign)))
+            print(found)
+            return 0
         runs = compare(campaign, load_reference().runs)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -172,11 +172,15 @@ class Device:
         assert isinstance(within, Network) and between
         return HierarchicalNetwork(f"{self.name}_nodes", RANKS_PER_NODE, within, between, self.source)
 
-    def check(self, precision: str, world_size: int) -> None:
-        """Raise ValueError, in one sentence, for a precision or a number of ranks that the device lacks."""
+    def check(self, precision: str, world_size: int | None = None) -> None:
+        """Raise ValueError, in one sentence, for a precision or a number of ranks that the device lacks.
+
+        world_size: None where the collectives are another network's.
+        """
         if precision not in self.precisions:
             raise ValueError(f"device {self.name} multiplies in {', '.join(self.precisions)}, not in {precision}")
-        self.network(world_size)
+        if world_size is not None:
+            self.network(world_size)
 
     def _read(self, tables: str) -> dict[str, Any]:
         path = TABLES / f"{tables}.json"

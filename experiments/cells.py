@@ -308,7 +308,8 @@ def _check_device(config: dict[str, Any], cluster: ClusterSpec) -> None:
         return
     if not described:
         raise ValueError("cluster=simulated needs a described device: device=a100_sxm, or another one of conf/device")
-    described_device(config).check(config["precision"], cluster.world_size)
+    own_network = config["network"]["name"] == "device"
+    described_device(config).check(config["precision"], cluster.world_size if own_network else None)
     if not issubclass(find_class(config["router"]), DrawnRouter):
         raise ValueError(
             f"router={config['router']['name']} looks at activations, which simulated ranks do not compute; "

@@ -20,6 +20,7 @@ from systems.engines.base import Copies, Engine
 SOURCE = Path(__file__).with_name("cpu_kernels.cpp")
 FLAGS = ("-std=c++20", "-O3", "-march=native", "-fopenmp", "-DAT_PARALLEL_OPENMP=1", "-shared", "-fPIC")
 PAIR = {torch.float32: 1, torch.bfloat16: 2}  # summed elements that lie together in packed weights
+_shapes: list[torch.library.Library] = []
 _packed: Any = WeakIdKeyDictionary()  # W_i -> (W_o, both packed): systems that share weights share these
 
 
@@ -76,6 +77,11 @@ def kernels() -> Any:
         torch.ops.load_library(_library())
     except OSError as error:
         raise ValueError(f"engine=cpu cannot keep or load its kernels ({error}); use engine=grouped") from error
+    # So that ranks that hold no activations can say how large the results are.
+    shapes = torch.library.Library("moe_cpu", "IMPL", "Meta")
+    shapes.impl("grouped_ffn", lambda x_MD, order_N, *rest: x_MD.new_empty(len(order_N), x_MD.shape[1]))
+    shapes.impl("group_by_expert", lambda expert_N, num: (torch.empty_like(expert_N), expert_N.new_empty(num)))
+    _shapes.append(shapes)  # they go with it
     return torch.ops.moe_cpu
 
 

@@ -318,7 +318,13 @@ int64_t panel() { return PANEL; }
 } // namespace
 
 TORCH_LIBRARY(moe_cpu, library) {
-  library.def("grouped_ffn(Tensor x, Tensor order, Tensor rows, Tensor wi, Tensor wo, int top_k, Tensor? weight) -> Tensor", grouped_ffn);
-  library.def("group_by_expert(Tensor expert, int num_experts) -> (Tensor, Tensor)", group_by_expert);
+  library.def("grouped_ffn(Tensor x, Tensor order, Tensor rows, Tensor wi, Tensor wo, int top_k, Tensor? weight) -> Tensor");
+  library.def("group_by_expert(Tensor expert, int num_experts) -> (Tensor, Tensor)");
   library.def("panel() -> int", panel);
+}
+
+// For CPU tensors: others have no memory that these could read.
+TORCH_LIBRARY_IMPL(moe_cpu, CPU, library) {
+  library.impl("grouped_ffn", grouped_ffn);
+  library.impl("group_by_expert", group_by_expert);
 }
