@@ -98,8 +98,10 @@ def print_report(findings: Findings, tables: dict[str, Table], panels: list[Tabl
     if len(problems.shown):
         console.print(in_terminal(problems.title, problems.shown), "")
     else:
-        checked = "" if all(map(device_of, findings.campaign.runs.values())) else ", and their outputs were right"
-        console.print(f"All {len(findings.campaign.runs)} cells ran{checked}.", highlight=False)
+        devices = [device_of(run) for run in findings.campaign.runs.values()]
+        whose = "the outputs of those that were not simulated" if any(devices) else "their outputs"
+        checked = "" if all(devices) else f", and {whose} were right"
+        console.print(f"All {len(devices)} cells ran{checked}.", highlight=False)
     console.print(Text(checks_line(tables["validity"].shown)))
     if not simulated_on(findings.campaign):
         console.print(Text(floor_sentence(findings.floor)))

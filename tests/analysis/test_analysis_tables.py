@@ -32,7 +32,7 @@ def test_panel_has_a_row_for_each_point_and_system(findings):
     [
         ("layers", "block 3, ms", "30.0 ["),
         ("sections", "experts, ms", "15.0 ["),
-        ("sections", "experts, % of ceiling", "50.0 ["),
+        ("sections", "experts, % of ceiling", "50.0"),
         ("load", "empty experts", "0"),
     ],
 )

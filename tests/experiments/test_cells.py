@@ -208,7 +208,7 @@ def test_good_configurations_pass(override):
         (["corpus=files"], "corpus.path must be given for corpus=files"),
         (["corpus=files", "corpus.path=/no/such.txt"], "corpus.path /no/such.txt holds no text"),
         (["network.bandwidth_gbs=0"], "network nvlink3: bandwidth_gbs must be positive, got 0"),
-        (["cluster.kind=mpi"], "cluster.kind is 'mpi'; it must be one of emulated, gloo, nccl, torchrun"),
+        (["cluster.kind=mpi"], "cluster.kind is 'mpi'; it must be one of emulated, simulated, gloo, nccl, torchrun"),
         (["cluster.world_size=0"], "cluster.world_size is 0; it must be a whole number of at least 1"),
         (["cluster.world_size=two"], "cluster.world_size is 'two'; it must be a whole number of at least 1"),
         (["cluster.timeout_s=-1"], "cluster.timeout_s is -1; it must be a positive number of seconds"),

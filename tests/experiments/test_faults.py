@@ -20,7 +20,7 @@ from tests.experiments.tiny import TINY, point
 ROOT = Path(__file__).parents[2]
 SIX_POINTS = [
     *(key for key in TINY if "num_experts" not in key),
-    "experiment=fig3a",
+    "experiment=fig4",
     "system=moeshard",
     "experiment.twin=null",
 ]
