@@ -30,7 +30,7 @@ INSTALL = $(BIN)/python -m pip install -qq --disable-pip-version-check $(if $(TO
 
 .DEFAULT_GOAL := help
 .PHONY: help setup test lint conformance status resume figures report verify-paper clean
-.PHONY: zoo calibrate fidelity fidelity-hosts attribution crossover scaling bench-engines bench-layer gpu
+.PHONY: zoo calibrate fidelity fidelity-hosts attribution crossover scaling bench-engines bench-layer gpu gpu-visit
 .PHONY: reproduce-fig1 reproduce-layers reproduce-fig3 reproduce-fig4 reproduce-skew reproduce-sections reproduce-all
 
 help:  ## list the targets and the variables
@@ -67,7 +67,9 @@ lint: $(STAMP)  ## check style, formatting and types
 conformance: $(STAMP)  ## check that every system, or SYSTEM=its yaml, name or package.module.Class, equals the dense model
 	$(if $(SYSTEM),$(BIN)/python -m experiments.judge $(SYSTEM),$(BIN)/python -m pytest tests/systems/test_conformance.py -q $(PYTEST_ARGS))
 
-SETTINGS = scale=$(SCALE) cluster=$(CLUSTER) $(if $(SIMULATED),,cluster.)device=$(DEVICE) tier=$(TIER)
+SETTINGS = scale=$(SCALE) cluster=$(CLUSTER) $(if $(SIMULATED),,cluster.)device=$(DEVICE) tier=$(TIER)$(NETWORK)
+# What scale=laptop matches is a CPU core; an emulated GPU stands beside the link that it is known for.
+NETWORK  = $(if $(filter laptop-emulated-cuda,$(SCALE)-$(CLUSTER)-$(DEVICE)), network=nvlink3)
 
 reproduce-fig1: $(STAMP)  ## Figure 1: tokens per expert of a learned router, first and last MoE layer
 	$(BIN)/python -m experiments.run experiment=fig1 $(SETTINGS) $(ARGS)
@@ -125,6 +127,9 @@ bench-layer: $(STAMP)  ## the MoE layer at full width: every system in percent o
 
 gpu: $(STAMP)  ## what needs a GPU, on one that plays four ranks: tests, engines, Figures 3 and 4, skew, attribution
 	scripts/gpu_campaign.sh $(BIN)/python $(TIER)
+
+gpu-visit: $(STAMP)  ## the same in ten minutes on a borrowed one: results/gpu-visit (VISIT_DEVICE=cpu rehearses it; docs/gpus.md)
+	scripts/gpu_visit.sh $(BIN)/python results/gpu-visit
 
 status: $(STAMP)  ## where the campaign CAMPAIGN stands
 	$(BIN)/python -m experiments.status $(CAMPAIGN)

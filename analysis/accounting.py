@@ -33,6 +33,7 @@ def useful_share(launches: pd.DataFrame) -> float | None:
     if launches.empty:
         return None
     phases = [name for name in USEFUL if name in launches]
+    launches = launches.dropna(subset=phases, how="all")  # simulated ones measure nothing
     total = sum(launches["wall"].to_list())
     return float(launches[phases].to_numpy().sum()) / total if phases and total else None
 

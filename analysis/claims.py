@@ -10,9 +10,10 @@ import pandas as pd
 import yaml
 
 from analysis.frames import select
+from analysis.hardware import on_device
 from analysis.judges import NOT_MEASURED, NOT_TESTABLE, NOTHING, Points, Ratio, apply
 from analysis.labels import series_names
-from analysis.load import Campaign
+from analysis.load import Campaign, simulated_on
 from analysis.reduce import gini, load_cube
 from analysis.reference import (
     FOLDER,
@@ -30,7 +31,7 @@ from analysis.summary import ITERATIONS, LAUNCHES
 
 COLUMNS = [
     *["id", "claim", "figure", "kind", "published", "recomputed", "ours", "verdict", "claimable", "cause", "series"],
-    *["metric", "where", "transfer"],
+    *["simulated", "on simulated", "simulated series", "device", "metric", "where", "transfer"],
 ]
 SHORT = {"speedup_layer_paper": "layer", "speedup_ttft": "TTFT", "speedup_by_layer": "layer"}
 PAPER_TOKENS = 30_000  # of a layer and GPU: batch 250 of 120 tokens
@@ -55,7 +56,9 @@ def claims_table(campaign: Campaign, summary: pd.DataFrame, reference: Reference
 
     Empty when no panel stands for anything in the paper.
 
-    recomputed: what the same rule says of the authors' own runs. claimable: all points it rests on are.
+    recomputed: what the same rule says of the authors' own runs. claimable: all points it rests on are. Of simulated
+    panels stands in each row of a claim: simulated, what its rule gives for the form of the method that is nearest to
+    the authors' (`simulated series`); on simulated, whether the claim holds there; device.
     """
     reference, known = reference or load_reference(), load_claims()
     if not any(shows(panel, claim["figure"]) for panel in campaign.plan["panels"] for claim in known):
@@ -78,6 +81,11 @@ def claim_rows(
     row["recomputed"] = apply(claim, paper_points(claim, metric, reference))[0]
     claim = like_with_like(claim, metric, reference)
     panels = [panel for panel in campaign.plan["panels"] if shows(panel, claim["figure"])]
+    simulated = [panel for panel in panels if simulated_on(campaign, panel)]
+    panels = [panel for panel in panels if panel not in simulated]
+    there = [] if untestable(claim, campaign, simulated) else series_points(claim, metric, campaign, summary, simulated)
+    device = simulated_on(campaign, simulated[0]) if simulated else ""
+    row |= on_device(claim, metric, {name: points for name, points, _ in there if points}, device)
     why = untestable(claim, campaign, panels)
     found = [] if why else list(series_points(claim, metric, campaign, summary, panels))
     for series, points, claimable in found or [(NOTHING, {}, False)]:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 
 from analysis.claims import claims_table
-from analysis.load import Campaign, device_of, load_campaign
+from analysis.load import Campaign, device_of, load_campaign, runs_of, simulated_on
 from analysis.model_error import model_sentence, tie_bands
 from analysis.reference import load_reference, published_points
 from analysis.stats import Floor
@@ -77,18 +77,6 @@ def campaign_folder(name: Path | str) -> Path:
     raise ValueError(f"{name} is not a campaign's folder: it has no plan.json.")
 
 
-def runs_of(campaign: Campaign, panel: dict | None = None) -> list[dict]:
-    """run.json of the ok cells of a panel, or of all."""
-    wanted = campaign.frames if panel is None else {cell for point in panel["points"] for cell in point["cells"]}
-    return [campaign.runs[cell] for cell in campaign.frames if cell in wanted]
-
-
-def simulated_on(campaign: Campaign, panel: dict | None = None) -> str:
-    """The described device whose numbers a panel (or campaign) shows; "" where anything ran, or nothing did."""
-    devices = {device_of(run) for run in runs_of(campaign, panel)}
-    return devices.pop() if len(devices) == 1 else ""
-
-
 def describe(campaign: Campaign, panel: dict | None = None) -> str:
     """A sentence for each source of a panel, or of the campaign: where, G, precision, engines, scale, repetitions."""
     by_origin: dict[tuple, list[dict]] = {}
@@ -110,7 +98,14 @@ def description(runs: list[dict]) -> str:
         f"scale {listed(run['config']['scale']['name'] for run in runs)}",
         *([] if device_of(first) else repeated),
     ]
-    return ", ".join(facts) + "."
+    return " ".join([", ".join(facts) + ".", *matched(runs)])
+
+
+def matched(runs: list[dict]) -> list[str]:
+    """A sentence for each network that was worked out for the machine: what it makes of the core."""
+    networks = [run["config"].get("network", {}) for run in runs if run["source"] == "emulated"]
+    found = [one["source"] for one in networks if one.get("name") == "matched"]
+    return [f"The network keeps this ratio: {source}." for source in dict.fromkeys(found)]
 
 
 def simulated_where(run: dict, ranks: str) -> list[str]:

@@ -12,9 +12,10 @@ from markupsafe import Markup
 from analysis.accounting import environment_table, launch_seconds, time_table, useful_share
 from analysis.checks.evidence import PASS, SEVERITY, SKIP
 from analysis.figures.canvas import Picture
-from analysis.findings import Findings, describe, simulated_on
+from analysis.findings import Findings, describe
+from analysis.hardware import hardware_sentence
 from analysis.labels import system_name, tone
-from analysis.load import coverage
+from analysis.load import coverage, simulated_on
 from analysis.maps import place_text
 from analysis.tables import Table
 
@@ -43,6 +44,7 @@ def write_html(
         "time": time_table(campaign),
         "environment": environment_table(campaign),
         "checks": check_details(findings),
+        "hardware": hardware_sentence(findings.claims),
     }  # fmt: skip
     path = campaign.folder / "report.html"
     path.write_text(template().render(context), encoding="utf-8")

@@ -5,7 +5,7 @@
 
 from collections.abc import Callable
 from functools import partial
-from itertools import pairwise
+from itertools import pairwise, product
 from typing import NamedTuple
 
 import numpy as np
@@ -14,6 +14,8 @@ from analysis.labels import number, times, with_interval
 
 REPRODUCED, DIRECTION, FAILED = "reproduced", "direction only", "not reproduced"
 NOT_MEASURED, NOT_TESTABLE = "not measured", "not testable here"
+# Of simulated numbers, whose error is known or not.
+HOLDS, HOLDS_NOT, WITHIN_ERROR, NOT_VALIDATED = "holds", "does not hold", "within the model's error", "not validated"
 TOLERANCE = 0.25
 NOTHING = "–"
 
@@ -190,6 +192,23 @@ JUDGES: dict[str, Callable[..., tuple[str, str]]] = {
 def apply(claim: dict, points: Points) -> tuple[str, str]:
     """What a claim's rule says of points: the value as text, and the verdict."""
     return JUDGES[claim["judge"]](points, **last_for(claim.get("with", {}), points))
+
+
+def apply_within(claim: dict, points: Points, error: float) -> tuple[str, str]:
+    """What a claim's rule says of simulated points: the values as text, and whether it holds.
+
+    Within the model's error: it does for some values that differ from these by no more than the factor 1 + error.
+    """
+    text, verdict = apply(claim, points)
+    if verdict == NOT_MEASURED:
+        return text, verdict
+    factors = (1 / (1 + error), 1.0, 1 + error)
+    moved = [
+        {x: Ratio(*[ratio.value * factor] * 3) for (x, ratio), factor in zip(points.items(), by, strict=True)}
+        for by in product(factors, repeat=len(points))
+    ]
+    held = {apply(claim, each)[1] == REPRODUCED for each in moved}
+    return text, WITHIN_ERROR if len(held) > 1 else HOLDS if held == {True} else HOLDS_NOT
 
 
 def last_for(numbers: dict, points: Points) -> dict:

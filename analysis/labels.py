@@ -66,10 +66,10 @@ UNSURE = "not for claims"
 WITHIN_FLOOR = "~"  # stands before a ratio that the A/A noise floor could explain
 # What a word in a table says of its row: good, warn, bad, or dim. Colour never says it alone.
 TONES = {
-    "bad": {"not reproduced", "fail", "failed", "oom", "timeout", "invalid", "corrupt"},
-    "warn": {"direction only", "warn", "output not verified"},
-    "dim": {UNSURE, "not measured", "not testable here", "not applicable", "missing", "unsupported"},
-    "good": {"reproduced", "pass", "ok"},
+    "bad": {"not reproduced", "does not hold", "fail", "failed", "oom", "timeout", "invalid", "corrupt"},
+    "warn": {"direction only", "warn", "output not verified", "within the model's error"},
+    "dim": {UNSURE, "not measured", "not testable here", "not validated", "not applicable", "missing", "unsupported"},
+    "good": {"reproduced", "holds", "pass", "ok"},
 }
 
 

@@ -174,6 +174,18 @@ def device_of(run: dict) -> str:
     return run.get("device", {}).get("name", "")
 
 
+def runs_of(campaign: Campaign, panel: dict | None = None) -> list[dict]:
+    """run.json of the ok cells of a panel, or of all."""
+    wanted = campaign.frames if panel is None else {cell for point in panel["points"] for cell in point["cells"]}
+    return [campaign.runs[cell] for cell in campaign.frames if cell in wanted]
+
+
+def simulated_on(campaign: Campaign, panel: dict | None = None) -> str:
+    """The described device whose numbers a panel (or campaign) shows; "" where anything ran, or nothing did."""
+    devices = {device_of(run) for run in runs_of(campaign, panel)}
+    return devices.pop() if len(devices) == 1 else ""
+
+
 def correctness(run: dict) -> str:
     """`passed`, `simulated` (outputs have no values), `failed` with the error, or `not checked`."""
     if run.get("source") == SIMULATED:

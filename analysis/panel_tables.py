@@ -8,7 +8,7 @@ from analysis.attribution.ladder import attribute
 from analysis.attribution.words import attribution_table
 from analysis.figures.expert_load import expert_tokens, load_statistics
 from analysis.figures.sections import present
-from analysis.findings import Findings, simulated_on
+from analysis.findings import Findings
 from analysis.frames import select
 from analysis.labels import (
     WITHIN_FLOOR,
@@ -20,6 +20,7 @@ from analysis.labels import (
     within_floor,
     x_text,
 )
+from analysis.load import simulated_on
 from analysis.maps import METRICS, map_frames, map_rows, winners
 from analysis.scaling import scaling_table
 from analysis.stats import Floor

@@ -15,6 +15,7 @@ from rich.markup import escape
 
 from analysis.authors import learned_layers, recompute
 from analysis.claims import claims_table, load_causes, load_claims, name_of, paper_points
+from analysis.hardware import hardware_sentence
 from analysis.judges import NOT_MEASURED, NOTHING, apply
 from analysis.labels import short_axis_name, times, with_interval
 from analysis.load import load_campaign
@@ -62,6 +63,8 @@ def verify(console: Console, checkout: Path | None = None, campaign: Path | None
     for verdict in [name for name in load_causes() if name in set(ours["verdict"])]:
         console.print(f"Likely cause of {verdict}: {load_causes()[verdict]}", highlight=False, soft_wrap=True)
     console.print(claims_rich(claims))
+    if "on simulated" in claims and (sentence := hardware_sentence(claims)):
+        console.print(sentence, highlight=False, markup=False, soft_wrap=True)
     console.print(finding(points), highlight=False, soft_wrap=True)
     for engine, model, low, high in learned_layers(checkout) if checkout else ():
         text = f"Section 4.2, learned router, {model}, {engine}: a MoE layer takes {low:.1f} to {high:.1f} ms."

@@ -72,6 +72,12 @@ def recomputed_layers(runs: pd.DataFrame, row: dict) -> dict[int, float]:
     return dict(zip(layers, np.array(baseline[names], float) / np.array(system[names], float), strict=True))
 
 
+def layer_ms(runs: pd.DataFrame, system: str, engine: str, x_name: str, x: float) -> float:
+    """The authors' time of an MoE layer, the median of its layers' medians (rank 0); nan without such a run."""
+    here = select(runs, system=system, engine=engine, **(PAPER_POINT | {x_name: x}))
+    return float(np.nanmedian(here.filter(regex="^layer").to_numpy(dtype=float))) if len(here) else np.nan
+
+
 def recomputed_layer(runs: pd.DataFrame, row: dict) -> float:
     """The paper's statistic, from medians of rank 0: the figures' own means hold outliers and are 2 to 6 % lower."""
     return float(np.mean(list(recomputed_layers(runs, row).values())))
@@ -85,7 +91,15 @@ def recorded_loads(traces: pd.DataFrame, num_experts: int) -> tuple[np.ndarray, 
     return np.reshape(tokens, (-1, max(1, len(layers)), num_experts)), layers
 
 
+# The paper's method as its authors wrote it, whatever its engine, what is nearest to their program first.
+AS_PUBLISHED = ["moeshard_authors", "moeshard_published"]
+
+
 def same_series(frame: pd.DataFrame, system: str, engine: str) -> pd.DataFrame:
-    """Rows of ours that a published series stands beside: its loop engine our loop, its MegaBlocks any other."""
+    """Rows of ours that a published series stands beside: its loop engine our loop, its MegaBlocks any other.
+
+    The method as published stands beside the latter too: its loops are of the host.
+    """
     method = frame["system"].isin([system, f"{system}_no_megablocks"])
-    return frame.loc[method & ((frame["engine"] == "loop") == (engine == "loop"))]
+    as_published = frame["system"].isin(AS_PUBLISHED if system == "moeshard" and engine != "loop" else [])
+    return frame.loc[as_published | (method & ((frame["engine"] == "loop") == (engine == "loop")))]

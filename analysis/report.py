@@ -12,13 +12,14 @@ from analysis.accounting import launch_seconds, useful_share
 from analysis.attribution.words import sentences
 from analysis.figures.canvas import Picture
 from analysis.figures.panels import draw_panel
-from analysis.findings import Findings, describe, find, floor_sentence, simulated_on
+from analysis.findings import Findings, describe, find, floor_sentence
 from analysis.frames import select
+from analysis.hardware import hardware_sentence
 from analysis.html import verdict_counts, write_html
-from analysis.judges import NOT_MEASURED, NOT_TESTABLE
+from analysis.judges import NOT_MEASURED, NOT_TESTABLE, NOTHING
 from analysis.labels import UNSURE, tone
 from analysis.limits import limits_table
-from analysis.load import coverage, device_of
+from analysis.load import coverage, device_of, simulated_on
 from analysis.panel_tables import panel_table
 from analysis.summary import write_summary
 from analysis.tables import (
@@ -85,9 +86,14 @@ def print_report(findings: Findings, tables: dict[str, Table], panels: list[Tabl
         console.print(Text(sentence), "")
     claims = tables["claims"]
     tested = claims.shown.loc[~claims.shown["verdict"].isin([NOT_MEASURED, NOT_TESTABLE])]
+    simulated = [name for name in claims.shown if name == "on it" or name.startswith("simulated")]
+    if simulated:
+        tested = claims.shown.loc[claims.shown.index.isin(tested.index) | (claims.shown["on it"] != NOTHING)]
     if len(tested):
-        columns = tested.filter(["claim", "system", "ours", "verdict"])
+        columns = tested.filter(["claim", "system", "ours", "verdict", *simulated])
         console.print(in_terminal(claims.title, columns), "")
+    if sentence := hardware_sentence(findings.claims):
+        console.print(Text(sentence), "")
     problems = tables["problems"]
     if len(problems.shown):
         console.print(in_terminal(problems.title, problems.shown), "")

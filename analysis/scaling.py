@@ -1,5 +1,7 @@
 """Layer time and peak memory of a rank against the number of ranks: panels of kind `scaling`."""
 
+from typing import Any
+
 import pandas as pd
 
 from analysis.frames import select
@@ -23,13 +25,13 @@ def scaling_frame(campaign: Campaign, panel: dict) -> pd.DataFrame:
         if (frame := campaign.frames.get(cell)) is not None
     ]
     columns = [*PLACE, "memory_gb"]
-    memory = pd.DataFrame(peaks, columns=columns).groupby(PLACE, dropna=False, as_index=False).max()
+    memory: Any = pd.DataFrame(peaks, columns=columns).groupby(PLACE, dropna=False, as_index=False).max()
     return times.merge(memory, on=PLACE, how="left")
 
 
 def peak_gb(samples: pd.DataFrame) -> float:
     """Of the rank that holds most."""
-    return select(samples, metric="peak_memory_bytes")["value"].max() / 1e9
+    return float(select(samples, metric="peak_memory_bytes")["value"].to_numpy().max()) / 1e9
 
 
 def scaling_table(campaign: Campaign, panel: dict) -> Table:

@@ -50,10 +50,13 @@ def verdicts_table(verdicts: pd.DataFrame) -> Table:
 
 def words_table(claims: pd.DataFrame) -> Table:
     """What the paper says in words, against ours; rows of `claims_table`."""
-    columns = ["claim", "figure", "series", "published", "recomputed", "ours", "verdict", "cause"]
-    shown = claims.filter(columns).astype(object).fillna("").astype(str)
+    columns = ["claim", "figure", "series", "published", "recomputed", "ours", "verdict"]
+    devices = sorted(set(claims["device"]) - {""})
+    columns += ["simulated", "on simulated"] if devices else []
+    shown = claims.filter([*columns, "cause"]).astype(object).fillna("").astype(str)
     shown["verdict"] = [not_for_claims(*row) for row in claims[["verdict", "claimable"]].to_numpy()]
-    shown = shown.rename(columns={"series": "system", "cause": "likely cause"})
+    names = {"simulated": f"simulated, {'/'.join(devices)}", "on simulated": "on it"}
+    shown = shown.rename(columns={"series": "system", "cause": "likely cause"} | names)
     return Table("claims", "What the paper says, and what was found here", claims, shown)
 
 

@@ -8,12 +8,27 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from analysis.frames import select
-from analysis.judges import DIRECTION, FAILED, NOT_MEASURED, NOT_TESTABLE, NOTHING, REPRODUCED, point_verdict
+from analysis.judges import (
+    DIRECTION,
+    FAILED,
+    HOLDS,
+    HOLDS_NOT,
+    NOT_MEASURED,
+    NOT_TESTABLE,
+    NOT_VALIDATED,
+    NOTHING,
+    REPRODUCED,
+    WITHIN_ERROR,
+    point_verdict,
+)
 from analysis.labels import series_names, system_name
+from analysis.load import SIMULATED
+from analysis.model_error import tie_bands
 from analysis.reference import same_series
 
 GREY = "bright_black"
 COLOURS = {REPRODUCED: "green", DIRECTION: "yellow", FAILED: "red", NOT_MEASURED: GREY, NOT_TESTABLE: GREY}
+COLOURS |= {HOLDS: "green", HOLDS_NOT: "red", WITHIN_ERROR: "yellow", NOT_VALIDATED: GREY, NOTHING: GREY}
 # Short name of a ratio in the table's columns, and the metric. The paper's points are compared with the first.
 METRICS = {"layer": "speedup_layer_paper", "ttft": "speedup_ttft"}
 
@@ -39,10 +54,18 @@ def point_rows(summary: pd.DataFrame, point: dict) -> Iterator[dict]:
         ours = {}
         for short, metric in METRICS.items():
             ours |= interval_columns(short, select(rows, metric=metric))
-        verdict = point_verdict(point["published"], ours["layer"], ours["layer_low"], ours["layer_high"])
-        claimable = bool(select(rows, metric=METRICS["layer"])["claimable"].any())
-        judged = {"verdict": verdict, "claimable": claimable}
+        judged = judged_point(point["published"], select(rows, metric=METRICS["layer"]), ours)
         yield point | {"series": name, "engine": key[1], "precision": key[2]} | ours | judged
+
+
+def judged_point(published: float, rows: pd.DataFrame, ours: dict[str, float]) -> dict:
+    """Verdict on a layer ratio, and whether it may be claimed; simulated ones near 1x are within the model's error."""
+    verdict = point_verdict(published, ours["layer"], ours["layer_low"], ours["layer_high"])
+    claimable = bool(rows["claimable"].any())
+    if set(rows["source"]) != {SIMULATED} or claimable:
+        return {"verdict": verdict, "claimable": claimable}
+    known = tie_bands(rows["device"].iloc[0])
+    return {"verdict": WITHIN_ERROR if known else NOT_VALIDATED, "claimable": bool(known)}
 
 
 def interval_columns(short: str, rows: pd.DataFrame) -> dict[str, float]:
@@ -59,6 +82,7 @@ def plain_table(title: str) -> Table:
 def claims_rich(claims: pd.DataFrame) -> Table:
     """Published, recomputed, ours, verdict and its likely cause; grey where it is not for claims."""
     table = plain_table("What the paper says in words (grey: quick or within the noise floor, not for claims)")
+    simulated = "on simulated" in claims and set(claims["on simulated"]) != {NOTHING}
     several = len(set(claims["series"]) - {NOTHING}) > 1
     for name in (
         "claim",
@@ -67,13 +91,15 @@ def claims_rich(claims: pd.DataFrame) -> Table:
         "recomputed",
         "ours",
         "verdict",
+        *(["simulated", "on it"] if simulated else []),
         "likely cause",
     ):
         table.add_column(name, overflow="fold")
     for row in claims.to_dict("records"):
         verdict = coloured(row["verdict"], row["claimable"])
         said = [row["claim"], *([row["series"]] if several else []), row["published"], row["recomputed"], row["ours"]]
-        table.add_row(*said, verdict, row["cause"])
+        beside = [row["simulated"], coloured(row["on simulated"])] if simulated else []
+        table.add_row(*said, verdict, *beside, row["cause"])
     return table
 
 

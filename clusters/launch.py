@@ -43,10 +43,15 @@ def prepare(spec: ClusterSpec, preload: list[str]) -> None:
     """Set the environment that ranks inherit and have the fork server import `preload` (call once, in the parent)."""
     for name, value in (PROCESS_ENVIRONMENT | (EMULATED_ENVIRONMENT if spec.kind == "emulated" else {})).items():
         os.environ.setdefault(name, value)
-    os.environ.setdefault("DS_ACCELERATOR", "cpu" if spec.kind == "simulated" else spec.device)
+    _choose_accelerator(spec)
     multiprocessing.set_forkserver_preload(preload)
     for noisy in ("torch.distributed.elastic", "torch.multiprocessing"):  # LaunchFailed says it better
         logging.getLogger(noisy).setLevel(logging.CRITICAL)
+
+
+def _choose_accelerator(spec: ClusterSpec) -> None:
+    """Tell DeepSpeed what new processes compute on."""
+    os.environ["DS_ACCELERATOR"] = "cpu" if spec.kind == "simulated" else spec.device
 
 
 def launch(spec: ClusterSpec, entry: Callable[..., None], *args: str) -> None:
@@ -54,6 +59,7 @@ def launch(spec: ClusterSpec, entry: Callable[..., None], *args: str) -> None:
 
     Raises LaunchFailed when a rank dies; the other ranks are stopped first.
     """
+    _choose_accelerator(spec)
     with tempfile.TemporaryDirectory(prefix="ranks-") as logs:
         config = LaunchConfig(
             min_nodes=1,

@@ -8,6 +8,7 @@ import mmap
 import os
 import socket
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import timedelta
 
 import numpy as np
@@ -51,9 +52,10 @@ class Board:
         return self._memory.view(like.dtype)[:, start : start + like.numel()].view(self._size, *like.shape)
 
     def forget(self) -> None:
-        """Give back the memory of a large message, once all have read it."""
+        """Give back the memory of a large message, once all have read it; where a sandbox cannot, it is kept."""
         if self._written > KEPT_BYTES:
-            self._map.madvise(mmap.MADV_REMOVE, self._rank * ROW_BYTES, self._written)
+            with suppress(OSError):
+                self._map.madvise(mmap.MADV_REMOVE, self._rank * ROW_BYTES, self._written)
         self._written = 0
 
     def meet(self, note: Sequence[float] = (0.0,)) -> np.ndarray:

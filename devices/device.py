@@ -27,6 +27,8 @@ SAME_RATE = {"fp16": "bf16"}
 OUTPUT_EXPOSED = (
     0.5  # of the writing of a large bf16 product, what its multiplying does not hide (A100, H100: 0.2 to 0.8)
 )
+TF32_ROWS, TF32_COLUMNS = (16, 128), 128  # of a tile
+LARGE = 8192  # side of a product that reaches the rate of large ones
 IEEE_SHARE = 0.93  # of the peak that a large fp32 product reaches without tensor cores
 IEEE_TILES = {128: 1.0, 64: 0.85, 32: 0.6}  # side of a tile -> share of a large tile's rate
 # Attention against bf16: tf32 moves twice the bytes at half the rate, ieee multiplies in three tf32 parts.
@@ -37,13 +39,15 @@ ATTENTION_COST = {"tf32": 2.0, "ieee": 6.0, "fp8": 1.0}
 class Host:
     """What the processor that issues work pays, in microseconds.
 
-    operation_us: issuing one operation that launches a kernel (Python, dispatcher and launch). view_us: one that
+    operation_us: issuing one operation that launches a kernel (Python, dispatcher and launch). launch_us: each further
+    kernel of an operation that launches several. view_us: one that
     launches nothing (views, shape arithmetic). collective_us: issuing one collective. synchronise_us: reading a value
     back, from the end of the device's work until the host goes on. synchronous: True of a CPU, whose host is the device
     and waits for every operation.
     """
 
     operation_us: float
+    launch_us: float
     view_us: float
     collective_us: float
     synchronise_us: float
@@ -78,6 +82,8 @@ class Device:
     name, title: in configurations and in reports. kind: cuda or cpu. memory_bytes: that it has. precisions: those it
     multiplies in. peak_tflops: by precision, of the data sheet or measured. multiprocessors: that share a product's
     tiles. host: what issuing costs. grouped: options of `Grouped` for each kernel; `batched` is a batched product.
+    matmul_share, memory_share: of the tables' rates, what programs reach of them (1 if nobody has fitted them).
+    lone_share: of a large product's rate, what the tiles of a tf32 product reach that leaves most of the device idle.
     tables: name of devices/tables/NAME.json, what was measured. within_node: the network where those have no
     collectives. between_nodes: the link of one adapter per device. source: where all that comes from.
     """
@@ -95,6 +101,9 @@ class Device:
         grouped: Mapping[str, Mapping[str, Any]],
         source: str,
         multiprocessors: int = 1,
+        matmul_share: float = 1.0,
+        memory_share: float = 1.0,
+        lone_share: float = 1.0,
         within_node: NetworkModel | None = None,
         between_nodes: Network | None = None,
     ) -> None:
@@ -102,6 +111,7 @@ class Device:
         self.memory_bytes, self.host, self.precisions = float(memory_bytes), host, tuple(precisions)
         self.peak_tflops, self.multiprocessors = dict(peak_tflops), multiprocessors
         self.grouped = {kernel: Grouped(**options) for kernel, options in grouped.items()}
+        self._matmul_share, self._memory_share, self._lone_share = matmul_share, memory_share, lone_share
         self._between_nodes = between_nodes
         measured = self._read(tables)
         self.about: dict[str, Any] = measured.pop("about")
@@ -143,7 +153,8 @@ class Device:
 
     def memory_s(self, num_bytes: float) -> float:
         """An elementwise, gather or copy kernel that reads and writes num_bytes in all."""
-        return 1e-6 * self._memory.at(num_bytes)
+        kernel_us = self._memory.at(0)
+        return 1e-6 * (kernel_us + (self._memory.at(num_bytes) - kernel_us) / self._memory_share)
 
     def transfer_s(self, num_bytes: float) -> float:
         """A copy between host and device."""
@@ -177,7 +188,8 @@ class Device:
         """Hash of everything that decides a number."""
         networks = [repr(network) for network in (self._within_node, self._between_nodes)]
         grouped = {kernel: asdict(spec) for kernel, spec in self.grouped.items()}
-        rates = [self.precisions, self.peak_tflops, self.multiprocessors, grouped]
+        shares = [self._matmul_share, self._memory_share, self._lone_share]
+        rates = [self.precisions, self.peak_tflops, self.multiprocessors, shares, grouped]
         text = json.dumps([self.kind, self.memory_bytes, asdict(self.host), rates, networks, measured], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -188,15 +200,31 @@ class Device:
         return found
 
     def _product_s(self, m: int, n: int, k: int, precision: str) -> float:
-        """From the table of the precision, or by the rule that stands in for one."""
+        """From the table of the precision, or by the rule that stands in for one, at the share that is reached."""
+        table_s, kernel_s = self._table_s(m, n, k, precision), self.memory_s(0)
+        return kernel_s + (table_s - kernel_s) / self._matmul_share if table_s > kernel_s else table_s
+
+    def _table_s(self, m: int, n: int, k: int, precision: str) -> float:
         precision = precision if precision in self._grids else SAME_RATE.get(precision, precision)
         if precision in self._grids:
             return self._grids[precision].seconds(m, n, k)
         if precision == "tf32" and "bf16" in self._grids:
-            return self._grids["bf16"].seconds(m, n, 2 * k) + OUTPUT_EXPOSED * self._stream_s(2 * m * n)
+            return max(self._bf16_s(m, n, k), self._lone_tile_s(m, n, k))
         if precision == "ieee" and "ieee" in self.precisions:
             return self.memory_s(0) + max(self._ieee_s(m, n, k), self._stream_s(4 * (m * n + k * (m + n))))
         raise ValueError(f"device {self.name} multiplies in {', '.join(self.precisions)}, not in {precision}")
+
+    def _bf16_s(self, m: int, n: int, k: int) -> float:
+        """A tf32 product as a bf16 product of twice the depth: as many bytes read, as long in the tensor cores."""
+        return self._grids["bf16"].seconds(m, n, 2 * k) + OUTPUT_EXPOSED * self._stream_s(2 * m * n)
+
+    def _lone_tile_s(self, m: int, n: int, k: int) -> float:
+        """A tf32 product of so few tiles that half of the multiprocessors are idle: the time of one; 0 for others."""
+        rows = next((rows for rows in TF32_ROWS if m <= rows), TF32_ROWS[-1])
+        if ceil(m / rows) * ceil(n / TF32_COLUMNS) >= self.multiprocessors / 2:
+            return 0.0
+        rate = 2 * LARGE**3 / self._bf16_s(LARGE, LARGE, LARGE) / self.multiprocessors
+        return self.memory_s(0) + 2 * rows * TF32_COLUMNS * k / (rate * self._lone_share)
 
     def _stream_s(self, num_bytes: float) -> float:
         """Of bytes alone, without the fixed time of a kernel."""

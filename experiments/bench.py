@@ -83,7 +83,7 @@ class Bench:
         self.layers: dict[int, MoELayer] = {}
         for block in model.moe_blocks:
             before = next(reversed(self.layers.values()), None)
-            self.layers[block] = MoELayer(block, router, self.recorder, before)
+            self.layers[block] = MoELayer(block, router, self.recorder, before, wait=model.wait_for_layers)
         self.encoder = build_encoder(
             model,
             lambda block: self.layers[block],

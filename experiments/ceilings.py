@@ -14,25 +14,39 @@ from systems.collectives import all_to_all
 
 # Large enough to be compute or memory bound, small enough for a tenth of a second: (matrix side, bytes copied).
 SIZES = {"cpu": (1024, 1 << 26), "cuda": (8192, 1 << 30)}
+CORE_SIDE = 512  # a product of milliseconds, so that some fit between the turns that a busy core gives to others
 SECONDS = 0.1
 LINK_BYTES = {"cpu": 1 << 22, "cuda": 1 << 26}  # so that latency, which noise can exceed, need not be taken off
 
 
 def measure_ceilings(device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
     """The best of repeated runs on this rank alone, with its threads; a copy counts bytes read and written."""
-    side, num_bytes = SIZES[device.type]
-    a, b, c = (torch.ones(side, side, dtype=dtype, device=device) for _ in range(3))
+    num_bytes = SIZES[device.type][1]
     source = torch.ones(num_bytes, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
-    matmul_s = _best_s("torch.mm(a, b, out=c)", a=a, b=b, c=c)
-    copy_s = _best_s("target.copy_(source)", target=target, source=source)
+    copy_s = _best_s("target.copy_(source)", SECONDS, target=target, source=source)
     return {
-        "matmul_flops_per_s": 2 * side**3 / matmul_s,
+        "matmul_flops_per_s": _matmul_flops_per_s(device, dtype, SIZES[device.type][0], SECONDS),
         "copy_bytes_per_s": 2 * num_bytes / copy_s,
         "dtype": str(dtype).removeprefix("torch."),
         "threads": torch.get_num_threads(),
         "scheduling": scheduling(),
     }
+
+
+def core_flops_per_s(dtype: torch.dtype, threads: int, seconds: float = SECONDS) -> float:
+    """FLOP/s of a large matrix product with so many threads of this machine's CPU, the best within `seconds`."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        return _matmul_flops_per_s(torch.device("cpu"), dtype, CORE_SIDE, seconds)
+    finally:
+        torch.set_num_threads(before)
+
+
+def _matmul_flops_per_s(device: torch.device, dtype: torch.dtype, side: int, seconds: float) -> float:
+    a, b, c = (torch.ones(side, side, dtype=dtype, device=device) for _ in range(3))
+    return 2 * side**3 / _best_s("torch.mm(a, b, out=c)", seconds, a=a, b=b, c=c)
 
 
 def measure_link(session: Session, network: NetworkModel, num_bytes: int) -> float:
@@ -72,7 +86,7 @@ def _measured_rate(session: Session, num_bytes: int) -> float:
     return num_bytes / min(exchange_s() for _ in range(5))
 
 
-def _best_s(statement: str, **names: Any) -> float:
+def _best_s(statement: str, seconds: float, **names: Any) -> float:
     timer = Timer(statement, globals={"torch": torch, **names}, num_threads=torch.get_num_threads())
     timer.timeit(1)
-    return min(timer.blocked_autorange(min_run_time=SECONDS).times)
+    return min(timer.blocked_autorange(min_run_time=seconds).times)

@@ -34,7 +34,7 @@ DEFINING = (
 )
 SHOWING = ("experiment", "scale", "logger", "out")  # the other keys of a configuration
 ROOT = Path(__file__).parents[1]
-RANK_PACKAGES = ("systems", "routers", "workloads", "clusters", "experiments")
+RANK_PACKAGES = ("systems", "routers", "workloads", "clusters", "devices", "experiments")
 # What constructors of systems and routers get from the harness, not from a configuration.
 SUPPLIED = {"shape", "weights", "group", "span", "rates", "profile", "rank", "moe_blocks", "classifier"}
 SOURCES = {".py", ".cpp", ".cu", ".cuh", ".h"}
@@ -91,11 +91,11 @@ class Cell:
     def _chosen(self, kind: type[System]) -> str:
         """What `auto` chooses; ValueError for sizes that are none, which ids are asked for before anything checks."""
         config = self.config
-        _check_precision(config["precision"], config["cluster"]["device"])
+        check_precision(config["precision"], config["cluster"]["device"])
         for name in ("batch_size", "seq_len"):
-            _check_whole_number(name, config[name], 1)
+            check_whole_number(name, config[name], 1)
         for node, name in (("cluster", "world_size"), *(("model", key) for key in ("num_experts", "d_model", "d_ff"))):
-            _check_whole_number(f"{node}.{name}", config[node][name], 1)
+            check_whole_number(f"{node}.{name}", config[node][name], 1)
         shape, ranks = layer_shape(config), config["cluster"]["world_size"]
         widths = (shape.d_model, kind.hidden_width(shape, ranks))
         return choose(
@@ -277,15 +277,15 @@ def _check_workload(config: dict[str, Any]) -> None:
     numbers = {"batch_size": config["batch_size"], "seq_len": config["seq_len"]}
     numbers |= {f"tier.{key}": tier[key] for key in ("launches", "iterations", "max_iterations", "block")}
     for name, value in numbers.items():
-        _check_whole_number(name, value, 1)
+        check_whole_number(name, value, 1)
     for name, value in {"seed": config["seed"], **{f"tier.{key}": tier[key] for key in OPTIONAL_PHASES}}.items():
-        _check_whole_number(name, value, 0)
+        check_whole_number(name, value, 0)
     if tier["max_iterations"] < tier["iterations"]:
         least = f"tier.iterations ({tier['iterations']})"
         raise ValueError(f"tier.max_iterations is {tier['max_iterations']}; it must be at least {least}")
     if not isinstance(tier["target"], int | float) or not 0 < tier["target"] < 1:
         raise ValueError(f"tier.target is {tier['target']!r}; it must be a share between 0 and 1")
-    _check_precision(config["precision"], cluster.device)
+    check_precision(config["precision"], cluster.device)
     _check_device(config, cluster)
     set_precision(config["precision"])
     model: ModelShape = instantiate(config["model"])
@@ -346,12 +346,14 @@ def set_precision(precision: str) -> None:
     torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
 
 
-def _check_whole_number(name: str, value: Any, least: int) -> None:
+def check_whole_number(name: str, value: Any, least: int) -> None:
+    """Raise ValueError for a value that is none."""
     if type(value) is not int or value < least:
         raise ValueError(f"{name} is {value!r}; it must be a whole number of at least {least}")
 
 
-def _check_precision(precision: str, device: str) -> None:
+def check_precision(precision: str, device: str) -> None:
+    """Raise ValueError for a precision that does not exist on the device."""
     if precision not in DTYPES:
         raise ValueError(f"precision is {precision!r}; it must be one of {', '.join(DTYPES)}")
     if precision == "tf32" and device == "cpu":

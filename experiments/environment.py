@@ -28,8 +28,7 @@ def describe() -> dict[str, Any]:
         "cores": len(os.sched_getaffinity(0)),
         "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
         "gpus": gpus,
-        "git_commit": _git("rev-parse", "HEAD"),
-        "git_dirty": bool(_git("status", "--porcelain", "--untracked-files=no")),
+        **_commit(),
         "lock_sha256": _lock_digest(),
         "variables": {name: value for name, value in sorted(os.environ.items()) if name.startswith(VARIABLES)},
     }
@@ -61,6 +60,14 @@ def _cpu_model() -> str:
     return next(
         (line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.processor()
     )
+
+
+def _commit() -> dict[str, Any]:
+    """Commit and whether there are changes on top; of a copy without .git, what HARNESS_COMMIT says of it."""
+    if commit := _git("rev-parse", "HEAD"):
+        return {"git_commit": commit, "git_dirty": bool(_git("status", "--porcelain", "--untracked-files=no"))}
+    commit, dirty, _ = os.environ.get("HARNESS_COMMIT", "").partition("-dirty")
+    return {"git_commit": commit or None, "git_dirty": bool(dirty)}
 
 
 def _git(*arguments: str) -> str | None:

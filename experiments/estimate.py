@@ -6,11 +6,9 @@ from collections import Counter
 from dataclasses import replace
 from typing import Any
 
-import torch
-
-from experiments.ceilings import measure_ceilings
+from experiments.ceilings import core_flops_per_s
 from experiments.cells import DTYPES, Cell, build_router, instantiate, layer_shape, options, system_class
-from experiments.plan import Plan
+from experiments.plan import Plan, is_simulated
 from experiments.store import TO_MEASURE, Store
 from workloads.model import ModelShape
 
@@ -30,12 +28,27 @@ def announce(plan: Plan, store: Store) -> str:
     stored += f" ({failed} without numbers)" if failed else ""
     plural = "" if len(lacking) == 1 else "es"
     plan_text = f"plan: {len(lacking)} launch{plural}, {len(todo)} cells, {passes} forward passes{stored}"
-    return f"{plan_text}; {_duration(todo, len(lacking))}" if todo else plan_text
+    simulated = sum(is_simulated(cell.config) for cell in todo)
+    todo = [cell for cell in todo if not is_simulated(cell.config)]
+    lacking = [ids for ids in lacking if not is_simulated(plan.cells[ids[0]].config)]
+    times = [f"{simulated} cells are simulated first, seconds each"] if simulated else []
+    return "; ".join([plan_text, *times, *([_duration(todo, len(lacking))] if todo else [])])
+
+
+def networks(plan: Plan) -> list[str]:
+    """A line for each network that emulated ranks are given: where its numbers come from."""
+    emulated = [cell.config["network"] for cell in plan.cells.values() if cell.cluster.kind == "emulated"]
+    return list(dict.fromkeys(f"network {one['name']}: {one['source']}" for one in emulated if one.get("source")))
 
 
 def num_passes(cell: Cell) -> int:
-    """Forward passes of a cell: the first, warm-up, the end-to-end pass at its least, the instrumented pass."""
+    """Forward passes of a cell: the first, warm-up, the end-to-end pass at its least, the instrumented pass.
+
+    A simulated cell has warm-up and one pass for all.
+    """
     tier = cell.config["tier"]
+    if is_simulated(cell.config):
+        return tier["warmup"] + tier["iterations"]
     return 1 + tier["warmup"] + tier["iterations"] + tier["instrumented"]
 
 
@@ -67,10 +80,7 @@ def _duration(todo: list[Cell], num_launches: int) -> str:
     first = todo[0]
     if first.cluster.device == "cuda":
         return "the time is known after the first launch"
-    threads = torch.get_num_threads()
-    torch.set_num_threads(first.cluster.threads_per_rank)
-    ceiling = measure_ceilings(torch.device("cpu"), DTYPES[first.config["precision"]])["matmul_flops_per_s"]
-    torch.set_num_threads(threads)
+    ceiling = core_flops_per_s(DTYPES[first.config["precision"]], first.cluster.threads_per_rank)
     flops = sum(num_passes(cell) * forward_flops(cell) for cell in todo)
     seconds = num_launches * LAUNCH_S + flops / (ceiling * UTILISATION * _ranks_at_once(first))
     return f"about {_readable(seconds)} (rough: from FLOPs and this machine's matmul)"

@@ -16,9 +16,10 @@ from clusters.launch import launch, prepare
 from clusters.session import connect
 from experiments.campaign import cache_dir, document, run_campaign
 from experiments.cells import Cell, Unsupported, check, instantiate, token_source
-from experiments.estimate import announce
+from experiments.estimate import announce, networks
 from experiments.loggers import Logger
-from experiments.plan import Plan, Point, make_plan
+from experiments.matched import match_networks
+from experiments.plan import CORES, Plan, Point, is_simulated, make_plan
 from experiments.schedule import PROFILED, iterations_of
 from experiments.simulate import launch_simulation
 from experiments.store import Store, StoreBusy
@@ -31,7 +32,8 @@ def run_points(points: list[Point], command: Sequence[str] = ()) -> int:
     """Run one campaign of these points and show what it gave; returns the exit status. command: what was typed."""
     console = Console(width=None if sys.stdout.isatty() else 120)
     try:
-        plan = make_plan(points, command)
+        rates = known_rates(points)
+        plan = make_plan(match_networks(points, rates), command, rates)
         unsupported = find_unsupported(plan)
         logger = instantiate(points[0].configs[0]["logger"])
         store = Store(Path(points[0].configs[0]["out"]))
@@ -56,6 +58,15 @@ def run_points(points: list[Point], command: Sequence[str] = ()) -> int:
         logger.close()
     render(store.folder, console)
     return 0 if all(store.is_measured(cell) for cell in plan.cells) else SOME_FAILED
+
+
+def known_rates(points: Sequence[Point]) -> dict[str, float]:
+    """FLOP/s of the cores that a campaign in the same folder was planned with, so that going on measures none anew."""
+    folders = {Path(config["out"]) for point in points for config in point.configs}
+    try:
+        return {core: rate for folder in folders for core, rate in Store(folder).read_plan()[CORES].items()}
+    except (ValueError, KeyError):  # there is none yet, or it is an old one
+        return {}
 
 
 def find_unsupported(plan: Plan) -> dict[str, str]:
@@ -106,13 +117,14 @@ def read_tokens(cell: Cell) -> None:
 
 
 def _run(plan: Plan, store: Store, logger: Logger, console: Console) -> None:
-    first = next(iter(plan.cells.values()))
+    # Simulated panels may stand beside those of another cluster, whose processes then need the preparation.
+    first = min(plan.cells.values(), key=lambda cell: is_simulated(cell.config))
     prepare(first.cluster, PRELOAD)
     if first.cluster.kind == "torchrun":
         _run_inside_launch(plan, store, logger, console)
         return
     store.write_plan(plan.document)
-    console.print(announce(plan, store), highlight=False, soft_wrap=True)
+    console.print("\n".join([*networks(plan), announce(plan, store)]), highlight=False, markup=False, soft_wrap=True)
 
     def start_ranks(spec: dict) -> None:
         cluster = plan.cells[next(iter(spec["cells"]))].cluster

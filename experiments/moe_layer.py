@@ -13,14 +13,24 @@ from systems.base import System
 class MoELayer(nn.Module):
     """Hidden states [B, L, D] -> [B, L, D]. `system` and `iteration` are set before each forward pass.
 
-    `before` is the MoE layer before this one, whose last routing belongs to the same tokens. `routing` is that of the
-    last call; `seen` its input, routing and output while `remember` is set, for the check.
+    wait: the host waits for the device after each call. `before` is the MoE layer before this one, whose last routing
+    belongs to the same tokens. `routing` is that of the last call; `seen` its input, routing and output while
+    `remember` is set, for the check.
     """
 
     system: System
 
-    def __init__(self, block: int, router: Router, recorder: Recorder, before: "MoELayer | None" = None) -> None:
+    def __init__(
+        self,
+        block: int,
+        router: Router,
+        recorder: Recorder,
+        before: "MoELayer | None" = None,
+        *,
+        wait: bool = False,
+    ) -> None:
         super().__init__()
+        self._wait = wait
         self._before = (before,)  # in a tuple, so that it is no submodule
         self.block, self.router, self.recorder = block, router, recorder
         self.iteration = 0
@@ -34,6 +44,8 @@ class MoELayer(nn.Module):
             with self.recorder.span("route"):
                 routing = self._follow(self.router.route(x_TD, layer=self.block, iteration=self.iteration))
             y_TD = self.system.forward(x_TD, routing)
+        if self._wait:
+            routing.expert_TK[0, 0].item()
         self.routing = routing
         if self.remember:
             self.seen = x_TD, routing, y_TD

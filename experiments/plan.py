@@ -9,6 +9,8 @@ from typing import Any
 from experiments.cells import Cell
 from experiments.store import SCHEMA
 
+CORES = "core_flops_per_s"  # key of plan.json: what matched networks rest on, by core
+
 
 @dataclass(frozen=True)
 class Point:
@@ -40,31 +42,31 @@ class Plan:
     document: dict[str, Any]
 
 
-def make_plan(points: list[Point], command: Sequence[str] = ()) -> Plan:
+def make_plan(points: list[Point], command: Sequence[str] = (), rates: Mapping[str, float] | None = None) -> Plan:
     """All repetitions of all points; each repetition visits the points in its own seeded order.
 
     The experiment's twin is a system that is measured twice in every launch it has a part in: the A/A pairs.
-    command: what was typed, for `resume`. Raises ValueError if there is no point.
+    command: what was typed, for `resume`; rates: of this machine's cores, where networks were matched to them.
+    Raises ValueError if there is no point.
     """
     if not points:
         raise ValueError(
             "the experiment has no points; give experiment.panels values, or run with -m and several values"
         )
-    config = points[0].configs[0]
+    configs = [config for point in points for config in point.configs]
+    config = next((one for one in configs if not is_simulated(one)), configs[0])  # panels may be simulated beside it
     experiment, tier, seed = config["experiment"], config["tier"], config["seed"]
-    simulated = config["cluster"]["kind"] == "simulated"
-    twin = None if simulated else experiment["twin"]  # a simulated run repeated is the same run
     cells: dict[str, Cell] = {}
     launches: list[list[str]] = []
     ids_of_point: list[list[str]] = [[] for _ in points]
-    for launch in range(tier["launches"]):
+    for launch in range(max(one["tier"]["launches"] for one in configs)):
         together: dict[str, list[str]] = {}
         for point, ids in zip(points, ids_of_point, strict=True):
-            for cell in point_cells(point, launch, twin):
+            for cell in point_cells(point, launch):
                 ids.append(cell.id)
                 if cell.id not in cells:
                     # Nothing disturbs simulated cells: each is a launch, which ends when it is known.
-                    together.setdefault(cell.id if simulated else cell.launch_id, []).append(cell.id)
+                    together.setdefault(cell.id if is_simulated(cell.config) else cell.launch_id, []).append(cell.id)
                 cells[cell.id] = cell
         launches += _shuffled(together.values(), cells, random.Random(f"{seed}/{launch}"))
     document = {
@@ -74,9 +76,10 @@ def make_plan(points: list[Point], command: Sequence[str] = ()) -> Plan:
         "scale": config["scale"]["name"],
         "tier": tier["name"],
         "baseline": experiment["baseline"],
-        "twin": twin,
+        "twin": None if is_simulated(config) else experiment["twin"],
         "seed": seed,
         "command": list(command),
+        CORES: dict(rates or {}),
         "panels": _panels(points, ids_of_point),
         "launches": [{"id": cells[ids[0]].launch_id, "launch": cells[ids[0]].launch, "cells": ids} for ids in launches],
     }
@@ -86,10 +89,14 @@ def make_plan(points: list[Point], command: Sequence[str] = ()) -> Plan:
 def _shuffled(launches: Iterable[list[str]], cells: Mapping[str, Cell], rng: random.Random) -> Iterator[list[str]]:
     """Launches in a random order in which those that differ in cluster, network or router only are neighbours.
 
-    They are held against one another, so that the machine should be the same for them.
+    They are held against one another, so that the machine should be the same for them. Simulated ones come first, in
+    their own order: they take seconds.
     """
     families: dict[str, list[list[str]]] = {}
     for ids in launches:
+        if is_simulated(cells[ids[0]].config):
+            yield ids
+            continue
         workload = cells[ids[0]].workload.items()
         family = {key: value for key, value in workload if key not in ("cluster", "network", "router")}
         families.setdefault(json.dumps(family, sort_keys=True), []).append(ids)
@@ -97,12 +104,20 @@ def _shuffled(launches: Iterable[list[str]], cells: Mapping[str, Cell], rng: ran
         yield from rng.sample(family, len(family))
 
 
-def point_cells(point: Point, launch: int, twin: str | None) -> Iterator[Cell]:
-    """One cell per system, and the twin of the one that the experiment measures twice."""
+def point_cells(point: Point, launch: int) -> Iterator[Cell]:
+    """One cell per system, and the twin of the one that the experiment measures twice; none beyond its tier."""
     for config in point.configs:
+        if launch >= config["tier"]["launches"]:
+            continue
         yield Cell(config, launch)
-        if config["system"]["name"] == twin:
+        # A simulated run repeated is the same run.
+        if config["system"]["name"] == config["experiment"]["twin"] and not is_simulated(config):
             yield Cell(config, launch, twin=True)
+
+
+def is_simulated(config: Mapping[str, Any]) -> bool:
+    """Whether a configuration's ranks are simulated."""
+    return config["cluster"]["kind"] == "simulated"
 
 
 def _panels(points: list[Point], ids_of_point: list[list[str]]) -> list[dict[str, Any]]:

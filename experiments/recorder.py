@@ -31,6 +31,18 @@ class Seen(NamedTuple):
     exchange: Exchange
 
 
+class Span(NamedTuple):
+    """An interval with its place on the clock, in seconds."""
+
+    metric: str
+    phase: str
+    iteration: int
+    layer: int | None
+    section: str | None
+    start_s: float
+    end_s: float
+
+
 class Recorder:
     """Collects the marks of one iteration. Layers and sections are marked only while `observing` (instrumented pass).
 
@@ -86,6 +98,15 @@ class Recorder:
     def rows(self) -> list[dict[str, Any]]:
         """Every interval as a row with its value in ms; waits for the device."""
         return [self._resolve(row) for row in self._rows]
+
+    def spans(self) -> list[Span]:
+        """Every interval, for clocks that tell what time it is."""
+        assert isinstance(self._clock, VirtualClock | SimulatedClock)
+        at, intervals = self._clock.at, ((row, row["interval"]) for row in self._rows)
+        return [
+            Span(one.metric, row["phase"], row["iteration"], one.layer, one.section, at(one.start), at(one.end))
+            for row, one in intervals
+        ]
 
     def collectives(self) -> list[dict[str, Any]]:
         """Every collective of the observed layers as a row, in ms since its layer began; waits for the device."""

@@ -6,6 +6,7 @@ of a multirun are one interleaved campaign.
 
 import contextlib
 import io
+import json
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -57,12 +58,20 @@ def compose(config: DictConfig) -> None:
 
 def experiment_points(config: DictConfig, typed: list[str]) -> list[Point]:
     """The points of every panel of the experiment, each with one configuration per system."""
-    return [
-        point for name, panel in config.experiment.panels.items() for point in _panel_points(name, panel, config, typed)
-    ]
+    panels = {name: panel for name, panel in config.experiment.panels.items() if not _is_redundant(panel, typed)}
+    return [point for name, panel in panels.items() for point in _panel_points(name, panel, config, typed)]
+
+
+def _is_redundant(panel: DictConfig, typed: list[str]) -> bool:
+    """Whether a pinned panel's cluster is the one that was typed, or cannot be had inside a launch of torchrun."""
+    pinned = panel.get("pinned") or []
+    return bool(pinned) and ("cluster=torchrun" in typed or any(p in typed for p in pinned if p.startswith("cluster=")))
 
 
 def _panel_points(name: str, panel: DictConfig, config: DictConfig, typed: list[str]) -> list[Point]:
+    typed = _with_pinned(panel, typed)
+    if panel.get("pinned"):  # its axes are those of the scale that is pinned
+        panel = _compose(tuple(typed), None).experiment.panels[name]
     overrides = tuple(_panel_overrides(panel, typed))
     cells = [_without_panels(_compose(overrides, system)) for system in _systems(config, panel, typed)]
     y_key = panel.get("y")
@@ -129,6 +138,14 @@ def _panel_overrides(panel: DictConfig, typed: list[str]) -> list[str]:
     return [own for own in panel.overrides if own.partition("=")[0] not in _keys(typed)] + typed
 
 
+def _with_pinned(panel: DictConfig, typed: list[str]) -> list[str]:
+    """What was typed, less what sets a pinned key or a part of one, and what is pinned."""
+    pinned = list(panel.get("pinned") or [])
+    settled = _keys(pinned)
+    left = [one for one in typed if next(iter(_keys([one]))).partition(".")[0] not in settled]
+    return left + pinned
+
+
 def _keys(typed: list[str]) -> set[str]:
     return {override.lstrip("+~").partition("=")[0] for override in typed}
 
@@ -180,7 +197,8 @@ def _is_number(text: str) -> bool:
 def _resolved(config: DictConfig) -> dict[str, Any]:
     container = OmegaConf.to_container(config, resolve=True)
     assert isinstance(container, dict)
-    return {str(key): value for key, value in container.items() if key != "hydra"}
+    own = {key: value for key, value in container.items() if key != "hydra"}
+    return json.loads(json.dumps(own))  # as it is stored: no whole numbers as keys
 
 
 def with_implied(typed: list[str]) -> list[str]:

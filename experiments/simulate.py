@@ -25,6 +25,7 @@ from clusters.simulated import Simulated
 from clusters.simulated.timeline import Event, Timeline
 from experiments.ceilings import modelled_rate
 from experiments.cells import DTYPES, described_device, instantiate, layer_shape
+from experiments.recorder import Span
 from experiments.worker import follow_parent
 from systems.engines.declared import DECLARED
 
@@ -33,13 +34,14 @@ LARGE = 8192  # side of the matrix product that planners take a device's rate fr
 
 
 class Seen(NamedTuple):
-    """What one rank leaves of one cell."""
+    """What one rank leaves of one cell; events and spans if they are kept."""
 
     samples: list[dict[str, Any]]
     routing: list[dict[str, Any]]
     collectives: list[dict[str, Any]]
     inputs: dict[str, str]
     events: list[Event]
+    spans: list[Span]
 
 
 def launch_simulation(spec: dict[str, Any]) -> None:
@@ -154,7 +156,8 @@ def _simulate_rank(spec: dict[str, Any], cell: str, session: Session, timeline: 
     memory = {"metric": "peak_memory_bytes", "value": float(timeline.peak_bytes), "unit": "bytes", "phase": "measure"}
     rows += [{"cell": cell, "iteration": 0, **memory}]
     inputs = evidence.inputs(bench, [cell])[cell]
-    return Seen(rows + counted, routed, bench.recorder.collectives(), inputs, timeline.events)
+    spans = bench.recorder.spans() if timeline.keep_events else []
+    return Seen(rows + counted, routed, bench.recorder.collectives(), inputs, timeline.events, spans)
 
 
 def _table(ranks: list[Seen], name: str) -> pd.DataFrame:

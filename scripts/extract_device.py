@@ -53,7 +53,7 @@ class Chosen:
 MOE = {"triton": "sglang/0.5.14", "grouped": "trtllm/1.3.0rc20"}
 KERNELS = {"triton": "sglang_fused_moe_triton", "grouped": "moe_torch_flow_cutlass"}  # their names in the tables
 DEVICES = {
-    "a100_sxm": Chosen("sglang/0.5.10", "sglang/0.5.10", "2.27.3", {"triton": "sglang/0.5.10"}),
+    "a100_sxm": Chosen("trtllm/1.0.0", "sglang/0.5.10", "2.27.3", {"triton": "sglang/0.5.10"}),
     "h100_sxm": Chosen("trtllm/1.3.0rc20", "sglang/0.5.14", "2.29.2", MOE),
     "h200_sxm": Chosen("trtllm/1.3.0rc20", "sglang/0.5.14", "2.29.2", MOE),
     "b200_sxm": Chosen("trtllm/1.3.0rc20", "sglang/0.5.14", "2.29.2", MOE),

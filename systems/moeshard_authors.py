@@ -2,15 +2,16 @@
 
 Source: github.com/sacs-epfl/moe-inference, commit 322b414, read and written anew. `systems.moeshard_published` is the
 paper's Algorithm 1 as well as a program can follow it; this one also keeps what that program does besides: a one-hot
-mask of tokens and experts, a slice for each expert and rank whose ends are read from tensors on the host, lists of
-tensors joined again and again, and a wait for the device at the end of each layer, by which it is timed. Its shards are
-made for d_ff = 2048, so that a third of each expert of 3072 is missing from its outputs (option `hidden`).
+mask of tokens and experts, a slice for each expert and rank whose ends are read from tensors on the host, and
+lists of tensors joined again and again. Its shards are made for d_ff = 2048, so that a third of each expert of 3072 is
+missing from its outputs (option `hidden`).
 """
 
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import nn
 
 from routers.base import Routing
 from systems.base import Account, LayerShape, System, divisible
@@ -32,8 +33,12 @@ class MoEShardAuthors(System):
         self.check(self.shape, self.world_size, hidden=hidden)
         width = (hidden or self.shape.d_ff) // self.world_size
         wi_EDf, wo_EfD = layer["weights"].shard(self.rank, self.world_size)
-        self._wi, self._wo = self.engine.prepare(wi_EDf[:, :, :width], wo_EfD[:, :width])
+        wi_EDf, wo_EfD = wi_EDf[:, :, :width], wo_EfD[:, :width]
         self._width = width
+        if isinstance(self.engine, LoopEngine):
+            self._experts = [Expert(*pair) for pair in zip(wi_EDf, wo_EfD, strict=True)]
+        else:
+            self._wi, self._wo = self.engine.prepare(wi_EDf, wo_EfD)
 
     @classmethod
     def check(cls, shape: LayerShape, world_size: int, **options: Any) -> None:
@@ -69,9 +74,7 @@ class MoEShardAuthors(System):
             partial_MD = torch.cat([torch.cat(parts) for parts in self._by_rank(computed, begins_EG)])
         with self.span("combine"):
             self._write_back(y_TD, mask_TE, reduce_scatter(partial_MD, self.group), begins_GE[self.rank])
-            y_TD = routing.weight_TK * y_TD
-            sizes_GE[0, 0].item()  # it times each layer by waiting for the device
-            return y_TD
+            return routing.weight_TK * y_TD
 
     def _by_expert(self, arriving: list[torch.Tensor], begins_GE: torch.Tensor) -> list[torch.Tensor]:
         """The rows of each expert, of all ranks, from slices of what each rank sent."""
@@ -80,10 +83,7 @@ class MoEShardAuthors(System):
 
     def _compute(self, workload: list[torch.Tensor]) -> list[torch.Tensor]:
         if isinstance(self.engine, LoopEngine):
-            return [
-                torch.relu(rows @ self._wi[expert]) @ self._wo[expert] if len(rows) else rows
-                for expert, rows in enumerate(workload)
-            ]
+            return [expert(rows) if len(rows) else rows for expert, rows in zip(self._experts, workload, strict=True)]
         x_ND = torch.cat(workload)
         rows_E = torch.tensor([len(rows) for rows in workload], device=x_ND.device)
         order_N = torch.arange(len(x_ND), device=x_ND.device)
@@ -111,6 +111,31 @@ class MoEShardAuthors(System):
 
     def experts_held(self) -> float:
         return self.shape.num_experts * self._width / self.shape.d_ff
+
+
+class Expert(nn.Module):
+    """relu(x W_i) W_o of modules within modules, as the authors' experts are: each call is work of the host."""
+
+    def __init__(self, wi_Df: torch.Tensor, wo_fD: torch.Tensor) -> None:
+        super().__init__()
+        self.wi, self.wo = Shard(wi_Df), Shard(wo_fD)
+        self.act, self.dropout = nn.ReLU(), nn.Dropout(0.0)
+
+    def forward(self, x_RD: torch.Tensor) -> torch.Tensor:
+        return self.wo(self.dropout(self.act(self.wi(x_RD))))
+
+
+class Shard(nn.Module):
+    """A linear layer with this rank's part of a matrix."""
+
+    def __init__(self, w_KN: torch.Tensor) -> None:
+        super().__init__()
+        with torch.device("meta"):
+            self.linear = nn.Linear(*w_KN.shape, bias=False)
+        self.linear.weight = nn.Parameter(w_KN.T.contiguous(), requires_grad=False)
+
+    def forward(self, x_RK: torch.Tensor) -> torch.Tensor:
+        return self.linear(x_RK)
 
 
 def _mask(expert_TK: torch.Tensor, num_experts: int) -> torch.Tensor:

@@ -9,6 +9,7 @@ class ModelShape:
 
     checkpoint: small_switch (shipped), a directory or a hub name (google/switch-base-8) with safetensors; None for
     seeded weights. attention: fused (torch's kernels), or eager, Hugging Face's own, which the paper ran.
+    wait_for_layers: whether the host waits for the device after each MoE layer, as the paper's programs do to time it.
     """
 
     num_experts: int
@@ -21,6 +22,7 @@ class ModelShape:
     vocab_size: int
     checkpoint: str | None = None
     attention: str = "fused"
+    wait_for_layers: bool = False
 
     @property
     def moe_blocks(self) -> list[int]:

@@ -7,6 +7,7 @@ import pandas as pd
 
 from analysis.fidelity import EMULATED, compare, launch_medians, paired
 from analysis.figures.attribution import draw_attribution
+from analysis.figures.beside import Column, plot_beside, published_column
 from analysis.figures.canvas import Picture
 from analysis.figures.expert_load import expert_tokens, plot_load, recorded_loads
 from analysis.figures.fidelity import plot_fidelity
@@ -16,16 +17,19 @@ from analysis.figures.maps import plot_map
 from analysis.figures.scaling import plot_scaling
 from analysis.figures.sections import plot_sections, section_times
 from analysis.figures.speedup import plot_speedup
-from analysis.findings import Findings, describe, simulated_on
+from analysis.findings import Findings, describe
 from analysis.frames import select
 from analysis.labels import SERIES, series_names, short_axis_name, system_name, x_text
-from analysis.load import TRUSTED, Campaign, coverage
+from analysis.load import TRUSTED, Campaign, coverage, simulated_on
 from analysis.maps import METRICS, border_sentence, borders, map_frames, place_text
 from analysis.practice import known_loads, loads_sentence
+from analysis.reference import load_reference
 from analysis.scaling import scaling_frame
+from analysis.stats import Floor
 from analysis.summary import FLOOR_OF
 from analysis.tables import slug
 
+SIMULATED_PANEL = "_simulated"  # ends the name of a panel that stands beside the one without it
 STATISTICS = (
     "Bars: 95 % intervals (cut: no cap). Layer speed-ups: ratios of means, as in the paper. "
     "All else: medians of the slowest rank."
@@ -54,8 +58,9 @@ def draw_speedup(findings: Findings, panel: dict) -> Iterator[Picture]:
     rows = select(findings.summary, experiment=panel["name"])
     if len(rows["x"].unique()) < 2:
         return
-    floor = findings.floor_of(panel)
-    floors = {speedup: floor[metric] for speedup, metric in FLOOR_OF.items() if metric in floor}
+    if panel["name"].endswith(SIMULATED_PANEL):
+        yield draw_beside(findings, panel)
+        return
     sentences = [
         describe(findings.campaign, panel),
         told(findings, panel, f"{STATISTICS} {findings.doubt(panel)}"),
@@ -67,9 +72,35 @@ def draw_speedup(findings: Findings, panel: dict) -> Iterator[Picture]:
         findings.published if panel["published"] else findings.published.iloc[:0],
         findings.campaign.folder / slug(panel["name"]),
         baseline=findings.campaign.plan.get("baseline"),
-        floors=floors,
+        floors=floors_of(findings, panel),
         note=" ".join(filter(None, sentences)),
     )
+
+
+def floors_of(findings: Findings, panel: dict) -> dict[str, Floor]:
+    """`Findings.floor_of` by speed-up."""
+    floor = findings.floor_of(panel)
+    return {speedup: floor[metric] for speedup, metric in FLOOR_OF.items() if metric in floor}
+
+
+def draw_beside(findings: Findings, panel: dict) -> Picture:
+    """A simulated panel between the paper's and the panel of the same name that ran here, if that has numbers."""
+    partner = panel["name"].removesuffix(SIMULATED_PANEL)
+    published = select(findings.published, experiment=panel["name"])
+    columns = [published_column(panel, published, load_reference())] if len(published) else []
+    sentences = []
+    for one in (panel, *(other for other in findings.campaign.plan["panels"] if other["name"] == partner)):
+        rows = select(findings.summary, experiment=one["name"])
+        if len(rows):
+            device = simulated_on(findings.campaign, one)
+            title = f"simulated, {device}" if device else f"{rows['source'].iloc[0]} here"
+            columns.append(Column(title, one["points"], rows, floors_of(findings, one)))
+            sentences += [describe(findings.campaign, one), findings.doubt(one), absent(findings.campaign, one)]
+    baseline = findings.campaign.plan.get("baseline") or "baseline"
+    title = f"{panel['title']}: {' | '.join(column.title for column in columns)}"
+    path = findings.campaign.folder / slug(panel["name"])
+    note = " ".join(filter(None, sentences))
+    return plot_beside(columns, panel["x_name"], path, title=title, note=note, baseline=baseline)
 
 
 def draw_load(findings: Findings, panel: dict) -> Iterator[Picture]:

@@ -8,6 +8,7 @@ from typing import Protocol, TypeVar
 
 import torch
 import torch.distributed as dist
+from torch.nn.modules.module import register_module_forward_pre_hook
 
 from clusters.network import NetworkModel
 from clusters.session import Session
@@ -55,7 +56,7 @@ class Simulated:
         def run_rank(rank: int) -> Result:
             session = Session(rank, self.world_size, group, _store(), ranks.clocks[rank], META)
             with ExitStack() as modes:
-                modes.enter_context(OnDevice())
+                modes.enter_context(OnDevice(storages))
                 modes.enter_context(ranks.simulations[rank])
                 return program(session, lines[rank])
 
@@ -74,6 +75,10 @@ def _ranks(world_size: int) -> Ranks:
         raise ValueError(f"this process has simulated {dist.get_world_size()} ranks already, not {world_size}")
     ranks = Ranks(world_size)
     register(ranks)
+    # Calling a module is work of the host that no operation shows.
+    register_module_forward_pre_hook(
+        lambda module, inputs: ranks.simulation.timeline.view() if ranks.rank >= 0 else None
+    )
     dist.init_process_group(BACKEND, store=dist.HashStore(), rank=0, world_size=world_size)
     torch.set_num_threads(1)
     return ranks

@@ -24,15 +24,17 @@ from clusters.simulated.timeline import Event, SimulatedClock
 from clusters.simulated.values import Read
 
 BACKEND = "simulated"
+REDUCTIONS = (dist.ReduceOp.SUM, dist.ReduceOp.MAX, dist.ReduceOp.MIN)
 
 
-@dataclass
+@dataclass(eq=False)
 class Issue:
     """A collective as one rank issued it.
 
     ready_s: when its device reached it. sent_to_G, received_from_G: bytes to and from each rank of the group. read:
     what it brings, if that has values. finish: told what all ranks bring and what each sends to each, in bytes, once
-    they are known. finished_s: None until all ranks have issued it.
+    they are known. Until all ranks have issued it finished_s is None and started_s, off_rank_G and received (bytes to
+    each other rank, and from all of them) mean nothing.
     """
 
     collective: str
@@ -43,6 +45,15 @@ class Issue:
     finish: Callable[[list[Read | None], np.ndarray], None]
     asynchronous: bool
     finished_s: float | None = None
+    started_s: float = 0.0
+    off_rank_G: list[float] = field(default_factory=list)
+    received: float = 0.0
+
+    def exchange(self, resumed_s: float, waited_s: float) -> Exchange:
+        """What its rank saw of it."""
+        assert self.finished_s is not None
+        times = (resumed_s, self.ready_s, waited_s, self.started_s, self.finished_s)
+        return Exchange(self.collective, *times, self.off_rank_G, self.received, self.asynchronous)
 
 
 @dataclass
@@ -64,6 +75,7 @@ class Ranks:
         self._pending: list[deque[Meeting]] = []
         self._open: dict[tuple[int, ...], list[Meeting]] = {}
         self._aligned: list[int] = []
+        self._untold: list[deque[Issue]] = []
 
     @property
     def rank(self) -> int:
@@ -81,6 +93,7 @@ class Ranks:
         self._pending = [deque() for _ in simulations]
         self._open = {}
         self._aligned = [0] * len(simulations)
+        self._untold = [deque() for _ in simulations]
 
     def align(self) -> None:
         """Wait for all ranks; their devices go on at one moment."""
@@ -102,8 +115,29 @@ class Ranks:
             meetings.append(meeting := Meeting(members))
         meeting.issues[self.rank] = issue
         self._pending[self.rank].append(meeting)
+        self._untold[self.rank].append(issue)
         while self._finish_next(members):
             pass
+
+    def wait(self, issue: Issue) -> None:
+        """Let other ranks run until all have issued it; this rank's device goes on when it has finished.
+
+        Its clock is told of all that were issued up to it, which have finished too, in the order of issue.
+        """
+        self.turns.wait(
+            lambda: issue.finished_s is not None,
+            lambda: f"not all ranks of its group call the {issue.collective} that it is in",
+        )
+        line, told = self.simulation.timeline, self.clocks[self.rank].on_exchange
+        resumed_s, waited_s = line.resumed_s, line.now_s
+        while issue in self._untold[self.rank]:
+            first = self._untold[self.rank].popleft()
+            assert first.finished_s is not None
+            if told is not None:
+                told(first.exchange(resumed_s, max(waited_s, first.ready_s)))
+            waited_s = max(waited_s, first.finished_s)
+        assert issue.finished_s is not None
+        line.wait_for(issue.finished_s)
 
     def _finish_next(self, members: tuple[int, ...]) -> bool:
         """Finish the first collective of some rank that all its members have issued and have come to."""
@@ -134,14 +168,10 @@ class Ranks:
         volumes = network.volumes(name, sent_GG, meeting.members)
         finished_s = started_s + network.seconds(name, volumes, size)
         for place, (issue, line) in enumerate(zip(issues, timelines, strict=True)):
-            issue.finished_s = line.link_s = finished_s
+            issue.started_s, issue.finished_s, line.link_s = started_s, finished_s, finished_s
+            issue.off_rank_G, issue.received = sent_GG[place].tolist(), float(sent_GG[:, place].sum())
             if line.keep_events:
                 line.events.append(Event("link", name, started_s, finished_s - started_s))
-            told = self.clocks[line.rank].on_exchange
-            if told is not None:
-                sent_to_G, received = sent_GG[place].tolist(), float(sent_GG[:, place].sum())
-                times = (line.resumed_s, issue.ready_s, issue.ready_s, started_s, finished_s)
-                told(Exchange(name, *times, sent_to_G, received, issue.asynchronous))
 
 
 def _sent(issues: list[Issue]) -> np.ndarray:
@@ -168,13 +198,7 @@ class SimulatedWork(dist.Work):
         self._ranks, self._issue = ranks, issue
 
     def wait(self, timeout: timedelta | None = None) -> bool:
-        issue = self._issue
-        self._ranks.turns.wait(
-            lambda: issue.finished_s is not None,
-            lambda: f"not all ranks of its group call the {issue.collective} that it is in",
-        )
-        assert issue.finished_s is not None
-        self._ranks.simulation.timeline.wait_for(issue.finished_s)
+        self._ranks.wait(self._issue)
         return True
 
     def is_completed(self) -> bool:
@@ -209,7 +233,7 @@ class SimulatedGroup(dist.ProcessGroup):
     ) -> SimulatedWork:
         """Issue a collective; without received_from_G as much is received as sent."""
         simulation = self.ranks.simulation
-        ready_s = simulation.timeline.issue_collective()
+        ready_s = simulation.timeline.issue_collective(name)
         received_from_G = sent_to_G if received_from_G is None else received_from_G
         with _disable_current_modes():  # keeping books takes no rank's time
             read = None if brings is None else simulation.storages.read(brings)
@@ -236,6 +260,7 @@ class SimulatedGroup(dist.ProcessGroup):
         return self._issue("barrier", opts, None, lambda reads, sent_GG: None, self._equally(0))
 
     def allreduce(self, tensors: list[torch.Tensor], opts: Any) -> SimulatedWork:
+        _check_reduction(opts)
         (tensor,) = tensors
         sent = self._equally(2 * tensor.nbytes / self.size())  # a reduce-scatter, then an all-gather
         return self._issue("all_reduce", opts, tensor, self._writer(tensor, _reduce_into, opts.reduceOp.op), sent)
@@ -253,6 +278,7 @@ class SimulatedGroup(dist.ProcessGroup):
         return self._issue("broadcast", opts, tensor, finish, self._equally(tensor.nbytes if own else 0), received)
 
     def _allgather_base(self, output: torch.Tensor, input: torch.Tensor, opts: Any) -> SimulatedWork:
+        self._check_parts("all_gather", output, input)
         return self._issue("all_gather", opts, input, self._writer(output, _gather_into), self._equally(input.nbytes))
 
     def allgather(self, outputs: list[list[torch.Tensor]], inputs: list[torch.Tensor], opts: Any) -> SimulatedWork:
@@ -266,6 +292,8 @@ class SimulatedGroup(dist.ProcessGroup):
         return self._issue("all_gather", opts, input, finish, self._equally(input.nbytes))
 
     def _reduce_scatter_base(self, output: torch.Tensor, input: torch.Tensor, opts: Any) -> SimulatedWork:
+        self._check_parts("reduce_scatter", input, output)
+        _check_reduction(opts)
         finish = self._writer(output, _reduce_share_into, opts.reduceOp.op, self.rank(), self.size())
         return self._issue("reduce_scatter", opts, input, finish, self._equally(output.nbytes))
 
@@ -294,6 +322,13 @@ class SimulatedGroup(dist.ProcessGroup):
 
         return self._issue("all_to_all", opts, input, finish, sent, received)
 
+    def _check_parts(self, name: str, whole: torch.Tensor, part: torch.Tensor) -> None:
+        """Raise ValueError unless a tensor has room for a part of every rank."""
+        if whole.numel() != self.size() * part.numel():
+            raise ValueError(
+                f"{name}: {whole.numel()} elements are not those of {self.size()} ranks with {part.numel()} each"
+            )
+
     def _bytes(self, tensor: torch.Tensor, rows_G: list[int]) -> list[float]:
         """Bytes for or from each rank; without rows_G, as many for each."""
         rows_G = rows_G or [len(tensor) // self.size()] * self.size()
@@ -306,6 +341,13 @@ class SimulatedGroup(dist.ProcessGroup):
     all_gather_single = _allgather_base  # pyright: ignore[reportAssignmentType]
     reduce_scatter_single = _reduce_scatter_base  # pyright: ignore[reportAssignmentType]
     all_to_all_single = alltoall_base  # pyright: ignore[reportAssignmentType]
+
+
+def _check_reduction(opts: Any) -> None:
+    op = opts.reduceOp.op
+    if op not in REDUCTIONS:
+        known = ", ".join(known.name for known in REDUCTIONS)
+        raise ValueError(f"simulated ranks reduce with {known}; not with {op.name}")
 
 
 def _row_bytes(tensor: torch.Tensor) -> int:
@@ -324,9 +366,7 @@ def _reduced(parts: Sequence[torch.Tensor], op: Any) -> torch.Tensor:
     stacked = torch.stack(list(parts))
     if op == dist.ReduceOp.SUM:
         return stacked.sum(0, dtype=stacked.dtype)
-    if op in (dist.ReduceOp.MAX, dist.ReduceOp.MIN):
-        return stacked.amax(0) if op == dist.ReduceOp.MAX else stacked.amin(0)
-    raise ValueError(f"simulated ranks reduce values with SUM, MAX, MIN; not with {op}")
+    return stacked.amax(0) if op == dist.ReduceOp.MAX else stacked.amin(0)
 
 
 def _reduce_into(output: torch.Tensor, parts: Sequence[torch.Tensor], op: Any) -> torch.Tensor:

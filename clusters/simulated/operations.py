@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
+from torch.nn.functional import scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -20,6 +21,8 @@ from clusters.simulated.values import Read, Storages, covers_storage
 aten = torch.ops.aten
 META, CPU = torch.device("meta"), torch.device("cpu")
 OVERWRITES = {aten.copy_.default, aten.fill_.Scalar, aten.fill_.Tensor, aten.zero_.default}
+MAKERS = {torch.tensor, torch.as_tensor, torch.asarray}
+READERS = {torch.Tensor.tolist, torch.Tensor.numpy, torch.Tensor.__array__}
 BLANKS = {
     *(aten.empty.memory_format, aten.empty_strided.default, aten.empty_like.default),
     *(aten.new_empty.default, aten.new_empty_strided.default),
@@ -34,14 +37,33 @@ class Operation(NamedTuple):
     composite: bool
     view: bool
     writes: tuple[int | str, ...]  # its arguments that it changes: places, or names of those given by name
+    random: bool
 
 
 class OnDevice(TorchFunctionMode):
-    """Makes `torch.tensor(values, device=...)` keep its values, which torch drops on the meta device."""
+    """What torch does otherwise on the meta device than on a GPU before it comes to an operation.
+
+    `torch.tensor(values, device=...)` keeps its values, a number that is assigned stays on the host, attention is one
+    operation, and who asks for the values of a tensor that has none is told so.
+    """
+
+    def __init__(self, storages: Storages) -> None:
+        super().__init__()
+        self.storages = storages
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func in (torch.tensor, torch.as_tensor) and kwargs.get("device") is not None:
+        if func is torch.Tensor.__setitem__ and isinstance(args[2], int | float) and args[0].device == META:
+            return func(args[0], args[1], torch.tensor(args[2], dtype=args[0].dtype))
+        if func is scaled_dot_product_attention:
+            with torch._C._AutoDispatchBelowAutograd():  # where it is one operation still
+                return func(*args, **kwargs)
+        if func in READERS and args[0].device == META and self.storages.read(args[0]) is None:
+            raise values.NoValues
+        if func is torch.Tensor.new_tensor and args[0].device == META:
+            like, *args = args
+            func, kwargs = torch.tensor, {"dtype": like.dtype, "device": META, **kwargs}
+        if func in MAKERS and kwargs.get("device") is not None:
             device = torch.device(kwargs.pop("device"))
             return func(*args, **kwargs).to(device)
         return func(*args, **kwargs)
@@ -58,7 +80,7 @@ class Simulation(TorchDispatchMode):
     ) -> None:
         super().__init__()
         self.timeline, self.device, self.storages = timeline, device, storages
-        self._declared = declared
+        self._declared, self._draws = declared, 0
         self._precisions = {torch.float32: precision if precision in ("ieee", "tf32") else "ieee", **HALVES}
 
     @classmethod
@@ -90,7 +112,7 @@ class Simulation(TorchDispatchMode):
             self._charge(func, args, inputs, [])
             return out
         out = _shaped(func, args, kwargs)
-        outputs = [out] if isinstance(out, torch.Tensor) else list(out)
+        outputs: list[torch.Tensor] = [out] if isinstance(out, torch.Tensor) else list(out or ())
         self._hold(outputs, self._values(func, inputs, args, kwargs, outputs))
         self._charge(func, args, inputs, outputs)
         return out
@@ -112,7 +134,14 @@ class Simulation(TorchDispatchMode):
         read_args, read_kwargs = reads
         if "device" in read_kwargs:
             read_kwargs = {**read_kwargs, "device": CPU}
-        return values.call(func, read_args, read_kwargs, outputs)
+        return values.call(self._drawn(func, _known(func)), read_args, read_kwargs, outputs)
+
+    def _drawn(self, func: Any, known: Operation) -> Any:
+        """A random operation with its seed, which is another one each time; all ranks draw alike."""
+        if not known.random:
+            return func
+        self._draws += 1
+        return Drawn(func, self._draws)
 
     def _hold(self, outputs: Sequence[torch.Tensor], contents: Sequence[values.Value | None]) -> None:
         for output, content in zip(outputs, contents, strict=True):
@@ -142,11 +171,12 @@ class Simulation(TorchDispatchMode):
             target = kwargs.get(place) if by_name else args[place] if place < len(args) else None
             if target is None or target.device != META:
                 continue
-            rest = {name: value for name, value in kwargs.items() if name != place}
+            rest = {name: value for name, value in kwargs.items() if name not in known.writes}
             reads = self._reads((args if by_name else args[1:], rest))
             overwrites = by_name or func in OVERWRITES
-            operation = Into(func, place) if by_name else func
-            self.overwrite(target, operation, reads, overwrites)
+            others = [name for name in known.writes if isinstance(name, str) and name != place]
+            operation = Into(func, place, tuple((name, kwargs[name].dtype) for name in others)) if by_name else func
+            self.overwrite(target, self._drawn(operation, known), reads, overwrites)
 
     def overwrite(self, target: torch.Tensor, function: Any, reads: Any, overwrites: bool = True) -> None:
         """`function(target, *args, **kwargs)`, reads being the two of them or None where they have no values."""
@@ -187,6 +217,8 @@ class Simulation(TorchDispatchMode):
         return self.device.grouped_s(product.kernel, rows_e, product.n, product.k, self._precision(product.weight))
 
     def _precision(self, tensor: torch.Tensor) -> str:
+        if tensor.dtype not in self._precisions:
+            raise ValueError(f"a described device has no time for matrix products in {tensor.dtype}")
         return self._precisions[tensor.dtype]
 
     # Operations whose time or result depends on values.
@@ -220,10 +252,15 @@ class Simulation(TorchDispatchMode):
             self.timeline.compute("copy_to_host", self.device.transfer_s(source.nbytes))
             self.timeline.synchronise()
             return func(target, self.peek(source))
+        if target.device == META and source.device == CPU and source.dim() > 0:
+            func(target, _shapes(source))
+            self._write(func, _known(func), args, kwargs)
+            self.timeline.compute("copy_to_device", self.device.transfer_s(source.nbytes))
+            return target
         return self._carry_out(func, _known(func), args, kwargs)
 
     def _measure(self, func: Any, args: Any, kwargs: Any) -> Any:
-        """Operations whose results have a length that the host knows only once the device has counted."""
+        """Operations whose results are on the host, or have a length that it knows only once the device has counted."""
         inputs = _tensors(args, kwargs)
         if all(tensor.device != META for tensor in inputs):
             return func(*args, **kwargs)
@@ -231,9 +268,11 @@ class Simulation(TorchDispatchMode):
         self.timeline.synchronise()
         real_args, real_kwargs = self._peeked((args, kwargs))
         found = func(*real_args, **real_kwargs)
+        if isinstance(found, bool):
+            return found
         outputs = [torch.empty_like(one, device=META) for one in (found if isinstance(found, tuple) else (found,))]
-        reads = self._reads((args, kwargs))
-        self._hold(outputs, values.call(func, *reads, outputs))
+        read_args, read_kwargs = self._reads((args, kwargs))
+        self._hold(outputs, values.call(func, read_args, read_kwargs, outputs))
         return tuple(outputs) if isinstance(found, tuple) else outputs[0]
 
     def _peeked(self, args: Any) -> Any:
@@ -244,10 +283,14 @@ class Simulation(TorchDispatchMode):
         return {name: self._peeked(value) for name, value in args.items()} if isinstance(args, dict) else args
 
     def _index(self, func: Any, args: Any, kwargs: Any) -> Any:
-        """Masks are turned into the places that they have, which the host waits for."""
+        """Masks are turned into the places that they have, which the host waits for; a number needs no places."""
         tensor, indices, *rest = args
         if not any(index is not None and index.dtype in (torch.bool, torch.uint8) for index in indices):
             return self._carry_out(func, _known(func), args, kwargs)
+        if func in PUTS and _fills(indices, *rest):
+            (mask,), missing = indices, tensor.dim() - indices[0].dim()
+            with self:
+                return tensor.masked_fill_(mask.view(*mask.shape, *[1] * missing), rest[0].item())
         places = []
         for index in indices:
             if index is not None and index.dtype in (torch.bool, torch.uint8):
@@ -277,13 +320,30 @@ class Simulation(TorchDispatchMode):
 
 
 class Into(NamedTuple):
-    """An operation that writes its result where it is told by name, as a function of that place."""
+    """An operation that writes a result where it is told by name, as a function of that place.
+
+    others: the names and types of its other results.
+    """
 
     func: Any
     name: str
+    others: tuple[tuple[str, torch.dtype], ...] = ()
 
-    def __call__(self, target: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        return self.func(*args, **{self.name: target}, **kwargs)
+    def __call__(self, target: torch.Tensor, *args: Any, **kwargs: Any) -> None:
+        blank = {name: torch.empty(0, dtype=dtype) for name, dtype in self.others}
+        self.func(*args, **{self.name: target}, **blank, **kwargs)
+
+
+class Drawn(NamedTuple):
+    """An operation that draws random numbers, from a seed of its own whenever it is carried out."""
+
+    func: Any
+    seed: int
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        with torch.random.fork_rng(devices=()):
+            torch.manual_seed(self.seed)
+            return self.func(*args, **kwargs)
 
 
 SPECIAL: dict[Any, Callable[..., Any]] = {
@@ -294,6 +354,9 @@ SPECIAL: dict[Any, Callable[..., Any]] = {
     aten.bincount.default: Simulation._measure,
     aten.masked_select.default: Simulation._measure,
     aten._unique2.default: Simulation._measure,
+    aten.unique_dim.default: Simulation._measure,
+    aten.equal.default: Simulation._measure,
+    aten.allclose.default: Simulation._measure,
     aten.unique_consecutive.default: Simulation._measure,
     aten.index.Tensor: Simulation._index,
     aten.index_put_.default: Simulation._index,
@@ -301,6 +364,7 @@ SPECIAL: dict[Any, Callable[..., Any]] = {
     aten.repeat_interleave.Tensor: Simulation._repeat,
     aten.scaled_dot_product_attention.default: Simulation._attend,
 }
+PUTS = {aten.index_put_.default, aten._index_put_impl_.default}
 _operations: dict[Any, Operation] = {}
 _layouts: dict[Any, tuple[type | None, list[tuple[Any, Any, torch.dtype]]]] = {}  # by operation and arguments
 
@@ -314,9 +378,16 @@ def _known(func: Any) -> Operation:
             if argument.alias_info is not None and argument.alias_info.is_write
         )
         composite = torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CompositeImplicitAutograd")
-        view = func is aten._unsafe_view.default or (func.is_view and not writes)
-        _operations[func] = Operation(composite, view, writes)
+        # Some change the shape of their argument only.
+        view = func is aten._unsafe_view.default or (func.is_view and not writes) or torch.Tag.inplace_view in func.tags
+        random = torch.Tag.nondeterministic_seeded in func.tags
+        _operations[func] = Operation(composite, view, writes, random)
     return _operations[func]
+
+
+def _fills(indices: Sequence[Any], value: torch.Tensor, accumulate: bool = False, *unsafe: bool) -> bool:
+    """Whether `index_put_` only fills what one mask marks with a number of the host, as torch finds too."""
+    return len(indices) == 1 and value.device == CPU and value.numel() == 1 and not accumulate
 
 
 def _tensors(args: Any, kwargs: Any) -> list[torch.Tensor]:
@@ -334,13 +405,13 @@ def _shaped(func: Any, args: Any, kwargs: Any) -> Any:
     key = (func, _signature(args), _signature(kwargs) if kwargs else None)
     if (layouts := _layouts.get(key)) is None:
         out = func(*_shapes(args), **_shapes(kwargs))
-        tensors = [out] if isinstance(out, torch.Tensor) else list(out)
+        tensors = [out] if isinstance(out, torch.Tensor) else list(out or ())
         kind = None if isinstance(out, torch.Tensor) else type(out)
         _layouts[key] = kind, [(tuple(one.shape), one.stride(), one.dtype) for one in tensors]
         return out
     kind, sizes = layouts
     made = [torch.empty_strided(size, stride, dtype=dtype, device=META) for size, stride, dtype in sizes]
-    return made[0] if kind is None else kind(made)
+    return made[0] if kind is None else kind(made) if made else None
 
 
 def _signature(args: Any) -> Any:

@@ -44,7 +44,7 @@ class GroupedProduct(Protocol):
     def weight(self) -> torch.Tensor: ...
 
 
-# Reads as many elements of its first argument as it writes.
+# Reads as many elements of its first argument as it writes, but none twice from memory.
 GATHERS = {
     aten.index.Tensor,
     aten.index_select.default,
@@ -92,7 +92,8 @@ def work_of(func: Any, inputs: list[torch.Tensor], outputs: list[torch.Tensor]) 
         times, launches = SEVERAL[func]
         return Work(times * sum(map(stored_bytes, inputs)), launches)
     if func in GATHERS:
-        return Work(2 * outputs[0].nbytes + sum(map(stored_bytes, inputs[1:])), 1)
+        read = min(outputs[0].nbytes, stored_bytes(inputs[0]))
+        return Work(read + outputs[0].nbytes + sum(map(stored_bytes, inputs[1:])), 1)
     if func in SCATTERS:
         given = sum(map(stored_bytes, inputs[1:]))
         return Work(given + max([each.nbytes for each in inputs[1:]], default=0), 1)

@@ -13,6 +13,7 @@ class Host(Protocol):
     """What the processor that issues work pays, in microseconds; synchronous: it is the device itself."""
 
     operation_us: float
+    launch_us: float
     view_us: float
     collective_us: float
     synchronise_us: float
@@ -50,18 +51,16 @@ class Timeline:
 
     def view(self) -> None:
         """The host computes a shape; nothing is launched."""
-        self.host_s += 1e-6 * self.host.view_us
+        self._issue("view", self.host.view_us)
 
     def compute(self, name: str, seconds: float, launches: int = 1) -> None:
         """Issue an operation of so many kernels that keep the device busy for so long."""
-        issued_s = self.host_s
-        self.host_s += 1e-6 * self.host.operation_us * launches
+        self._issue(name, self.host.operation_us + (launches - 1) * self.host.launch_us)
         start_s = self.now_s
         self.device_s = start_s + seconds
         if self.host.synchronous:
             self.host_s = self.device_s
         if self.keep_events:
-            self.events.append(Event("host", name, issued_s, start_s - issued_s if self.host.synchronous else 0.0))
             self.events.append(Event("device", name, start_s, seconds))
 
     def synchronise(self) -> None:
@@ -73,10 +72,16 @@ class Timeline:
         if self.keep_events:
             self.events.append(Event("host", "synchronise", waited_s, self.host_s - waited_s))
 
-    def issue_collective(self) -> float:
+    def issue_collective(self, name: str) -> float:
         """The host hands a collective over; returns when the device reaches it."""
-        self.host_s += 1e-6 * self.host.collective_us
+        self._issue(name, self.host.collective_us)
         return self.now_s
+
+    def _issue(self, name: str, cost_us: float) -> None:
+        """The host is busy for so long."""
+        if self.keep_events and cost_us:
+            self.events.append(Event("host", name, self.host_s, 1e-6 * cost_us))
+        self.host_s += 1e-6 * cost_us
 
     def wait_for(self, finished_s: float) -> None:
         """The device goes on when a collective has finished; a host that is the device waits with it."""

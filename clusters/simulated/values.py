@@ -143,7 +143,7 @@ class Storages:
         known = self._known.get(tensor.untyped_storage()._cdata)
         if known is None or known[0] is None:
             return None
-        return Read(known[0], tensor.dtype, tuple(tensor.shape), tensor.stride(), tensor.storage_offset())
+        return Read(known[0], tensor.dtype, tuple(tensor.shape), tensor.stride(), int(tensor.storage_offset()))
 
     def peek(self, tensor: torch.Tensor) -> torch.Tensor:
         """The real content of a tensor, not to be changed; NoValues where there is none."""
@@ -197,4 +197,4 @@ def _key(args: Any) -> Any:
         return tuple((name, _key(value)) for name, value in args.items())
     if isinstance(args, torch.Tensor):
         return id(args), next(_serials)  # on the host, where it may change: never the same
-    return (type(args), args)  # 1, True and 1.0 are equal
+    return (type(args), str(args) if isinstance(args, float) else args)  # 1, True and 1.0 are equal, and 0.0 and -0.0

@@ -19,7 +19,9 @@ def load(path: Path) -> Any:
     return instantiate(node)
 
 
-NETWORKS = {path.stem: load(path) for path in sorted(CONF.glob("*.yaml")) if not path.stem.startswith("nodes_")}
+NETWORKS = {
+    path.stem: load(path) for path in sorted(CONF.glob("*.yaml")) if not path.stem.startswith(("nodes_", "matched"))
+}
 # 0 us for no bytes, 10 us for 1000, 30 us for 3000 and then 2 GB/s: 0.5 us for another 1000.
 TABLE = Network("table", points=((0, 0), (1000, 10), (3000, 30)), bandwidth_gbs=2)
 

@@ -7,7 +7,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 
 from experiments.plan import Plan, Point, make_plan
-from experiments.run import Job, experiment_points, sweep_points
+from experiments.run import Job, experiment_points, sweep_points, with_implied
 from tests.experiments.tiny import CONF, configuration
 
 BASE = configuration("experiment=fig3", "experiment.twin=null")
@@ -120,13 +120,21 @@ def test_no_points():
         make_plan([])
 
 
+def composed(*overrides: str) -> list[Point]:
+    with initialize_config_dir(CONF, version_base="1.3"):
+        return experiment_points(compose("config", list(overrides)), list(overrides))
+
+
+def ran_here(points: list[Point]) -> list[Point]:
+    """Without the panels that are simulated beside them."""
+    return [point for point in points if not point.panel.endswith("_simulated")]
+
+
 @pytest.mark.parametrize(("experiment", "num_points"), [("fig3", 9), ("fig3a", 6), ("fig3b", 4), ("single", 1)])
 def test_experiments_of_the_paper(experiment, num_points):
     """Figure 3 has 6 and 4 points, of which one, 128 experts and batch 250, is in both panels."""
     overrides = [f"experiment={experiment}", "scale=paper", "tier=quick"]
-    with initialize_config_dir(CONF, version_base="1.3"):
-        found = experiment_points(compose("config", overrides), overrides)
-    plan = make_plan(found)
+    plan = make_plan(ran_here(composed(*overrides)))
     assert len(plan.launches) == 3 * num_points
     if experiment == "fig3":
         published = [[point["published_x"] for point in panel["points"]] for panel in plan.document["panels"]]
@@ -138,9 +146,7 @@ def test_experiments_of_the_paper(experiment, num_points):
 
 
 def test_laptop_divides_the_batches_of_the_paper():
-    overrides = ["experiment=fig3b"]
-    with initialize_config_dir(CONF, version_base="1.3"):
-        found = experiment_points(compose("config", overrides), overrides)
+    found = ran_here(composed("experiment=fig3b"))
     assert [(point.x, point.published_x) for point in found] == [(1, 10), (10, 100), (25, 250), (45, 450)]
     assert [point.configs[0]["batch_size"] for point in found] == [1, 10, 25, 45]
     assert all(Path(config["out"]).name == "fig3b" for point in found for config in point.configs)
@@ -269,3 +275,45 @@ def test_launches_that_differ_in_cluster_network_or_router_only_are_neighbours()
     assert all(one[0] == other[0] and one[1] != other[1] for one, other in pairs)
     repetitions = [tuple(order[i : i + 8]) for i in (0, 8, 16)]
     assert len(set(repetitions)) == 3 and len({pair[0][1] for pair in pairs}) == 2
+
+
+MAKE = ("experiment=fig3", "scale=laptop", "cluster=emulated", "cluster.device=cpu", "tier=quick")
+
+
+def test_a_pinned_panel_keeps_its_cluster_and_scale_whatever_is_typed():
+    points = composed(*MAKE, "tier.iterations=9", "cluster.world_size=2")
+    simulated = [point for point in points if point.panel.endswith("_simulated")]
+    assert len(simulated) == 6 + 4 == len(ran_here(points))
+    for config in (config for point in simulated for config in point.configs):
+        assert (config["cluster"]["kind"], config["cluster"]["device"], config["cluster"]["world_size"]) == (
+            *("simulated", "cuda"),
+            4,
+        )
+        assert (config["model"]["d_model"], config["precision"], config["tier"]["iterations"]) == (768, "tf32", 1)
+    batches = [point.x for point in simulated if point.panel == "fig3b_simulated"]
+    assert batches == [10, 100, 250, 450]  # the pinned scale divides by 1
+    assert [point.x for point in ran_here(points) if point.panel == "fig3b"] == [1, 10, 25, 45]
+    assert {config["cluster"]["world_size"] for point in ran_here(points) for config in point.configs} == {2}
+
+
+def test_what_is_typed_reaches_a_pinned_panel_where_it_is_not_pinned():
+    points = composed(*MAKE, "seq_len=12", "experiment.systems=[ep]")
+    assert {config["seq_len"] for point in points for config in point.configs} == {12}
+    assert {config["system"]["name"] for point in points for config in point.configs} == {"ep"}
+
+
+@pytest.mark.parametrize("typed", ["cluster=simulated", "cluster=torchrun"])
+def test_pinned_panels_are_left_out(typed, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    points = composed("experiment=fig3", *with_implied([typed]))
+    assert {point.panel for point in points} == {"fig3a", "fig3b"}
+
+
+def test_simulated_launches_come_first_and_once_without_a_twin():
+    plan = make_plan(composed(*MAKE))
+    kinds = [plan.cells[ids[0]].cluster.kind for ids in plan.launches]
+    assert kinds == ["simulated"] * 9 + ["emulated"] * 27
+    simulated = [cell for cell in plan.cells.values() if cell.cluster.kind == "simulated"]
+    assert {cell.launch for cell in simulated} == {0} and not any(cell.twin for cell in simulated)
+    told = {key: plan.document[key] for key in ("twin", "scale", "tier", "campaign")}
+    assert told == {"twin": "moeshard", "scale": "laptop", "tier": "quick", "campaign": "fig3-laptop-quick-seed0"}

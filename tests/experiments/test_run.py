@@ -81,7 +81,7 @@ def test_a_multirun_is_one_campaign(tmp_path):
 def test_ctrl_c_keeps_what_is_measured_and_the_same_command_goes_on(tmp_path):
     arguments = [
         *(key for key in TINY if "num_experts" not in key),
-        "experiment=fig3a",
+        "experiment=fig4",
         "system=moeshard",
         "experiment.twin=null",
         f"out={tmp_path}",
@@ -97,6 +97,23 @@ def test_ctrl_c_keeps_what_is_measured_and_the_same_command_goes_on(tmp_path):
     assert 0 < kept < 6 and f"interrupted: {kept} of 6 cells are stored" in out
     status, out, _ = run(*arguments)
     assert status == 0 and f"{kept} cells stored already" in out and states(tmp_path) == ["ok"] * 6
+
+
+def test_a_matched_network_is_shown_and_the_same_command_goes_on_without_measuring(tmp_path, monkeypatch):
+    arguments = [*TINY, "network=matched", "engine=loop", f"out={tmp_path / 'out'}"]
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    status, out, err = run(*arguments)
+    assert status == 0, out + err
+    shown = out.splitlines()[0]
+    assert shown.startswith("network matched: this machine's core (") and shown.endswith(" : 235 GB/s (R = 5.6)")
+    assert "The network keeps this ratio: this machine's core (" in " ".join(out.split())
+    rates = plan_of(tmp_path / "out")["core_flops_per_s"]
+    (kept,) = tmp_path.glob("cache/*/cores.json")
+    kept.unlink()
+    status, out, _ = run(*arguments)
+    assert status == 0 and "1 cells stored already" in out and states(tmp_path / "out") == ["ok"]
+    assert plan_of(tmp_path / "out")["core_flops_per_s"] == rates
+    assert not kept.exists()
 
 
 def test_inside_torchrun(tmp_path):

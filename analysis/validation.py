@@ -1,0 +1,174 @@
+"""How far a described device is from the real one: published runs beside the same runs, simulated.
+
+`python -m analysis.validation CAMPAIGN` reads a campaign of experiment=validate, writes its table and figure into
+docs/, and the error that reports of simulated campaigns go by into devices/validated.json.
+"""
+
+import argparse
+import json
+import sys
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from analysis.fidelity import replace_block
+from analysis.figures.validation import plot_validation
+from analysis.frames import select
+from analysis.load import Campaign, load_campaign
+from analysis.model_error import VALIDATED
+from analysis.reduce import reduce_cell
+from analysis.reference import load_reference
+from analysis.stats import median_of
+
+DOCUMENT = Path(__file__).parents[1] / "docs" / "validation.md"
+# Systems that run the published programs, and what those are called in results/reference/paper_runs.csv.
+PROGRAMS = {
+    "deepspeed": ("deepspeed", "deepspeed"),
+    "moeshard_authors": ("moeshard", "megablocks"),
+    "moeshard_authors_loop": ("moeshard", "loop"),
+}
+# The runs that constants of conf/device/a100_sxm.yaml were chosen on: (program, experts, batch size).
+FITTED = {
+    ("moeshard_authors", 128, 10),
+    ("moeshard_authors", 128, 250),
+    ("moeshard_authors_loop", 128, 10),
+    ("moeshard_authors_loop", 128, 100),
+    ("moeshard_authors_loop", 256, 250),
+}
+METRICS = {"layer_moe_ms": "layer", "ttft_ms": "TTFT"}
+KEYS = ["system", "num_experts", "batch_size"]
+
+
+def compare(campaign: Campaign, published: pd.DataFrame) -> pd.DataFrame:
+    """A row for each run: both times, published and simulated, in ms, their relative errors, and whether it was fitted.
+
+    Raises ValueError for a run that has no numbers.
+    """
+    rows = []
+    for cell, run in campaign.runs.items():
+        if run["state"] != "ok":
+            raise ValueError(f"{run['system']} at {run['point']} has no times: {run['reason']}")
+        key = (run["system"], run["point"]["num_experts"], run["point"]["batch_size"])
+        real, ours = published_times(published, *key), simulated_times(campaign, cell)
+        row: dict[str, Any] = dict(zip(KEYS, key, strict=True)) | {"fitted": key in FITTED}
+        for metric in METRICS:
+            row |= {f"{metric}/published": real[metric], f"{metric}/simulated": ours[metric]}
+            row[f"{metric}/error"] = ours[metric] / real[metric] - 1
+        rows.append(row)
+    order = list(PROGRAMS)
+    return pd.DataFrame(rows).sort_values(KEYS, key=lambda c: c.map(order.index) if c.name == "system" else c)
+
+
+def published_times(runs: pd.DataFrame, system: str, num_experts: int, batch_size: int) -> dict[str, float]:
+    """The medians of a published run: the slowest rank's forward pass, and its layers."""
+    name, engine = PROGRAMS[system]
+    (row,) = select(runs, system=name, engine=engine, num_experts=num_experts, batch_size=batch_size).to_dict("records")
+    layers = [value for column, value in row.items() if str(column).startswith("layer")]
+    return {"ttft_ms": float(row["ttft_max_rank_median_ms"]), "layer_moe_ms": float(np.median(layers))}
+
+
+def simulated_times(campaign: Campaign, cell: str) -> dict[str, float]:
+    """The same medians of a simulated cell."""
+    reduced = reduce_cell(campaign.frames[cell], campaign.runs[cell]["point"]["world_size"])
+    return {metric: float(median_of(reduced[metric])) for metric in METRICS}
+
+
+def summary(runs: pd.DataFrame) -> dict[str, dict[str, float]]:
+    """By metric, of the runs that were not fitted: median and worst error, and that of a ratio of two runs of a point.
+
+    ratio: what nine in ten of those errors are within.
+    """
+    held_out = runs.loc[~runs["fitted"]]
+    found = {}
+    for metric in METRICS:
+        errors = held_out[f"{metric}/error"].abs()
+        known = {
+            "median": errors.median(),
+            "worst": errors.max(),
+            "ratio": float(np.quantile(ratios(runs, metric), 0.9)),
+        }
+        found[metric] = {name: round(float(value), 4) for name, value in known.items()} | {"runs": len(held_out)}
+    return found
+
+
+def ratios(runs: pd.DataFrame, metric: str) -> np.ndarray:
+    """The errors of all ratios of two programs at one point that are not both of fitted runs, as positive shares."""
+    found = []
+    for _, point in runs.groupby(["num_experts", "batch_size"]):
+        for one, other in combinations(point.to_dict("records"), 2):
+            if not (one["fitted"] and other["fitted"]):
+                found.append(abs(np.log((1 + one[f"{metric}/error"]) / (1 + other[f"{metric}/error"]))))
+    return np.expm1(np.array(found))
+
+
+def orders(runs: pd.DataFrame, metric: str, least: float = 0.1) -> tuple[int, int]:
+    """(in how many comparisons of two programs at one point the order is right, of how many that differ by `least`)."""
+    right = total = 0
+    for _, point in runs.groupby(["num_experts", "batch_size"]):
+        for one, other in combinations(point.to_dict("records"), 2):
+            real, ours = (one[f"{metric}/{of}"] / other[f"{metric}/{of}"] for of in ("published", "simulated"))
+            if abs(np.log(real)) > np.log1p(least):
+                total, right = total + 1, right + ((real > 1) == (ours > 1))
+    return right, total
+
+
+def table(runs: pd.DataFrame) -> str:
+    """The runs one by one, in Markdown."""
+    lines = [
+        "| program | experts | batch | layer, published | simulated | error | TTFT, published | simulated | error | |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for run in runs.to_dict("records"):
+        times = " | ".join(
+            f"{run[f'{name}/published']:.1f} | {run[f'{name}/simulated']:.1f} | {100 * run[f'{name}/error']:+.1f} %"
+            for name in METRICS
+        )
+        fitted = "fitted" if run["fitted"] else ""
+        lines.append(f"| {run['system']} | {run['num_experts']} | {run['batch_size']} | {times} | {fitted} |")
+    return "\n".join(lines)
+
+
+def sentences(runs: pd.DataFrame) -> str:
+    """What the table comes to."""
+    found = summary(runs)
+    lines = []
+    for metric, name in METRICS.items():
+        known, (right, total) = found[metric], orders(runs, metric)
+        median, worst, ratio = (f"{100 * known[share]:.1f} %" for share in ("median", "worst", "ratio"))
+        lines.append(
+            f"- **{name}**: the {known['runs']:.0f} runs that were not fitted are wrong by {median} in the median and "
+            f"{worst} at worst. The order of two programs is right in {right} of {total} comparisons that differ by "
+            f"more than 10 %. Nine in ten ratios of two programs are within {ratio}: simulated systems nearer to one "
+            "another than that are a tie."
+        )
+    return "\n".join(lines)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Write table, figure and errors; 2 where the campaign cannot be used."""
+    parser = argparse.ArgumentParser(prog="python -m analysis.validation", description=__doc__)
+    parser.add_argument("campaign", type=Path)
+    parser.add_argument("--document", type=Path, default=DOCUMENT)
+    parser.add_argument("--errors", type=Path, default=VALIDATED)
+    given = parser.parse_args(arguments)
+    try:
+        campaign = load_campaign(given.campaign)
+        runs = compare(campaign, load_reference().runs)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    device = next(iter(campaign.runs.values()))["config"]["device"]["name"]
+    known = json.loads(given.errors.read_text()) if given.errors.exists() else {}
+    given.errors.write_text(json.dumps(known | {device: summary(runs)}, indent=1) + "\n")
+    text = replace_block(given.document.read_text(), device, f"{sentences(runs)}\n\n{table(runs)}")
+    given.document.write_text(text)
+    plot_validation(runs, given.document.parent / "figures" / f"validation_{device}")
+    print(sentences(runs))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
