@@ -10,8 +10,8 @@ is the same for all systems. The others bound the work that a system chose, its 
 
 Flops and bytes are counted, not measured. The ceilings are the best that any launch of the campaign measured: one that
 was disturbed just then would make the bounds of its cells too long. Transfers are the network model's times of the
-recorded collectives, known on emulated and simulated clusters only. The experts' matrix products are all that counts as computation:
-routing and permuting are what a bound asks to be free.
+recorded collectives, known on emulated and simulated clusters only. The experts' matrix products are all that counts as
+computation: routing and permuting are what a bound asks to be free.
 Shape letters: I iterations, L MoE layers, G ranks.
 """
 

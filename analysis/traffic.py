@@ -13,6 +13,7 @@ import argparse
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -69,8 +70,8 @@ def collectives_of(campaign: Campaign, cell: str) -> Iterator[tuple[str, str, np
         raise ValueError(f"cell {cell} has no recorded collectives; emulated and simulated cells have")
     if set(frame["ranks"]) != {ranks}:
         raise ValueError(f"cell {cell} has collectives among some of its {ranks} ranks; only those of all are exported")
-    for _, rows in frame.groupby(["iteration", "layer"]):
-        iteration, layer = rows["iteration"].iloc[0], rows["layer"].iloc[0]
+    groups: Any = frame.groupby(["iteration", "layer"])
+    for (iteration, layer), rows in groups:
         for k, (_, each) in enumerate(rows.groupby("sequence")):
             each = each.sort_values("rank")
             collective, section = each["collective"].iloc[0], each["section"].iloc[0]

@@ -122,11 +122,9 @@ def cell_text(row: Mapping | None, columns: int) -> str:
     without = "".join(f"\nno {system_name(system)}" for system in row["without"])
     if row["verdict"] == ALONE:
         return f"only {head}{without}"
-    interval = (
-        f"\n[{times(row['low'])[:-1]}, {times(row['high'])[:-1]}]"
-        if 0 < row["low"] < row["high"] and columns <= 8
-        else ""
-    )
+    interval = ""
+    if 0 < row["low"] < row["high"] and columns <= 8:
+        interval = f"\n[{times(row['low'])[:-1]}, {times(row['high'])[:-1]}]"
     return f"{head}\n{times(row['margin'])}{interval}{without}"
 
 
