@@ -27,7 +27,7 @@ SAME_RATE = {"fp16": "bf16"}
 OUTPUT_EXPOSED = (
     0.5  # of the writing of a large bf16 product, what its multiplying does not hide (A100, H100: 0.2 to 0.8)
 )
-TF32_ROWS, TF32_COLUMNS = (16, 128), 128  # of a tile
+TF32_ROWS, TF32_COLUMNS, TF32_DEPTH = (16, 128), 128, 768  # of a tile
 LARGE = 8192  # side of a product that reaches the rate of large ones
 IEEE_SHARE = 0.93  # of the peak that a large fp32 product reaches without tensor cores
 IEEE_TILES = {128: 1.0, 64: 0.85, 32: 0.6}  # side of a tile -> share of a large tile's rate
@@ -223,12 +223,15 @@ class Device:
         return self._grids["bf16"].seconds(m, n, 2 * k) + OUTPUT_EXPOSED * self._stream_s(2 * m * n)
 
     def _lone_tile_s(self, m: int, n: int, k: int) -> float:
-        """A tf32 product of so few tiles that half of the multiprocessors are idle: the time of one; 0 for others."""
+        """A tf32 product of so few tiles that half of the multiprocessors are idle: the time of one; 0 for others.
+
+        A depth beyond TF32_DEPTH, the largest that the constant was fitted to, is split among those that are idle.
+        """
         rows = next((rows for rows in TF32_ROWS if m <= rows), TF32_ROWS[-1])
         if ceil(m / rows) * ceil(n / TF32_COLUMNS) >= self.multiprocessors / 2:
             return 0.0
         rate = 2 * LARGE**3 / self._bf16_s(LARGE, LARGE, LARGE) / self.multiprocessors
-        return self.memory_s(0) + 2 * rows * TF32_COLUMNS * k / (rate * self._lone_share)
+        return self.memory_s(0) + 2 * rows * TF32_COLUMNS * min(k, TF32_DEPTH) / (rate * self._lone_share)
 
     def _stream_s(self, num_bytes: float) -> float:
         """Of bytes alone, without the fixed time of a kernel."""

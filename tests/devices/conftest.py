@@ -16,7 +16,7 @@ def device_of() -> Callable[..., Device]:
 
     def build(name: str, *overrides: str) -> Device:
         with initialize_config_dir(str(CONF), version_base="1.3"):
-            config = compose("config", [f"+device={name}", *overrides])
+            config = compose("config", [f"device={name}", *overrides])
         return instantiate(config.device)
 
     return build
