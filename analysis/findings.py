@@ -115,7 +115,9 @@ def simulated_where(run: dict, ranks: str) -> list[str]:
 
 def listed(values: Iterable[object]) -> str:
     """Distinct values in order, with slashes between them."""
-    return "/".join(sorted({str(value) for value in values}))
+    return "/".join(
+        sorted({str(value) for value in values}, key=lambda text: (len(text) if text.isdigit() else 0, text))
+    )
 
 
 def measured_where(run: dict, ranks: str) -> list[str]:
