@@ -36,6 +36,12 @@ def simulated(fig3):
     return lambda **options: fig3(**once | options)
 
 
+@pytest.fixture(autouse=True)
+def not_validated(tmp_path, monkeypatch):
+    """No described device has been validated, whatever the repository says, unless a test asks for `validated`."""
+    monkeypatch.setattr(model_error, "VALIDATED", tmp_path / "absent.json")
+
+
 @pytest.fixture
 def validated(tmp_path, monkeypatch):
     """The described device of the tests as one that was validated."""

@@ -104,7 +104,7 @@ def test_three_curves_a_panel_and_the_first_of_the_report(mixed, validated):
     (picture,) = draw_panel(findings, first)
     svg = picture.svg.read_text()
     titles = ("published, 4×A100", "simulated, a100_sxm", "emulated here")
-    assert all(title in svg for title in titles) and "MoEShard as published" in svg
+    assert all(title in svg for title in titles) and "its authors' program" in svg
     console = Console(record=True, width=120)
     render(mixed, console)
     text, html = console.export_text(), (mixed / "report.html").read_text()
