@@ -20,7 +20,9 @@ def load(path: Path) -> Any:
 
 
 NETWORKS = {
-    path.stem: load(path) for path in sorted(CONF.glob("*.yaml")) if not path.stem.startswith(("nodes_", "matched", "device"))
+    path.stem: load(path)
+    for path in sorted(CONF.glob("*.yaml"))
+    if not path.stem.startswith(("nodes_", "matched", "device"))
 }
 # 0 us for no bytes, 10 us for 1000, 30 us for 3000 and then 2 GB/s: 0.5 us for another 1000.
 TABLE = Network("table", points=((0, 0), (1000, 10), (3000, 30)), bandwidth_gbs=2)
