@@ -83,7 +83,7 @@ class Device:
     multiplies in. peak_tflops: by precision, of the data sheet or measured. multiprocessors: that share a product's
     tiles. host: what issuing costs. grouped: options of `Grouped` for each kernel; `batched` is a batched product.
     matmul_share, memory_share: of the tables' rates, what programs reach of them (1 if nobody has fitted them).
-    lone_share: of a large product's rate, what the tiles of a tf32 product reach that leaves most of the device idle.
+    lone_share: of a large tf32 product's rate, what one of its tiles reaches by itself.
     tables: name of devices/tables/NAME.json, what was measured. within_node: the network where those have no
     collectives. between_nodes: the link of one adapter per device. source: where all that comes from.
     """
@@ -145,6 +145,10 @@ class Device:
         filled = {tile: int((-(-rows_e // tile)).sum()) * tile for tile in spec.tiles}
         moved = len(rows_e) * n * k + int(rows_e.sum()) * (n + k)
         return 1e-6 * spec.expert_us * len(rows_e) + self._tiled_s(spec, filled, moved, n, k, precision)
+
+    def is_one_kernel(self, kernel: str, precision: str) -> bool:
+        """Whether a grouped product of this precision is one kernel and not a product for each expert."""
+        return precision in self._grouped(kernel).precisions
 
     def attention_s(self, batch: int, heads: int, query: int, key: int, head_dim: int, precision: str) -> float:
         """Fused attention: no scores in memory."""
@@ -223,13 +227,11 @@ class Device:
         return self._grids["bf16"].seconds(m, n, 2 * k) + OUTPUT_EXPOSED * self._stream_s(2 * m * n)
 
     def _lone_tile_s(self, m: int, n: int, k: int) -> float:
-        """A tf32 product of so few tiles that half of the multiprocessors are idle: the time of one; 0 for others.
+        """What no tf32 product is faster than: one of its tiles by itself.
 
-        A depth beyond TF32_DEPTH, the largest that the constant was fitted to, is split among those that are idle.
+        Depth beyond TF32_DEPTH, the largest that the constant was fitted to, is taken to be split among tiles.
         """
         rows = next((rows for rows in TF32_ROWS if m <= rows), TF32_ROWS[-1])
-        if ceil(m / rows) * ceil(n / TF32_COLUMNS) >= self.multiprocessors / 2:
-            return 0.0
         rate = 2 * LARGE**3 / self._bf16_s(LARGE, LARGE, LARGE) / self.multiprocessors
         return self.memory_s(0) + 2 * rows * TF32_COLUMNS * min(k, TF32_DEPTH) / (rate * self._lone_share)
 

@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
+from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ import torch.distributed as dist
 from torch.utils._python_dispatch import _disable_current_modes
 
 from clusters.clocks import Exchange
+from clusters.emulated import REDUCTIONS
 from clusters.network import NetworkModel
 from clusters.simulated.operations import Simulation
 from clusters.simulated.ranks import Turns
@@ -24,7 +26,6 @@ from clusters.simulated.timeline import Event, SimulatedClock
 from clusters.simulated.values import Read
 
 BACKEND = "simulated"
-REDUCTIONS = (dist.ReduceOp.SUM, dist.ReduceOp.MAX, dist.ReduceOp.MIN)
 
 
 @dataclass(eq=False)
@@ -363,10 +364,7 @@ def _gather_into(output: torch.Tensor, parts: Sequence[torch.Tensor]) -> torch.T
 
 
 def _reduced(parts: Sequence[torch.Tensor], op: Any) -> torch.Tensor:
-    stacked = torch.stack(list(parts))
-    if op == dist.ReduceOp.SUM:
-        return stacked.sum(0, dtype=stacked.dtype)
-    return stacked.amax(0) if op == dist.ReduceOp.MAX else stacked.amin(0)
+    return reduce(REDUCTIONS[op], parts)
 
 
 def _reduce_into(output: torch.Tensor, parts: Sequence[torch.Tensor], op: Any) -> torch.Tensor:

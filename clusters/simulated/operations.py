@@ -123,14 +123,12 @@ class Simulation(TorchDispatchMode):
         self, func: Any, inputs: list[torch.Tensor], args: Any, kwargs: Any, outputs: list[torch.Tensor]
     ) -> list[values.Value] | list[None]:
         unknown: list[None] = [None] * len(outputs)
-        if func in BLANKS and not outputs[0].is_floating_point():
+        reads = self._reads((args, kwargs))
+        if func in BLANKS and (not outputs[0].is_floating_point() or (inputs and reads is not None)):
             # The same one for all ranks, so that what they fill it with is the same too.
             return values.call(torch.zeros, (tuple(outputs[0].shape),), {"dtype": outputs[0].dtype}, outputs)
-        if func is aten.empty.memory_format:
-            return unknown  # what was never written has no value
-        reads = self._reads((args, kwargs))
-        if reads is None:
-            return unknown
+        if func in BLANKS or reads is None:
+            return unknown  # numbers that were never written have no value
         read_args, read_kwargs = reads
         if "device" in read_kwargs:
             read_kwargs = {**read_kwargs, "device": CPU}
@@ -308,6 +306,24 @@ class Simulation(TorchDispatchMode):
             kwargs = {"output_size": int(self.peek(repeats).sum())}
         return self._carry_out(func, _known(func), args, kwargs)
 
+    def _multiply_groups(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """torch's `grouped_mm` of rows sorted by expert, which the host takes apart where the device has no kernel."""
+        (x_NK, w_eKO), ends_e = args[:2], args[2] if len(args) > 2 else kwargs.get("offs")
+        if x_NK.device != META:
+            return func(*args, **kwargs)
+        if x_NK.dim() != 2 or w_eKO.dim() != 3 or ends_e is None:
+            raise ValueError("a described device has times for grouped_mm of rows [N, K] with matrices [e, K, O] only")
+        precision, launches = self._precision(w_eKO), 1
+        rows_e = self.peek(ends_e).diff(prepend=torch.zeros(1, dtype=ends_e.dtype)).tolist()
+        if not self.device.is_one_kernel("grouped", precision):
+            self.timeline.synchronise()
+            launches = max(1, sum(rows > 0 for rows in rows_e))
+        out = x_NK.new_empty(len(x_NK), w_eKO.shape[2])
+        self.storages.hold(out, None, self.timeline)
+        seconds = self.device.grouped_s("grouped", rows_e, w_eKO.shape[2], w_eKO.shape[1], precision)
+        self.timeline.compute("grouped_mm", seconds, launches)
+        return out
+
     def _attend(self, func: Any, args: Any, kwargs: Any) -> Any:
         query, key, value = args[:3]
         if query.device != META:
@@ -363,6 +379,7 @@ SPECIAL: dict[Any, Callable[..., Any]] = {
     aten._index_put_impl_.default: Simulation._index,
     aten.repeat_interleave.Tensor: Simulation._repeat,
     aten.scaled_dot_product_attention.default: Simulation._attend,
+    aten._grouped_mm.default: Simulation._multiply_groups,
 }
 PUTS = {aten.index_put_.default, aten._index_put_impl_.default}
 _operations: dict[Any, Operation] = {}

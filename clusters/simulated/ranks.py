@@ -23,7 +23,6 @@ class Turns:
         self._waits_for: list[Callable[[], bool] | None] = [None] * world_size  # what each rank waits for
         self._done = [False] * world_size
         self._wake = [threading.Semaphore(0) for _ in range(world_size)]
-        self._finished = threading.Event()
         self.failure: tuple[int, BaseException] | None = None
         self._telling: list[Callable[[], str]] = [lambda: "nothing"] * world_size
 

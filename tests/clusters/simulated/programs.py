@@ -192,7 +192,7 @@ def input_of_another_size(session: Session, timeline: Timeline) -> Any:
 
 
 def another_reduction(session: Session, timeline: Timeline) -> Any:
-    dist.all_reduce(torch.ones(3, device=session.device), op=dist.ReduceOp.PRODUCT)
+    dist.all_reduce(torch.ones(3, device=session.device), op=dist.ReduceOp.AVG)
 
 
 def one_never_calls(session: Session, timeline: Timeline) -> Any:

@@ -52,6 +52,9 @@ class Device:
     def grouped_s(self, kernel, rows_e, n, k, precision):
         return self.kernel_s + self.product_s * sum(rows_e) * n * k
 
+    def is_one_kernel(self, kernel, precision):
+        return precision == "bf16"
+
     def attention_s(self, batch, heads, query, key, head_dim, precision):
         return self.kernel_s
 

@@ -121,7 +121,8 @@ REFUSED = {
     "which sends 4",
     programs.output_of_another_size: "ValueError: all_gather: 8 elements are not those of 3 ranks with 3 each",
     programs.input_of_another_size: "ValueError: reduce_scatter: 3 elements are not those of 3 ranks with 2 each",
-    programs.another_reduction: "ValueError: simulated ranks reduce with SUM, MAX, MIN; not with PRODUCT",
+    programs.another_reduction: "ValueError: simulated ranks reduce with SUM, PRODUCT, MIN, MAX, BAND, BOR, BXOR; "
+    "not with AVG",
     programs.one_never_calls: "RuntimeError: rank 0 waits for ever: not all ranks of its group call the all_reduce",
     programs.crossed_waits: "RuntimeError: rank . waits for ever: not all ranks of its group call the all_reduce",
     programs.does_not_align: "RuntimeError: rank 0 waits for ever: other ranks do not begin the same iteration",

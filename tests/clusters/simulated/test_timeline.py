@@ -221,3 +221,20 @@ def test_nothing_is_kept_unless_asked_for():
     line.synchronise()
     line.issue_collective("barrier")
     assert line.events == []
+
+
+@pytest.mark.parametrize(("dtype", "host_s", "device_s"), [(torch.bfloat16, 0.1, 6 * 8 * 4), (torch.float32, 0.4, 192)])
+def test_a_grouped_product_is_priced_by_its_rows_and_taken_apart_where_the_device_has_no_kernel(
+    dtype, host_s, device_s
+):
+    """6 rows of depth 8 and width 4, at a second a multiplication; one kernel in bf16, else a launch an expert."""
+    costs = {"operation_us": 0.1 * SECOND, "launch_us": 0.1 * SECOND, "synchronise_us": 0.2 * SECOND}
+    device = Device(host=Host(**costs), product_s=1.0)
+
+    def program(line):
+        ends_e = torch.tensor([4, 4, 6], dtype=torch.int32, device=META)
+        line.host_s = line.device_s = 0.0
+        torch.nn.functional.grouped_mm(tensor(6, 8, dtype=dtype), tensor(3, 8, 4, dtype=dtype), offs=ends_e)
+
+    host, done = clocks(program, device)
+    assert host == pytest.approx(host_s) and done == pytest.approx(device_s + host_s)
