@@ -82,7 +82,6 @@ class Device:
     name, title: in configurations and in reports. kind: cuda or cpu. memory_bytes: that it has. precisions: those it
     multiplies in. peak_tflops: by precision, of the data sheet or measured. multiprocessors: that share a product's
     tiles. host: what issuing costs. grouped: options of `Grouped` for each kernel; `batched` is a batched product.
-    matmul_share, memory_share: of the tables' rates, what programs reach of them (1 if nobody has fitted them).
     lone_share: of a large tf32 product's rate, what one of its tiles reaches by itself.
     tables: name of devices/tables/NAME.json, what was measured. within_node: the network where those have no
     collectives. between_nodes: the link of one adapter per device. source: where all that comes from.
@@ -101,8 +100,6 @@ class Device:
         grouped: Mapping[str, Mapping[str, Any]],
         source: str,
         multiprocessors: int = 1,
-        matmul_share: float = 1.0,
-        memory_share: float = 1.0,
         lone_share: float = 1.0,
         within_node: NetworkModel | None = None,
         between_nodes: Network | None = None,
@@ -111,8 +108,7 @@ class Device:
         self.memory_bytes, self.host, self.precisions = float(memory_bytes), host, tuple(precisions)
         self.peak_tflops, self.multiprocessors = dict(peak_tflops), multiprocessors
         self.grouped = {kernel: Grouped(**options) for kernel, options in grouped.items()}
-        self._matmul_share, self._memory_share, self._lone_share = matmul_share, memory_share, lone_share
-        self._between_nodes = between_nodes
+        self._lone_share, self._between_nodes = lone_share, between_nodes
         measured = self._read(tables)
         self.about: dict[str, Any] = measured.pop("about")
         self._within_node = within_node or Network(name, tables=measured.get("network", {}), source=source)
@@ -157,8 +153,7 @@ class Device:
 
     def memory_s(self, num_bytes: float) -> float:
         """An elementwise, gather or copy kernel that reads and writes num_bytes in all."""
-        kernel_us = self._memory.at(0)
-        return 1e-6 * (kernel_us + (self._memory.at(num_bytes) - kernel_us) / self._memory_share)
+        return 1e-6 * self._memory.at(num_bytes)
 
     def transfer_s(self, num_bytes: float) -> float:
         """A copy between host and device."""
@@ -196,8 +191,7 @@ class Device:
         """Hash of everything that decides a number."""
         networks = [repr(network) for network in (self._within_node, self._between_nodes)]
         grouped = {kernel: asdict(spec) for kernel, spec in self.grouped.items()}
-        shares = [self._matmul_share, self._memory_share, self._lone_share]
-        rates = [self.precisions, self.peak_tflops, self.multiprocessors, shares, grouped]
+        rates = [self.precisions, self.peak_tflops, self.multiprocessors, self._lone_share, grouped]
         text = json.dumps([self.kind, self.memory_bytes, asdict(self.host), rates, networks, measured], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -208,11 +202,7 @@ class Device:
         return found
 
     def _product_s(self, m: int, n: int, k: int, precision: str) -> float:
-        """From the table of the precision, or by the rule that stands in for one, at the share that is reached."""
-        table_s, kernel_s = self._table_s(m, n, k, precision), self.memory_s(0)
-        return kernel_s + (table_s - kernel_s) / self._matmul_share if table_s > kernel_s else table_s
-
-    def _table_s(self, m: int, n: int, k: int, precision: str) -> float:
+        """From the table of the precision, or by the rule that stands in for one."""
         precision = precision if precision in self._grids else SAME_RATE.get(precision, precision)
         if precision in self._grids:
             return self._grids[precision].seconds(m, n, k)

@@ -41,6 +41,7 @@ def run_campaign(plan: Plan, store: Store, launcher: Launcher, logger: Logger, c
     with ProgressBar(console, total=len(plan.cells)) as bar:
 
         def measure(ids: list[str]) -> None:
+            """Launch these cells until each has an outcome: a rank that dies takes one of them along."""
             remaining = ids
             while remaining:
                 bar.at(plan.cells[remaining[0]], done=len(plan.cells) - len(todo))

@@ -60,6 +60,7 @@ class MoEShardAuthors(System):
         return shape.d_ff // world_size
 
     def forward(self, x_TD: torch.Tensor, routing: Routing) -> torch.Tensor:
+        """Mask and gather by expert, exchange sizes and rows, slice and join by expert, compute, and all that back."""
         with self.span("dispatch"):
             mask_TE = _mask(routing.expert_TK, self.shape.num_experts)
             y_TD = x_TD.clone()  # what no expert gets stays as it is

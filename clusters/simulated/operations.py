@@ -186,10 +186,6 @@ class Simulation(TorchDispatchMode):
         value = None if before is None or reads is None else values.write(function, before, *reads)
         self.storages.hold(target, value, self.timeline)
 
-    def peek(self, tensor: torch.Tensor) -> torch.Tensor:
-        """The values of a tensor, for who needs no wait to know them."""
-        return self.storages.peek(tensor)
-
     # How long they take.
 
     def _charge(self, func: Any, args: Any, inputs: Any, outputs: Any) -> None:
@@ -211,7 +207,7 @@ class Simulation(TorchDispatchMode):
         self.timeline.compute(name, launches * self.device.memory_s(num_bytes / launches), launches)
 
     def _grouped_s(self, product: GroupedProduct) -> float:
-        rows_e = self.peek(product.rows_e).tolist()
+        rows_e = self.storages.peek(product.rows_e).tolist()
         return self.device.grouped_s(product.kernel, rows_e, product.n, product.k, self._precision(product.weight))
 
     def _precision(self, tensor: torch.Tensor) -> str:
@@ -227,7 +223,7 @@ class Simulation(TorchDispatchMode):
             self.timeline.synchronise()
         else:
             self.timeline.view()
-        return func(self.peek(tensor))
+        return func(self.storages.peek(tensor))
 
     def _copy_to(self, func: Any, args: Any, kwargs: Any) -> Any:
         """A copy of another type or on another device; to the host it waits, and what has no values stays without."""
@@ -235,7 +231,7 @@ class Simulation(TorchDispatchMode):
         if target == CPU and tensor.device == META:
             self.timeline.compute("copy_to_host", self.device.transfer_s(tensor.nbytes))
             self.timeline.synchronise()
-            return func(self.peek(tensor), **kwargs) if self.storages.read(tensor) else tensor
+            return func(self.storages.peek(tensor), **kwargs) if self.storages.read(tensor) else tensor
         if target == META and tensor.device != META:
             out = torch.empty_like(tensor, device=META, dtype=kwargs.get("dtype") or tensor.dtype)
             (value,) = values.call(torch.clone, (self._reads(tensor.to(out.dtype)),), {}, [out])
@@ -249,7 +245,7 @@ class Simulation(TorchDispatchMode):
         if target.device == CPU and source.device == META:
             self.timeline.compute("copy_to_host", self.device.transfer_s(source.nbytes))
             self.timeline.synchronise()
-            return func(target, self.peek(source))
+            return func(target, self.storages.peek(source))
         if target.device == META and source.device == CPU and source.dim() > 0:
             func(target, _shapes(source))
             self._write(func, _known(func), args, kwargs)
@@ -275,7 +271,7 @@ class Simulation(TorchDispatchMode):
 
     def _peeked(self, args: Any) -> Any:
         if isinstance(args, torch.Tensor):
-            return self.peek(args)
+            return self.storages.peek(args)
         if type(args) in (tuple, list):
             return type(args)(map(self._peeked, args))
         return {name: self._peeked(value) for name, value in args.items()} if isinstance(args, dict) else args
@@ -303,7 +299,7 @@ class Simulation(TorchDispatchMode):
         (repeats,) = args
         if repeats.device == META and kwargs.get("output_size") is None:
             self.timeline.synchronise()
-            kwargs = {"output_size": int(self.peek(repeats).sum())}
+            kwargs = {"output_size": int(self.storages.peek(repeats).sum())}
         return self._carry_out(func, _known(func), args, kwargs)
 
     def _multiply_groups(self, func: Any, args: Any, kwargs: Any) -> Any:
@@ -314,7 +310,7 @@ class Simulation(TorchDispatchMode):
         if x_NK.dim() != 2 or w_eKO.dim() != 3 or ends_e is None:
             raise ValueError("a described device has times for grouped_mm of rows [N, K] with matrices [e, K, O] only")
         precision, launches = self._precision(w_eKO), 1
-        rows_e = self.peek(ends_e).diff(prepend=torch.zeros(1, dtype=ends_e.dtype)).tolist()
+        rows_e = self.storages.peek(ends_e).diff(prepend=torch.zeros(1, dtype=ends_e.dtype)).tolist()
         if not self.device.is_one_kernel("grouped", precision):
             self.timeline.synchronise()
             launches = max(1, sum(rows > 0 for rows in rows_e))
