@@ -164,7 +164,9 @@ class Device:
         if self._any_ranks or world_size == 1 or world_size in self._counts():
             return self._within_node
         if not self._nodes_of(world_size):
-            known = ", ".join(map(str, self._counts())) or "no"
+            if not self._counts():
+                raise ValueError(f"device {self.name} has no collectives: choose a network=, such as nvlink3")
+            known = ", ".join(map(str, self._counts()))
             nodes = f" and multiples of {RANKS_PER_NODE}" if self._nodes_of(2 * RANKS_PER_NODE) else ""
             raise ValueError(f"device {self.name} has collectives of {known} ranks{nodes}, not of {world_size}")
         within, between = self._within_node, self._between_nodes

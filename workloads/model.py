@@ -37,6 +37,8 @@ class ModelShape:
                 raise ValueError(f"model.{name} is {value!r}; it must be a whole number of at least 1")
         if self.attention not in ("fused", "eager"):
             raise ValueError(f"model.attention is {self.attention!r}; it must be fused or eager")
+        if not isinstance(self.wait_for_layers, bool):
+            raise ValueError(f"model.wait_for_layers is {self.wait_for_layers!r}; it must be true or false")
         if not self.moe_blocks:
             raise ValueError(
                 f"model.num_blocks ({self.num_blocks}) with model.sparse_step ({self.sparse_step}) has no MoE layer"

@@ -177,7 +177,7 @@ def test_a_network_of_its_own_replaces_the_tables(tmp_path, monkeypatch):
     node |= {"host": Host(1, 1, 1, 1, 1, True), "peak_tflops": {}, "grouped": {}}
     flat = Network("flat", bandwidth_gbs=1)
     assert Device("tiny", **node, within_node=flat).network(5) is flat
-    with pytest.raises(ValueError, match="device tiny has collectives of no ranks, not of 2"):
+    with pytest.raises(ValueError, match="device tiny has no collectives: choose a network="):
         Device("tiny", **node).check("ieee", 2)
 
 
