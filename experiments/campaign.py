@@ -37,7 +37,7 @@ def run_campaign(plan: Plan, store: Store, launcher: Launcher, logger: Logger, c
     Simulated launches come first, as many at a time as there are cores: nothing disturbs them.
     """
     todo = cells_to_measure(plan, store, console)
-    telling = threading.Lock()
+    telling, ending = threading.Lock(), threading.Event()
     with ProgressBar(console, total=len(plan.cells)) as bar:
 
         def measure(ids: list[str]) -> None:
@@ -46,6 +46,9 @@ def run_campaign(plan: Plan, store: Store, launcher: Launcher, logger: Logger, c
             while remaining:
                 bar.at(plan.cells[remaining[0]], done=len(plan.cells) - len(todo))
                 finished = _run_launch({cell: plan.cells[cell] for cell in remaining}, plan, store, launcher, bar)
+                if ending.is_set():  # what died now was interrupted
+                    finished = [(run, tables) for run, tables in finished if run["state"] == "ok"]
+                    remaining = []
                 done = {run["cell"] for run, _ in finished}
                 remaining = [cell for cell in remaining if cell not in done]
                 with telling:
@@ -58,13 +61,18 @@ def run_campaign(plan: Plan, store: Store, launcher: Launcher, logger: Logger, c
 
         launches = [lacking for ids in plan.launches if (lacking := [cell for cell in ids if cell in todo])]
         simulated = [ids for ids in launches if plan.cells[ids[0]].cluster.kind == "simulated"]
-        for_each(measure, simulated, at_once=len(os.sched_getaffinity(0)))
-        for_each(measure, [ids for ids in launches if ids not in simulated], at_once=1)
+        for_each(measure, simulated, ending, at_once=len(os.sched_getaffinity(0)))
+        for_each(measure, [ids for ids in launches if ids not in simulated], ending, at_once=1)
         bar.at(None, done=len(plan.cells) - len(todo))
 
 
-def for_each(do: Callable[[list[str]], None], launches: list[list[str]], *, at_once: int) -> None:
-    """Do it for each launch, in threads where several may run at once; what one raises ends the campaign."""
+def for_each(
+    do: Callable[[list[str]], None], launches: list[list[str]], ending: threading.Event, *, at_once: int
+) -> None:
+    """Do it for each launch, in threads where several may run at once; what one raises ends the campaign.
+
+    ending: set once it ends, while launches that are under way still go on.
+    """
     if at_once == 1:
         for ids in launches:
             do(ids)
@@ -73,6 +81,9 @@ def for_each(do: Callable[[list[str]], None], launches: list[list[str]], *, at_o
     try:
         for done in [pool.submit(do, ids) for ids in launches]:
             done.result()
+    except BaseException:
+        ending.set()
+        raise
     finally:
         pool.shutdown(cancel_futures=True)
 

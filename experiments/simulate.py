@@ -9,6 +9,7 @@ import json
 import multiprocessing
 import os
 import resource
+import signal
 import sys
 import threading
 import traceback
@@ -63,6 +64,7 @@ def launch_simulation(spec: dict[str, Any]) -> None:
 
 def _simulate_alone(spec: dict[str, Any]) -> None:
     """The only thing that a process does; what it says is kept in the folder of the launch."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's, which stores what is under way and ends
     threading.Thread(target=follow_parent, args=(spec["parent"],), daemon=True).start()
     if sys.platform == "linux":  # a cell that would take more than its part of this machine's memory is a row
         share = psutil.virtual_memory().total // len(os.sched_getaffinity(0))

@@ -99,7 +99,7 @@ def facts(node: dict[str, Any]) -> str:
     found += [f"weights move by {node['mover']}"] if "mover" in node else []
     planner = node.get("planner", {})
     chosen = (node | planner).items()
-    shown = {name: value for name, value in chosen if name not in TOLD}
+    shown = {name: value for name, value in chosen if name not in TOLD and "${" not in str(value)}
     return ", ".join([*found, *(f"{name} {value}" for name, value in shown.items())])
 
 

@@ -59,7 +59,9 @@ def allocate(load_E: np.ndarray, slots: int, min_replicas: int) -> np.ndarray:
     for expert, load, unserved in zip(rising_E.tolist(), loads_E.tolist(), unserved_E.tolist(), strict=True):
         count_E[expert] = max(int(load * slots // unserved), min_replicas)
         slots -= int(count_E[expert])
-    count_E[rising_E[-1]] += slots  # nothing, but where loads with fractions were rounded
+    # Loads with fractions are rounded: then some slots are left, and an expert may have more than one that is busier.
+    count_E[rising_E[-1]] += slots
+    count_E[rising_E] = np.sort(count_E)
     return count_E
 
 

@@ -133,3 +133,11 @@ def test_slots_that_do_not_suffice_are_named(costs):
         Lazarus(min_replicas=0)
     with pytest.raises(ValueError, match=r"planner.balanced is 'no'; it must be true or false"):
         Lazarus(balanced="no")  # pyright: ignore[reportArgumentType]
+
+
+def test_rounded_shares_never_give_an_expert_more_replicas_than_a_busier_one():
+    rng = np.random.default_rng(0)
+    for _ in range(3000):
+        load_E = rng.integers(0, 4, 5) * rng.choice([0.1, 0.3, 0.7, 1 / 3])
+        count_E = allocate(load_E, 15, 2)
+        assert count_E.sum() == 15 and (np.diff(count_E[np.argsort(load_E, kind="stable")]) >= 0).all(), load_E
