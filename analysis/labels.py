@@ -7,10 +7,11 @@ import pandas as pd
 
 from analysis.stats import Floor, outside
 
-# Okabe & Ito's palette, safe for colour-blind readers; its yellow is left out, too pale for a line on white.
-BLACK, ORANGE, SKY, GREEN, BLUE, VERMILLION, PURPLE = (
+# Okabe & Ito's palette, safe for colour-blind readers; its yellow is for areas, too pale for a line on white.
+BLACK, ORANGE, SKY, GREEN, BLUE, VERMILLION, PURPLE, YELLOW = (
     *["#000000", "#E69F00", "#56B4E9", "#009E73"],
     *["#0072B2", "#D55E00", "#CC79A7"],
+    "#F0E442",
 )
 GREY = "#777777"
 KNOWN = {

@@ -39,7 +39,7 @@ def cubes(samples: pd.DataFrame, phase: str, world_size: int) -> dict[str, np.nd
     """Every metric of one pass as [I, L, G]; a section is a metric of its own."""
     samples = select(samples, phase=phase)
     samples = samples.assign(layer=samples["layer"].astype("float64").fillna(-1)).sort_values(KEYS)
-    names = samples["metric"].where(samples["section"].isna(), SECTION + samples["section"].astype("string"))
+    names = samples["metric"].where(samples["section"].isna(), samples["metric"] + "/" + samples["section"].astype(str))
     found = {str(name): cube(merged(rows), world_size) for name, rows in samples.groupby(names)}
     return {name: found[name] for name in sorted(found, key=section_order)}
 

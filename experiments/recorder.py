@@ -96,8 +96,12 @@ class Recorder:
         self._intervals, self._seen = [], []
 
     def rows(self) -> list[dict[str, Any]]:
-        """Every interval as a row with its value in ms; waits for the device."""
-        return [self._resolve(row) for row in self._rows]
+        """Every interval as a row with its value in ms; waits for the device.
+
+        On a simulated clock also `idle_*`: the time of it in which the device waited for its host to issue something.
+        """
+        rows = [self._resolve(row) for row in self._rows]
+        return rows + [self._idle(row) for row in self._rows if isinstance(self._clock, SimulatedClock)]
 
     def spans(self) -> list[Span]:
         """Every interval, for clocks that tell what time it is."""
@@ -155,6 +159,11 @@ class Recorder:
             "value": milliseconds,
             "unit": "ms",
         }
+
+    def _idle(self, row: dict[str, Any]) -> dict[str, Any]:
+        resolved, interval = self._resolve(row), row["interval"]
+        idle_s = interval.end.idle_s - interval.start.idle_s
+        return {**resolved, "metric": f"idle_{interval.metric}", "value": idle_s * 1e3}
 
     @contextmanager
     def _interval(self, metric: str, section: str | None = None) -> Iterator[Any]:

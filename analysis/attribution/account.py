@@ -15,9 +15,10 @@ from analysis.frames import select
 from analysis.load import TRUSTED, Campaign, correctness
 from analysis.reduce import KEYS, SECTION, cubes
 
-PARTS = ["padding", "experts", "imbalance", "communication", "waiting", "weights", "host", "non_moe"]
+PARTS = ["padding", "experts", "imbalance", "communication", "waiting", "weights", "host", "kernels", "non_moe"]
 TOTAL, RESIDUAL = "total", "residual"
 WAITS = ["exposed", "transfer", "weights", "in_experts"]
+IDLES = ["idle", "idle_in_experts"]  # of a simulated rank's device, whose host had not issued anything more yet
 STAND_INS = ["metadata", "dispatch", "combine", "weights"]  # sections that stand for collectives that are not stored
 
 
@@ -92,16 +93,20 @@ def account(campaign: Campaign, cell: str, separable: bool) -> dict[str, float] 
     None without an instrumented pass.
     """
     samples, world_size = campaign.frames[cell], campaign.runs[cell]["point"]["world_size"]
-    observed = cubes(samples, "instrumented", world_size)
+    measured, observed = (cubes(samples, phase, world_size) for phase in ("measure", "instrumented"))
     if "layer_moe_ms" not in observed:
         return None
-    measured, layer_ILG = cubes(samples, "measure", world_size), observed["layer_moe_ms"]
+    observed = {"ttft_ms": measured["ttft_ms"]} | observed  # simulated ranks have one pass for both
+    layer_ILG, nothing_ILG = observed["layer_moe_ms"], 0.0 * observed["layer_moe_ms"]
     if separable:
         places = select(samples, phase="instrumented", metric="layer_moe_ms")
         waits = exposures(campaign.collectives(cell), places, layer_ILG)
     else:
-        waits = {"exposed": np.sum([observed.get(SECTION + name, 0.0 * layer_ILG) for name in STAND_INS], axis=0)}
-    parts_I = parts(layer_ILG, observed.get(f"{SECTION}experts", 0.0 * layer_ILG), waits, useful_share(measured))
+        waits = {"exposed": np.sum([observed.get(SECTION + name, nothing_ILG) for name in STAND_INS], axis=0)}
+    if "idle_layer_moe_ms" in observed:
+        idle_experts_ILG = observed.get("idle_section_ms/experts", nothing_ILG)
+        waits |= {"idle": observed["idle_layer_moe_ms"], "idle_in_experts": idle_experts_ILG}
+    parts_I = parts(layer_ILG, observed.get(f"{SECTION}experts", nothing_ILG), waits, useful_share(measured))
     parts_I["non_moe"] = observed["ttft_ms"].max(axis=(1, 2)) - layer_ILG.max(axis=2).sum(axis=1)
     if not separable:
         parts_I["waiting"], parts_I["imbalance"] = parts_I["imbalance"], parts_I["waiting"]
@@ -113,10 +118,15 @@ def account(campaign: Campaign, cell: str, separable: bool) -> dict[str, float] 
 def parts(
     layer_ILG: np.ndarray, experts_ILG: np.ndarray, waits: dict[str, np.ndarray], useful_LG: np.ndarray
 ) -> dict[str, np.ndarray]:
-    """The parts [I] of all MoE layers: their sum is the sum over layers of the slowest rank's time."""
-    exposed, transfer, weights, in_experts = (waits.get(name, 0.0 * layer_ILG) for name in WAITS)
+    """The parts [I] of all MoE layers: their sum is the sum over layers of the slowest rank's time.
+
+    waits: by the names of WAITS; with IDLES what is not computing of experts is split into host and other kernels.
+    """
+    exposed, transfer, weights, in_experts, idle, idle_in_experts = (
+        waits.get(name, 0.0 * layer_ILG) for name in (*WAITS, *IDLES)
+    )
     own_IL = (layer_ILG - exposed).mean(axis=2)
-    computing_ILG = experts_ILG - in_experts
+    computing_ILG = experts_ILG - in_experts - idle_in_experts
     useful_IL, moved_IL = (useful_LG * computing_ILG).mean(axis=2), transfer.mean(axis=2)
     experts_IL, weights_IL = computing_ILG.mean(axis=2), weights.mean(axis=2)
     found_IL = {
@@ -126,8 +136,10 @@ def parts(
         "communication": moved_IL - weights_IL,
         "waiting": 0.0 * own_IL,
         "weights": weights_IL,
-        "host": own_IL - experts_IL,
     }
+    rest_IL, idle_IL = own_IL - experts_IL, idle.mean(axis=2)
+    found_IL["host"] = idle_IL if "idle" in waits else rest_IL
+    found_IL["kernels"] = rest_IL - found_IL["host"]
     return {name: part_IL.sum(axis=1) for name, part_IL in found_IL.items()}
 
 

@@ -8,7 +8,7 @@ from analysis.attribution.account import PARTS, RESIDUAL, TOTAL, panel_named, sp
 from analysis.attribution.ladder import BALANCED, CAUSES, attribute
 from analysis.frames import select
 from analysis.labels import number, short_axis_name, system_name, times, with_interval, x_text
-from analysis.load import Campaign
+from analysis.load import SIMULATED, Campaign
 from analysis.tables import Table, slug
 
 PART_NAMES = {
@@ -19,6 +19,7 @@ PART_NAMES = {
     "waiting": "sections with collectives",
     "weights": "moving weights",
     "host": "host",
+    "kernels": "other kernels",
     "non_moe": "outside MoE",
     RESIDUAL: "unexplained",
 }
@@ -123,7 +124,7 @@ def in_words(campaign: Campaign, rows: pd.DataFrame) -> list[str]:
     if rows.empty:
         return []
     here = select(rows, x=shown_x(rows))
-    found = [whole_sentence(here, where(campaign, here))]
+    found = [f"{whole_sentence(here, where(campaign, here))} {left_sentence(campaign, here)}"]
     if {PLAIN, SHARDED} <= set(here["above"]):
         found.append(pair_sentence(split(campaign, here["experiment"].iloc[0], shown_x(rows), PLAIN, SHARDED)))
     return found + ([UNSEPARATED] if "waiting" in present_parts(here) else [])
@@ -144,7 +145,7 @@ def where(campaign: Campaign, here: pd.DataFrame) -> str:
 
 
 def whole_sentence(here: pd.DataFrame, at: str) -> str:
-    """The ends of the ladder at one point: their ratio, the difference by cause, and what the account leaves."""
+    """The ends of the ladder at one point: their ratio, and the difference by cause."""
     of = by_part(select(here, kind="whole"))
     first, last = (rung_name(of[TOTAL][end]) for end in ("above", "below"))
     levels = [row["value"] for row in select(here, kind="level", part=TOTAL).to_dict("records")]
@@ -152,12 +153,19 @@ def whole_sentence(here: pd.DataFrame, at: str) -> str:
     faster, spent = ("faster", "saved") if difference > 0 else ("slower", "lost")
     steps = cause_shares(here)
     shares = ", ".join(f"{cause} {share:.0f} %" for cause, share in steps.items())
-    left = with_interval(*(of[RESIDUAL][key] for key in PERCENT), form=percent)
     return (
         f"At {at}, {last}'s forward pass is {times(max(ratio, 1 / ratio))} {faster} than {first}'s; of the "
-        f"{number(abs(difference))} ms {spent}: {shares}. The instrumented pass, on which the split by place rests, "
-        f"leaves {left} of it unexplained."
+        f"{number(abs(difference))} ms {spent}: {shares}."
     )
+
+
+def left_sentence(campaign: Campaign, here: pd.DataFrame) -> str:
+    """What the account of the whole ladder leaves unexplained."""
+    if {run["source"] for run in campaign.runs.values()} == {SIMULATED}:
+        return "The split by place is of the simulated pass itself and leaves nothing unexplained."
+    of = by_part(select(here, kind="whole"))
+    left = with_interval(*(of[RESIDUAL][key] for key in PERCENT), form=percent)
+    return f"The instrumented pass, on which the split by place rests, leaves {left} of it unexplained."
 
 
 def cause_shares(here: pd.DataFrame) -> dict[str, float]:

@@ -35,7 +35,19 @@ from analysis.figures.canvas import (
 )
 from analysis.findings import Findings, describe
 from analysis.frames import select
-from analysis.labels import BLACK, BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILLION, axis_name, short_axis_name, x_text
+from analysis.labels import (
+    BLACK,
+    BLUE,
+    GREEN,
+    ORANGE,
+    PURPLE,
+    SKY,
+    VERMILLION,
+    YELLOW,
+    axis_name,
+    short_axis_name,
+    x_text,
+)
 from analysis.load import Campaign
 from analysis.tables import slug
 
@@ -47,6 +59,7 @@ COLOURS = {
     "waiting": BLUE,
     "weights": BLACK,
     "host": SKY,
+    "kernels": YELLOW,
     "non_moe": GREEN,
     RESIDUAL: "#bbbbbb",
 }
@@ -60,6 +73,7 @@ CAUSE_COLOURS = {
 }
 LOST: dict[str, Any] = {"hatch": "/////", "edgecolor": "#ffffff", "linewidth": 0.0}
 ROW = 0.27  # inches
+NOTHING = 1e-9  # ms
 LIMIT = 10  # percent that may stay unexplained
 ZOOM_FROM = "ep"  # the steps before it dwarf the others
 SHARES = "Means of launches; hatched, below zero: works against it. Unexplained: 95 % interval over launches."
@@ -94,7 +108,7 @@ def brief(campaign: Campaign) -> str:
     """Source and tier in few words, for a note that has much else to say."""
     sources = "/".join(sorted({run["source"] for run in campaign.runs.values() if run.get("source")}))
     tier = campaign.plan["tier"]
-    return f"Source: {sources}, tier {tier}{'' if tier == 'full' else ' (not for claims)'}."
+    return f"Source: {sources}, tier {tier}{'' if tier in ('full', 'once') else ' (not for claims)'}."
 
 
 @drawing
@@ -107,7 +121,8 @@ def plot_waterfall(here: pd.DataFrame, path: Path, *, title: str, note: str = ""
     rungs = [row["above"] for row in select(here, kind="level", part=TOTAL).to_dict("records")]
     starts = [0] + ([at] if ZOOM_FROM in rungs and 0 < (at := rungs.index(ZOOM_FROM)) < len(rungs) - 1 else [])
     rows = [len(rungs) - start + 1 for start in starts]
-    parts = [*present_parts(here), RESIDUAL]
+    left = any(abs(value) > NOTHING for value in select(here, part=RESIDUAL)["value"])
+    parts = [*present_parts(here), *([RESIDUAL] if left else [])]
     figure = new_figure(1.95 + ROW * sum(rows) + 0.55 * len(rows))
     margins(figure, left=2.3, right=1.25, top=0.85, bottom=1.35, hspace=0.6 * len(rows) / (ROW * sum(rows)))
     axes = figure.subplots(len(starts), 1, squeeze=False, height_ratios=rows)[:, 0]

@@ -104,8 +104,7 @@ class Ranks:
         if min(self._aligned) == count:
             now_s = max(timeline.now_s for timeline in timelines)
             for timeline in timelines:
-                timeline.device_s = max(timeline.device_s, now_s)
-                timeline.resumed_s = now_s
+                timeline.wait_for(now_s)
         self.turns.wait(lambda: min(self._aligned) >= count, lambda: "other ranks do not begin the same iteration")
 
     def issue(self, members: tuple[int, ...], issue: Issue) -> None:

@@ -29,6 +29,13 @@ class Event(NamedTuple):
     seconds: float
 
 
+class Moment(NamedTuple):
+    """A moment of one rank: when its device comes to it, and how long that had waited for its host by then."""
+
+    time_s: float
+    idle_s: float
+
+
 class Timeline:
     """The clocks of one rank.
 
@@ -40,6 +47,7 @@ class Timeline:
         self.rank, self.host, self._memory_bytes = rank, host, memory_bytes
         self.host_s = self.device_s = self.link_s = 0.0
         self.resumed_s = 0.0  # when the device last went on after a collective
+        self._idle_s = 0.0  # of the device, whose host had not issued anything more yet
         self.live_bytes = self.peak_bytes = 0
         self.keep_events = False
         self.events: list[Event] = []
@@ -49,6 +57,9 @@ class Timeline:
         """When the device would reach an operation that is issued now and takes no time."""
         return max(self.host_s, self.device_s)
 
+    def moment(self) -> Moment:
+        return Moment(self.now_s, self._idle_s + max(0.0, self.host_s - self.device_s))
+
     def view(self) -> None:
         """The host computes a shape; nothing is launched."""
         self._issue("view", self.host.view_us)
@@ -56,7 +67,7 @@ class Timeline:
     def compute(self, name: str, seconds: float, launches: int = 1) -> None:
         """Issue an operation of so many kernels that keep the device busy for so long."""
         self._issue(name, self.host.operation_us + (launches - 1) * self.host.launch_us)
-        start_s = self.now_s
+        start_s = self._reach()
         self.device_s = start_s + seconds
         if self.host.synchronous:
             self.host_s = self.device_s
@@ -77,6 +88,11 @@ class Timeline:
         self._issue(name, self.host.collective_us)
         return self.now_s
 
+    def _reach(self) -> float:
+        """When the device reaches what was issued last, its waiting for the host counted."""
+        time_s, self._idle_s = self.moment()
+        return time_s
+
     def _issue(self, name: str, cost_us: float) -> None:
         """The host is busy for so long."""
         if self.keep_events and cost_us:
@@ -85,7 +101,7 @@ class Timeline:
 
     def wait_for(self, finished_s: float) -> None:
         """The device goes on when a collective has finished; a host that is the device waits with it."""
-        self.device_s = max(self.now_s, finished_s)
+        self.device_s = max(self._reach(), finished_s)
         self.resumed_s = self.device_s
         if self.host.synchronous:
             self.host_s = self.device_s
@@ -114,14 +130,14 @@ class SimulatedClock:
         self.timeline, self.align = timeline, align
         self.on_exchange: Callable[[Exchange], None] | None = None
 
-    def mark(self) -> float:
-        return self.timeline.now_s
+    def mark(self) -> Moment:
+        return self.timeline.moment()
 
-    def seconds(self, start: float, end: float) -> float:
-        return end - start
+    def seconds(self, start: Moment, end: Moment) -> float:
+        return end.time_s - start.time_s
 
-    def at(self, mark: float) -> float:
-        return mark
+    def at(self, mark: Moment) -> float:
+        return mark.time_s
 
     def running(self) -> AbstractContextManager[Any]:
         return nullcontext()

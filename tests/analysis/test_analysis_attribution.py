@@ -54,10 +54,24 @@ def test_a_layer_worked_by_hand():
         "padding": 0.25,
         "experts": 1.25,
         "host": 2.5,
+        "kernels": 0.0,
         "communication": 3.0,
         "imbalance": 1.0,
         "weights": 0.0,
         "waiting": 0.0,
+    }
+
+
+def test_waiting_for_the_host_is_neither_experts_nor_other_kernels():
+    """Rank 0's device waits 1 ms for its host, half of that inside experts; rank 1's 2 ms, all outside."""
+    waits = waits_of(seen(0, 2, 3, 6), seen(1, 3, 3, 6))
+    waits |= {"idle": np.array([[[1.0, 2.0]]]), "idle_in_experts": np.array([[[0.5, 0.0]]])}
+    found = parts(LAYER_ILG, np.array([[[1.0, 2.0]]]), waits, np.array([[0.5, 1.0]]))
+    assert {name: found[name].item() for name in ("padding", "experts", "host", "kernels")} == {
+        "padding": 0.125,
+        "experts": 1.125,
+        "host": 1.5,
+        "kernels": 1.25,
     }
 
 
@@ -74,13 +88,17 @@ def test_collectives_inside_experts_are_no_computation_and_weights_are_apart():
     assert found["experts"] == 1.0 and found["weights"] == 1.5 and found["communication"] == 1.5
 
 
-@given(st.integers(0, 2**32), st.integers(1, 4), st.integers(1, 3), st.integers(1, 5))
-def test_parts_always_add_up_to_the_slowest_rank(seed, iterations, layers, ranks):
+@given(st.integers(0, 2**32), st.integers(1, 4), st.integers(1, 3), st.integers(1, 5), st.booleans())
+def test_parts_always_add_up_to_the_slowest_rank(seed, iterations, layers, ranks, simulated):
     draw = np.random.default_rng(seed)
     layer_ILG = 1 + draw.random((iterations, layers, ranks))
     exposed = layer_ILG * draw.random(layer_ILG.shape) / 2
     waits = {"exposed": exposed, "transfer": exposed * draw.random(layer_ILG.shape)}
-    found = parts(layer_ILG, layer_ILG * draw.random(layer_ILG.shape) / 2, waits, draw.random((layers, ranks)))
+    if simulated:
+        idle = 0.5 * draw.random(layer_ILG.shape)
+        waits |= {"idle": idle, "idle_in_experts": idle * draw.random(layer_ILG.shape)}
+    experts_ILG = waits.get("idle_in_experts", 0.0) + layer_ILG * draw.random(layer_ILG.shape) / 2
+    found = parts(layer_ILG, experts_ILG, waits, draw.random((layers, ranks)))
     np.testing.assert_allclose(sum(found.values()), layer_ILG.max(axis=2).sum(axis=1))
     assert (found["imbalance"] > -1e-9).all() and (found["padding"] > -1e-9).all()
 

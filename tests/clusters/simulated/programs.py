@@ -104,7 +104,7 @@ def aligned(session: Session, timeline: Timeline) -> tuple[float, float]:
     session.clock.align()  # pyright: ignore
     start = session.clock.mark()
     timeline.compute("work", 2)
-    return start, session.clock.seconds(start, session.clock.mark())
+    return session.clock.at(start), session.clock.seconds(start, session.clock.mark())
 
 
 def collectives(session: Session, timeline: Timeline) -> dict[str, Any]:

@@ -38,6 +38,23 @@ def test_a_host_that_is_slow_is_waited_for():
     assert clocks(three_kernels, with_host(operation_us=5 * SECOND)) == (15, 16)
 
 
+def test_a_device_is_idle_until_its_host_issues_something():
+    """5 s until the first kernel, 4 until the second; a collective that is waited for is no idleness."""
+    line = Timeline(0, Host(operation_us=5 * SECOND))
+    line.compute("work", 1)
+    assert line.moment() == (6, 5)
+    line.compute("work", 1)
+    assert line.moment() == (11, 9)
+    line.wait_for(20)
+    assert line.moment() == (20, 9)
+    line.compute("work", 1)  # issued at 15, before the device comes to it
+    assert line.moment() == (21, 9)
+    line.synchronise()
+    line.view()
+    line.host_s += 2
+    assert line.moment() == (23, 11)
+
+
 def test_a_host_that_is_the_device_waits_for_each():
     assert clocks(three_kernels, with_host(operation_us=5 * SECOND, synchronous=True)) == (18, 18)
 
