@@ -115,7 +115,7 @@ conf/network/gloo_here.yaml: scripts/calibrate_network.py $(wildcard scripts/cal
 
 fidelity: $(STAMP) conf/network/gloo_here.yaml  ## the emulator's error: the same cells on real processes and emulated
 	$(BIN)/python -m experiments.run experiment=fidelity tier=$(TIER) tier.launches=6 $(FIDELITY) $(ARGS)
-	$(BIN)/python -m analysis.fidelity results/fidelity --document README.md
+	$(BIN)/python -m analysis.fidelity results/fidelity --document docs/fidelity.md
 
 fidelity-hosts: $(STAMP)  ## the same on two hosts that this machine plays, joined by wires of 1 Gbit/s and 100 Mbit/s (root, Linux)
 	scripts/fidelity_hosts.sh $(BIN)/python $(TIER) $(FIDELITY)

@@ -166,7 +166,7 @@ def section_rows(errors: pd.DataFrame) -> pd.Series:
 
 
 def markdown(errors: pd.DataFrame, order: pd.DataFrame, floors: dict[str, Floor]) -> str:
-    """The table of the README, with a sentence on the order of systems and one on the noise of the real runs."""
+    """The table of docs/fidelity.md, with a sentence on the order of systems and one on the noise of the real runs."""
     lines = [
         "| median, worst error of | cells | TTFT | MoE layer | sections over 10 % of it |",
         "|---|---|---|---|---|",

@@ -38,17 +38,18 @@ def reduce_cell(samples: pd.DataFrame, world_size: int, ceilings: dict | None = 
 def cubes(samples: pd.DataFrame, phase: str, world_size: int) -> dict[str, np.ndarray]:
     """Every metric of one pass as [I, L, G]; a section is a metric of its own."""
     samples = select(samples, phase=phase)
-    samples = samples.assign(layer=samples["layer"].astype("float64").fillna(-1)).sort_values(KEYS)
-    names = samples["metric"].where(samples["section"].isna(), samples["metric"] + "/" + samples["section"].astype(str))
-    found = {str(name): cube(merged(rows), world_size) for name, rows in samples.groupby(names)}
+    metric_R, metrics = pd.factorize(samples["metric"])
+    section_R, sections = pd.factorize(samples["section"])  # -1: none
+    place_RK = samples[KEYS].astype("float64").fillna(-1).to_numpy()
+    value_R, found = samples["value"].to_numpy(dtype=float), {}
+    for metric, section in set(zip(metric_R.tolist(), section_R.tolist(), strict=True)):
+        rows = (metric_R == metric) & (section_R == section)
+        name = metrics[metric] if section < 0 else f"{metrics[metric]}/{sections[section]}"
+        try:
+            found[name] = cube(place_RK[rows], value_R[rows], world_size, summed=section >= 0)
+        except ValueError as error:
+            raise ValueError(f"Cell {samples['cell'].iloc[0]} has {rows.sum()} rows of {name}; {error}.") from error
     return {name: found[name] for name in sorted(found, key=section_order)}
-
-
-def merged(rows: pd.DataFrame) -> pd.DataFrame:
-    """One row for a section that a layer enters more than once (our router's `route`, DeepSpeed's gate): the sum."""
-    if not rows["section"].notna().to_numpy().any():
-        return rows
-    return rows.groupby(KEYS, as_index=False).agg({"cell": "first", "metric": "first", "value": "sum"})
 
 
 def section_order(name: str) -> tuple[int, str]:
@@ -133,17 +134,22 @@ def per_pass(counts_ILG: np.ndarray) -> np.ndarray:
     return counts_ILG.sum(axis=(1, 2))[:, None]
 
 
-def cube(rows: pd.DataFrame, world_size: int) -> np.ndarray:
-    """One metric of one cell, sorted by KEYS, as [I, L, G]; every rank needs a row for every iteration and layer."""
-    keys = rows[KEYS].to_numpy(dtype=float)
-    shape = (len(np.unique(keys[:, 0])), len(np.unique(keys[:, 1])), world_size)
-    repeated = (keys[1:] == keys[:-1]).all(axis=1).any()
-    if len(rows) != np.prod(shape) or repeated:
-        raise ValueError(
-            f"Cell {rows['cell'].iloc[0]} has {len(rows)} rows of {rows['metric'].iloc[0]}; {shape[0]} iterations "
-            f"x {shape[1]} layers x {shape[2]} ranks make {np.prod(shape)}, each once."
-        )
-    return np.reshape(rows["value"].to_numpy(), shape)
+def cube(place_RK: np.ndarray, value_R: np.ndarray, world_size: int, *, summed: bool) -> np.ndarray:
+    """One metric of one cell as [I, L, G]; every rank needs a row for every iteration and layer.
+
+    summed: of a section that a layer enters more than once (our router's `route`, DeepSpeed's gate) the sum counts.
+    """
+    iteration_R, layer_R = (np.unique(place_RK[:, key], return_inverse=True)[1] for key in (0, 1))
+    shape = (int(iteration_R.max()) + 1, int(layer_R.max()) + 1, world_size)
+    rank_R = place_RK[:, 2].astype(int)
+    wrong = f"{shape[0]} iterations x {shape[1]} layers x {shape[2]} ranks make {np.prod(shape)}, each once"
+    if rank_R.max() >= world_size:
+        raise ValueError(wrong)
+    at_R = np.ravel_multi_index((iteration_R, layer_R, rank_R), shape)
+    count = np.bincount(at_R, minlength=int(np.prod(shape)))
+    if count.min() < 1 or (count.max() > 1 and not summed):
+        raise ValueError(wrong)
+    return np.bincount(at_R, weights=value_R, minlength=len(count)).reshape(shape)
 
 
 def single(rows: pd.DataFrame, column: str) -> object:

@@ -58,12 +58,14 @@ class Host:
 class Grouped:
     """A kernel that multiplies each expert's rows by that expert's weights.
 
-    share: of the dense rate, with the best tile. tiles: {rows of a tile: its rate in parts of the best tile's}; each
+    share: with the best tile, of the rate of a dense product of the same size, or of_peak: of the highest rate there
+    is, where weights are packed for the kernel. tiles: {rows of a tile: its rate in parts of the best tile's}; each
     expert's rows are filled up to whole tiles. precisions: in which it is one kernel; in others, one product an expert.
     expert_us: what each expert with rows costs beyond that.
     """
 
     share: float = 1.0
+    of_peak: bool = False
     tiles: Mapping[int, float] = field(default_factory=lambda: {16: 1.0})
     precisions: Sequence[str] = tuple(ITEMSIZE)
     expert_us: float = 0.0
@@ -246,10 +248,14 @@ class Device:
 
     def _tiled_s(self, spec: Grouped, filled: Mapping[int, int], moved: float, n: int, k: int, precision: str) -> float:
         """The dense product of all filled rows at the kernel's rate, with its best tile, or what moves if longer."""
-        dense_s = min(
-            self.matmul_s(1, rows, n, k, precision) / (spec.share * spec.tiles[tile]) for tile, rows in filled.items()
-        )
-        return max(dense_s, self.memory_s(ITEMSIZE[precision] * moved))
+
+        def dense_s(rows: int) -> float:
+            if spec.of_peak:
+                return 2e-12 * rows * n * k / self.peak_tflops[precision]
+            return self.matmul_s(1, rows, n, k, precision)
+
+        multiplied_s = min(dense_s(rows) / (spec.share * spec.tiles[tile]) for tile, rows in filled.items())
+        return max(multiplied_s, self.memory_s(ITEMSIZE[precision] * moved))
 
     def _grouped(self, kernel: str) -> Grouped:
         if kernel not in self.grouped:

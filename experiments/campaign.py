@@ -111,7 +111,7 @@ def _run_launch(
     started, first = datetime.now(UTC).isoformat(), next(iter(cells.values()))
     with tempfile.TemporaryDirectory(prefix="launch-") as name, store.running(list(cells)):
         folder = Path(name)
-        before, meter = machine.state(first.cluster.device), machine.Meter()
+        before, meter = _state_for(first), machine.Meter()
         try:
             with bar.following(folder, len(cells)):
                 launcher(_spec(cells, folder))
@@ -123,10 +123,15 @@ def _run_launch(
             return [(document(cells[cell], plan, started) | why, {}) for cell in failed]
         outcome = json.loads((folder / "outcome.json").read_text())
         seen = {"before": before, "during": meter.read(outcome["ranks_cpu_s"])}
-        outcome["machine"] = seen | {"after": machine.state(first.cluster.device)}
+        outcome["machine"] = seen | {"after": _state_for(first)}
         tables = {name: pd.read_parquet(folder / f"{name}.parquet") for name in TABLES}
     failed = [(document(cells[cell], plan, started) | why, {}) for cell, why in outcome.get("failed", {}).items()]
     return failed + [_outcome_of(cells[cell], plan, started, outcome, tables) for cell in outcome["correctness"]]
+
+
+def _state_for(cell: Cell) -> dict[str, Any] | None:
+    """What the machine is doing, which takes a moment to see; None for a simulated cell, which it does not change."""
+    return None if cell.cluster.kind == "simulated" else machine.state(cell.cluster.device)
 
 
 def _outcome_of(

@@ -20,7 +20,10 @@ from experiments.cells import instantiate
 from experiments.schedule import interleave, iterations_of
 
 # What the fork server imports once, so that a launch's ranks start in a second.
-PRELOAD = ["experiments.oracle", "experiments.evidence", "experiments.worker", "deepspeed.moe.layer"]
+PRELOAD = [
+    *("experiments.oracle", "experiments.evidence", "experiments.simulate", "experiments.worker"),
+    "deepspeed.moe.layer",
+]
 
 
 def run_rank(spec_path: str) -> None:

@@ -5,15 +5,18 @@
 
 Timed are dense and batched products, our engines' kernels for experts at even and skewed rows, fused attention with an
 additive bias, copies, sums and gathers of memory by size, copies between host and device, and what the host pays to
-issue an operation, a view and to read a value. Times are medians of repeated calls, so caches are as warm as a layer
-that has just used the same tensors; a GPU's are its own, by events. On a CPU, whose host waits for every operation,
-issuing is taken off, because the host's clock has it already.
+issue an operation, a view and to read a value. Times are medians of repeated calls. On a CPU each call has operands of
+its own, as in a program: the first was just written, the others are in no cache unless they are small. Issuing is
+taken off, because there the host waits for every operation and its clock has it already. A GPU's times are its own, by
+events, with warm caches.
 
 Collectives take several devices: --network names what conf/network has of them (scripts/calibrate_network.py).
 """
 
 import argparse
+import os
 import platform
+import sys
 from collections.abc import Mapping, Sequence
 from datetime import date
 from pathlib import Path
@@ -24,6 +27,7 @@ import psutil
 import torch
 import yaml
 
+from clusters.launch import PROCESS_ENVIRONMENT
 from devices import Device, Host
 from devices.device import CONF, TABLES
 from experiments.environment import describe
@@ -126,4 +130,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    if not os.environ.keys() >= PROCESS_ENVIRONMENT.keys():  # memory is handed out as it is to ranks, from the start
+        os.execve(sys.executable, [*sys.orig_argv], {**PROCESS_ENVIRONMENT, **os.environ})
     raise SystemExit(main())

@@ -28,6 +28,10 @@ from systems.collectives import all_gather
 ITERATIONS = 400
 
 
+EVICTED_BYTES = 1 << 25
+RANKS = 2  # of the cluster on which `collective_us` is measured
+
+
 class TracedClock(VirtualClock):
     """Notes when a segment was asked to end, and when the next one began."""
 
@@ -44,8 +48,11 @@ class TracedClock(VirtualClock):
         self.resumed_s = time.perf_counter()
 
 
-def time_rank(folder: str) -> None:
-    """Rank entry: leaves times.<rank>.json: when it was connected, and rows of [in all, ours] in microseconds."""
+def time_rank(folder: str, evicted: str = "") -> None:
+    """Rank entry: leaves times.<rank>.json: when it was connected, and rows of [in all, ours] in microseconds.
+
+    evicted: not empty where every collective is to meet caches that something large has used, as in a program.
+    """
     torch.set_num_threads(1)
     store, rank, world_size = next(dist.rendezvous("env://"))
     clock = TracedClock(Baton(Path(folder) / "baton", rank, world_size), HostClock())
@@ -54,9 +61,10 @@ def time_rank(folder: str) -> None:
     assert dist.group.WORLD is not None
     dist.barrier()
     connected = time.time()
-    x, times = torch.ones(1000), []
+    x, times, large = torch.ones(1000), [], torch.zeros(EVICTED_BYTES // 4 if evicted else 1)
     with clock.running():
         for _ in range(ITERATIONS):
+            large.add_(1.0)
             start = clock.mark()
             all_gather(x, dist.group.WORLD)
             returned_s = time.perf_counter()
@@ -64,6 +72,27 @@ def time_rank(folder: str) -> None:
             times.append([clock.seconds(start, clock.mark()) * 1e6, ours_s * 1e6])
     (Path(folder) / f"times.{rank}.json").write_text(json.dumps({"connected": connected, "times": times}))
     dist.destroy_process_group()
+
+
+def time_ranks(cluster: ClusterSpec, *arguments: str) -> list[dict]:
+    """What `time_rank` left of each rank of one launch."""
+    with tempfile.TemporaryDirectory() as folder:
+        launch(cluster, time_rank, folder, *arguments)
+        return [json.loads((Path(folder) / f"times.{rank}.json").read_text()) for rank in range(cluster.world_size)]
+
+
+def typical_us(ranks: list[dict]) -> np.ndarray:
+    """[in all, ours] of the slowest rank: medians over iterations, in microseconds."""
+    return np.median(np.max([rank["times"] for rank in ranks], axis=0)[50:], axis=0)
+
+
+def collective_us() -> float:
+    """What a collective costs an emulated rank of this machine in the middle of a program, beside its transfer."""
+    from scripts import measure_overheads  # ranks cannot import a function of the main module
+
+    cluster = ClusterSpec("emulated", RANKS)
+    prepare(cluster, [*PRELOAD, "scripts.measure_overheads"])
+    return float(typical_us(measure_overheads.time_ranks(cluster, "evicted"))[0])
 
 
 def observer_us(num_layers: int, sections: int = 5) -> float:
@@ -90,12 +119,10 @@ def main() -> None:
     cluster = ClusterSpec("emulated", world_size)
     prepare(cluster, [*PRELOAD, "scripts.measure_overheads"])
     for number in range(5):
-        with tempfile.TemporaryDirectory() as folder:
-            start = time.time()
-            launch(cluster, time_rank, folder)
-            ranks = [json.loads((Path(folder) / f"times.{rank}.json").read_text()) for rank in range(world_size)]
+        start = time.time()
+        ranks = time_ranks(cluster)
         connected_s = max(rank["connected"] for rank in ranks) - start
-        in_all, ours = np.median(np.max([rank["times"] for rank in ranks], axis=0)[50:], axis=0)
+        in_all, ours = typical_us(ranks)
         print(
             f"launch {number}: ranks connected after {connected_s:.1f} s; "
             f"collective {in_all:.0f} us in all, {ours:.0f} us ours"

@@ -4,7 +4,7 @@ Letters in names: m rows, n columns, k depth of a product; E experts; D d_model,
 L sequence, d width of a head.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import product
 from typing import Any
 
@@ -13,7 +13,8 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 from scripts.description.tables import ascending, ascending_grid
-from scripts.description.timing import issue_s, seconds_of
+from scripts.description.timing import in_program_s, issue_in_program_s, issue_s, seconds_of
+from scripts.measure_overheads import collective_us
 
 DTYPES = {"ieee": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 PRECISIONS = {"cpu": ("ieee", "bf16"), "cuda": ("ieee", "tf32", "bf16", "fp16")}
@@ -28,6 +29,7 @@ COPIED = {"cpu": [1 << s for s in range(11, 28, 2)], "cuda": [1 << s for s in ra
 KEYS, HEADS = (16, 64, 120, 256, 512), {"cpu": (16, 64), "cuda": (64, 128)}
 QUERIES = {"cpu": 1 << 10, "cuda": 1 << 18}
 LARGE_FLOPS = 1e8
+HOST_S = 1.0  # of measuring what issuing costs
 LEAST_US = 0.05  # of a kernel beyond its issuing
 
 
@@ -37,12 +39,15 @@ class Machine:
     def __init__(self, device: torch.device, budget_s: float) -> None:
         self.device, self.budget_s = device, budget_s
         self.host = measure_host(device)
+        self._issuing_us = 1e6 * issue_s(torch.zeros(4, 4).neg, device) if self.host["synchronous"] else 0.0
 
-    def us(self, call: Any, share: float) -> float:
-        """Microseconds of a call beyond issuing it, timed for this share of the whole budget."""
-        own_s = seconds_of(call, self.device, share * self.budget_s)
-        issuing_us = self.host["operation_us"] if self.host["synchronous"] else 0.0
-        return max(LEAST_US, own_s * 1e6 - issuing_us)
+    def us(self, call: Callable[..., Any], operands: Sequence[Any], share: float) -> float:
+        """Microseconds of call(*operands) beyond issuing it, timed for this share of the whole budget."""
+        if self.device.type == "cpu":
+            own_s = in_program_s(call, operands, share * self.budget_s)
+        else:
+            own_s = seconds_of(lambda: call(*operands), self.device, share * self.budget_s)
+        return max(LEAST_US, own_s * 1e6 - self._issuing_us)
 
     def rand(self, *shape: int, precision: str = "ieee") -> torch.Tensor:
         """Normal numbers, as activations and weights are: power, and so the clock, depends on them."""
@@ -50,15 +55,19 @@ class Machine:
 
 
 def measure_host(device: torch.device) -> dict[str, Any]:
-    """The arguments of `Host`; a collective's cost is stated, and 0 where collectives were measured from the CPU."""
+    """The arguments of `Host`; a GPU's cost of a collective is stated, for there is but one."""
     x = torch.zeros(4, 4, device=device)
     synchronous = device.type == "cpu"
-    operation_us = 1e6 * issue_s(x.neg, device)
+    operations, views = (x.neg, lambda: x + 1.0, lambda: x.sum(-1)), (lambda: x.view(2, 8), x.t, lambda: x[1:])
+    operation_us, view_us = (
+        1e6 * (issue_in_program_s(calls, HOST_S) if synchronous else issue_s(calls[0], device))
+        for calls in (operations, views)
+    )
     return {
         "operation_us": round(operation_us, 2),
         "launch_us": 0.0 if synchronous else round(operation_us / 2, 2),  # stated: half of an operation's
-        "view_us": round(1e6 * issue_s(lambda: x.view(2, 8), device), 2),
-        "collective_us": 0.0 if synchronous else 25.0,
+        "view_us": round(view_us, 2),
+        "collective_us": round(collective_us(), 1) if synchronous else 25.0,
         "synchronise_us": round(_item_us(x), 2),
         "synchronous": synchronous,
     }
@@ -81,7 +90,7 @@ def measure_matmul(machine: Machine, precision: str, share: float) -> dict[str, 
     for m, n, k in sizes:
         x, w = machine.rand(m, k, precision=precision), machine.rand(k, n, precision=precision)
         at = tuple(axis.index(size) for axis, size in zip(axes, (m, n, k), strict=True))
-        log_us[at] = np.log(machine.us(lambda x=x, w=w: torch.mm(x, w), share / len(sizes)))
+        log_us[at] = np.log(machine.us(torch.mm, (x, w), share / len(sizes)))
     times = np.exp(ascending_grid(extended(log_us, np.log(axes[0])))).round(2)
     return dict(zip("mnk", map(list, axes), strict=True)) | {"us": times.tolist()}
 
@@ -101,9 +110,9 @@ def measure_memory(machine: Machine, share: float) -> list[list[float]]:
     for num_bytes in COPIED[machine.device.type]:
         x = machine.rand(max(1, num_bytes // 2048), 256)  # half is read, half is written
         order = torch.randperm(len(x), device=machine.device)
-        calls = (x.clone, lambda x=x: x + 1.0, lambda x=x, order=order: x.index_select(0, order))
+        calls = (torch.clone, lambda x: x + 1.0, lambda x, order=order: x.index_select(0, order))
         part = share / (len(calls) * len(COPIED[machine.device.type]))
-        points.append([2 * x.nbytes, float(np.median([machine.us(call, part) for call in calls]))])
+        points.append([2 * x.nbytes, float(np.median([machine.us(call, (x,), part) for call in calls]))])
     return ascending(points, digits=2)
 
 
@@ -113,8 +122,8 @@ def measure_transfer(machine: Machine, memory: list[list[float]], share: float) 
         return memory
     sizes = [1 << s for s in range(10, 29, 3)]
     held = [torch.empty(size, dtype=torch.uint8) for size in sizes]
-    calls = [lambda x=x: x.to(machine.device) for x in held]
-    return ascending([[x.nbytes, machine.us(call, share / len(sizes))] for x, call in zip(held, calls, strict=True)])
+    times_us = [machine.us(lambda x: x.to(machine.device), (x,), share / len(sizes)) for x in held]
+    return ascending([[x.nbytes, us] for x, us in zip(held, times_us, strict=True)])
 
 
 def measure_attention(machine: Machine, precision: str, share: float) -> dict[str, list[list[float]]]:
@@ -126,14 +135,14 @@ def measure_attention(machine: Machine, precision: str, share: float) -> dict[st
             batch = max(1, QUERIES[kind] // (4 * keys))
             q_BHLd = machine.rand(batch, 4, keys, width, precision=precision)
             bias_1HLL = machine.rand(1, 4, keys, keys, precision=precision)
-            us = machine.us(_attention(q_BHLd, bias_1HLL), share / (len(HEADS[kind]) * len(KEYS)))
+            us = machine.us(_attention, (q_BHLd, bias_1HLL), share / (len(HEADS[kind]) * len(KEYS)))
             points.append([keys, us * 1e6 / q_BHLd.numel()])
         found[str(width)] = ascending(points, digits=3)
     return found
 
 
-def _attention(q_BHLd: torch.Tensor, bias_1HLL: torch.Tensor) -> Any:
-    return lambda: scaled_dot_product_attention(q_BHLd, q_BHLd, q_BHLd, attn_mask=bias_1HLL)
+def _attention(q_BHLd: torch.Tensor, bias_1HLL: torch.Tensor) -> torch.Tensor:
+    return scaled_dot_product_attention(q_BHLd, q_BHLd, q_BHLd, attn_mask=bias_1HLL)
 
 
 def set_precision(precision: str) -> None:

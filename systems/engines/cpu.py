@@ -67,7 +67,8 @@ def pack(w_eKN: torch.Tensor) -> torch.Tensor:
     panel, pair = kernels().panel(), PAIR[w_eKN.dtype]
     num_experts, depth, width = w_eKN.shape
     w_eKN = pad(w_eKN, (0, -width % panel, 0, -depth % pair))
-    return w_eKN.view(num_experts, -1, pair, w_eKN.shape[2] // panel, panel).permute(0, 3, 1, 4, 2).contiguous()
+    parts = (num_experts, -(-depth // pair), pair, -(-width // panel), panel)
+    return w_eKN.view(parts).permute(0, 3, 1, 4, 2).contiguous()
 
 
 @cache

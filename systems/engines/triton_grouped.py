@@ -50,7 +50,7 @@ def _grouped_gemm(
 
     num_rows, (num_experts, width_out, width_in) = len(order_N), w_eOK.shape
     y = x.new_empty(num_rows, width_out)
-    if not num_rows:
+    if not (num_rows and num_experts):
         return y
     rows_per_expert = 1 << (max(1, num_rows // num_experts) - 1).bit_length()
     launcher(rows_per_expert, x.element_size())[  # pyright: ignore[reportIndexIssue]

@@ -1,4 +1,4 @@
-"""Errors of emulation: pairing, statistics, order of systems, the README's block."""
+"""Errors of emulation: pairing, statistics, order of systems, the document's block."""
 
 import dataclasses
 

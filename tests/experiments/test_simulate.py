@@ -64,3 +64,17 @@ def test_a_process_that_dies_or_takes_too_long_is_a_failed_launch(tmp_path):
     with pytest.raises(LaunchFailed, match=r"its process died with exit code 1") as failed:
         launch_simulation(spec | {"cluster": {"timeout_s": 60}})  # there are no cells in it
     assert late.value.kind == "timeout" and failed.value.kind == "failed" and "KeyError" in failed.value.traceback
+
+
+def test_an_attribution_leaves_nothing_unexplained(tmp_path):
+    """One pass has the times end to end and their places; a step's parts add up to it."""
+    panels = [f"~experiment.panels.attribution_{name}" for name in ("batch", "batch_balanced")]
+    done = run("experiment=attribution", *panels, "model.num_experts=4", "batch_size=2", f"out={tmp_path}")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "leaves nothing unexplained" in " ".join(done.stdout.split())
+    table = pd.read_csv(tmp_path / "tables" / "attribution_experts.csv")
+    saved = table.pivot_table(index=["kind", "step"], columns="part", values="value", sort=False)
+    assert saved["residual"].abs().max() < 1e-9 < saved["total"].abs().max()
+    assert (saved.drop(columns=["total"]).sum(axis=1) - saved["total"]).abs().max() < 1e-9
+    levels = saved.loc["level"]
+    assert (levels["host"] > 0).all() and (levels["kernels"] > 0).all()

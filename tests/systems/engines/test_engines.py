@@ -19,6 +19,7 @@ ROUTES = {
     "all_to_one": [0, 0, 25, 0],
     "one_expert": [11],
     "zero_rows": [0, 0, 0],
+    "no_expert": [],
     "many_rows": [150, 0, 61],
 }
 
@@ -45,7 +46,7 @@ def error(
         expected_RD[place] = torch.relu(x_D @ wi_DF) @ wo_FD
         terms_RD[place] = x_D.abs() @ wi_DF.abs() @ wo_FD.abs()
     engine = find_engine(name)
-    y_ND = engine(x_ND, Copies(order_N, torch.tensor(rows)), *engine.prepare(wi_eDF, wo_eFD))
+    y_ND = engine(x_ND, Copies(order_N, torch.tensor(rows, dtype=torch.int64)), *engine.prepare(wi_eDF, wo_eFD))
     assert y_ND.shape == x_ND.shape and y_ND.dtype == dtype
     return float((y_ND[order_N[:used]] - expected_RD).norm() / terms_RD.norm().clamp(min=1e-30))
 
