@@ -33,9 +33,9 @@ def on_device(claim: dict, metric: str, found: Mapping[str, Points], device: str
 
 def nearness(series: str) -> int:
     """Place of a series among the forms of the paper's method."""
-    names = [system_name(form) for form in AS_PUBLISHED]
-    system = series.partition(",")[0].partition(" / ")[0]
-    return names.index(system) if system in names else len(names)
+    names = [system_name(form) for form in AS_PUBLISHED]  # one of them has a comma, as what follows a name begins with
+    places = (i for i, name in enumerate(names) if series == name or series.startswith((f"{name}, ", f"{name} / ")))
+    return next(places, len(names))
 
 
 def hardware_sentence(claims: pd.DataFrame) -> str:

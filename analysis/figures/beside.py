@@ -99,5 +99,6 @@ def name_series(figure: Figure, axes: np.ndarray) -> None:
         if container.get_label() != HIDDEN
     }
     place = {"loc": "upper left", "bbox_to_anchor": (0.005, 1 - 0.32 / figure.get_figheight()), "borderaxespad": 0.0}
-    look = {"ncols": 6, "frameon": False, "fontsize": SMALL, "handletextpad": 0.4, "columnspacing": 1.1}
+    look = {"ncols": 6, "frameon": False, "fontsize": SMALL, "handletextpad": 0.4, "columnspacing": 1.0}
+    look |= {"handlelength": 1.4}
     figure.legend(list(found.values()), list(found), **place, **look)

@@ -8,7 +8,7 @@ from rich.console import Console
 from analysis.claims import claims_table
 from analysis.figures.panels import draw_panel
 from analysis.findings import find
-from analysis.hardware import hardware_sentence
+from analysis.hardware import hardware_sentence, nearness
 from analysis.judges import HOLDS, HOLDS_NOT, NOT_VALIDATED, NOTHING, WITHIN_ERROR, Ratio, apply_within
 from analysis.load import load_campaign
 from analysis.reference import layer_ms, load_reference
@@ -28,6 +28,12 @@ def exact(**values):
 def test_a_claim_holds_if_it_does_for_all_values_within_the_error(at_10, verdict):
     slower = {"judge": "slower_at", "with": {"x": 10}}
     assert apply_within(slower, exact(_10=at_10), 0.06) == (f"{at_10:.2f}×", verdict)
+
+
+def test_the_form_nearest_to_the_authors_is_judged_whatever_is_said_of_its_engine():
+    order = ["MoEShard, its authors' program, megablocks", "MoEShard as published", "MoEShard / loop", "MoEShard"]
+    assert [nearness(name) for name in order] == [0, 1, 2, 2]
+    assert nearness("MoEShard as published / loop") < nearness("MoEShard, triton") == nearness("MoEShard")
 
 
 def test_points_err_apart_from_one_another():
