@@ -38,6 +38,8 @@ def reduce_cell(samples: pd.DataFrame, world_size: int, ceilings: dict | None = 
 def cubes(samples: pd.DataFrame, phase: str, world_size: int) -> dict[str, np.ndarray]:
     """Every metric of one pass as [I, L, G]; a section is a metric of its own."""
     samples = select(samples, phase=phase)
+    if samples[["metric", "iteration", "rank"]].isna().to_numpy().any():
+        raise ValueError(f"Cell {samples['cell'].iloc[0]} has rows without a metric, an iteration or a rank.")
     metric_R, metrics = pd.factorize(samples["metric"])
     section_R, sections = pd.factorize(samples["section"])  # -1: none
     place_RK = samples[KEYS].astype("float64").fillna(-1).to_numpy()
@@ -143,7 +145,7 @@ def cube(place_RK: np.ndarray, value_R: np.ndarray, world_size: int, *, summed: 
     shape = (int(iteration_R.max()) + 1, int(layer_R.max()) + 1, world_size)
     rank_R = place_RK[:, 2].astype(int)
     wrong = f"{shape[0]} iterations x {shape[1]} layers x {shape[2]} ranks make {np.prod(shape)}, each once"
-    if rank_R.max() >= world_size:
+    if set(place_RK[:, 2]) != set(range(world_size)):
         raise ValueError(wrong)
     at_R = np.ravel_multi_index((iteration_R, layer_R, rank_R), shape)
     count = np.bincount(at_R, minlength=int(np.prod(shape)))

@@ -101,7 +101,8 @@ class Recorder:
         On a simulated clock also `idle_*`: the time of it in which the device waited for its host to issue something.
         """
         rows = [self._resolve(row) for row in self._rows]
-        return rows + [self._idle(row) for row in self._rows if isinstance(self._clock, SimulatedClock)]
+        timed = self._rows if isinstance(self._clock, SimulatedClock) else []
+        return rows + [self._idle(row) for row in timed if row["interval"].metric != "entry_skew_ms"]
 
     def spans(self) -> list[Span]:
         """Every interval, for clocks that tell what time it is."""

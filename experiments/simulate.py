@@ -154,7 +154,8 @@ def _simulate_rank(spec: dict[str, Any], cell: str, session: Session, timeline: 
             bench.timed_forward(cell, iteration, phase="measure")
         bench.recorder.observing = False
     counted, routed = evidence.accounts(bench, cell, {"measure": range(tier["iterations"])})
-    rows = [row if row["metric"] == "ttft_ms" else {**row, "phase": "instrumented"} for row in bench.recorder.rows()]
+    seen = [row for row in bench.recorder.rows() if row["phase"] == "measure" or row["metric"] == "ttft_ms"]
+    rows = [row if row["metric"] == "ttft_ms" else {**row, "phase": "instrumented"} for row in seen]
     memory = {"metric": "peak_memory_bytes", "value": float(timeline.peak_bytes), "unit": "bytes", "phase": "measure"}
     rows += [{"cell": cell, "iteration": 0, **memory}]
     inputs = evidence.inputs(bench, [cell])[cell]

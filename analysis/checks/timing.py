@@ -16,7 +16,7 @@ TIMED, OBSERVED, COUNTED = {"first", "warmup", "measure", "instrumented"}, {"ins
 METRICS = {
     "ttft_ms": ("ms", TIMED),
     **dict.fromkeys(["layer_moe_ms", "section_ms", "entry_skew_ms"], ("ms", OBSERVED)),
-    **dict.fromkeys([f"idle_{what}_ms" for what in ("ttft", "layer_moe", "section", "entry_skew")], ("ms", OBSERVED)),
+    **dict.fromkeys([f"idle_{what}_ms" for what in ("ttft", "layer_moe", "section")], ("ms", OBSERVED)),
     **dict.fromkeys(["rows_computed", "rows_useful"], ("rows", COUNTED)),
     "dropped": ("tokens", COUNTED),
     **dict.fromkeys(["bytes_sent", "memory_bytes", "weight_bytes"], ("bytes", COUNTED)),

@@ -44,7 +44,7 @@ def in_program_s(call: Callable[..., Any], operands: Sequence[Any], budget_s: fl
     singly = isinstance(touched, torch.Tensor) and touched.nbytes >= TOUCHED_BYTES
 
     def block_s(calls: int) -> float:
-        pool.rotate()
+        pool.rotate(calls)
         if singly:
             pool[0][0].mul_(1.0)
         start = perf_counter()

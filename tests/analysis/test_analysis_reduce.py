@@ -80,3 +80,25 @@ def test_gini_is_the_mean_difference_over_twice_the_mean(loads):
     tokens_E = np.array(loads, float)
     differences = np.abs(tokens_E[:, None] - tokens_E).mean()
     assert gini(tokens_E) == pytest.approx(differences / (2 * tokens_E.mean()))
+
+
+@pytest.mark.parametrize("rank", [-1.0, 1.5, 4.0])
+def test_a_rank_that_there_cannot_be_is_refused(frame, rank):
+    frame["rank"] = frame["rank"].astype(float)
+    frame.loc[frame["rank"] == 3, "rank"] = rank
+    with pytest.raises(ValueError, match="x 4 ranks make"):
+        reduce_cell(frame, 4)
+
+
+def test_a_row_that_is_there_twice_is_refused(frame):
+    layers = frame[frame["metric"] == "layer_moe_ms"]
+    with pytest.raises(ValueError, match="layer_moe_ms; 5 iterations"):
+        reduce_cell(pd.concat([frame, layers.iloc[:1]]), 4)
+
+
+@pytest.mark.parametrize("key", ["metric", "iteration", "rank"])
+def test_a_row_without_a_key_is_refused(frame, key):
+    frame[key] = frame[key].astype(object)
+    frame.loc[frame.index[-1], key] = None
+    with pytest.raises(ValueError, match="rows without a metric, an iteration or a rank"):
+        reduce_cell(frame, 4)

@@ -76,5 +76,8 @@ def test_an_attribution_leaves_nothing_unexplained(tmp_path):
     saved = table.pivot_table(index=["kind", "step"], columns="part", values="value", sort=False)
     assert saved["residual"].abs().max() < 1e-9 < saved["total"].abs().max()
     assert (saved.drop(columns=["total"]).sum(axis=1) - saved["total"]).abs().max() < 1e-9
+    samples = pd.concat(map(pd.read_parquet, tmp_path.glob("cells/*/samples.parquet")))
+    assert set(samples.loc[samples["phase"] == "warmup", "metric"]) == {"ttft_ms"}
+    assert set(samples.loc[samples["metric"] == "idle_ttft_ms", "iteration"]) == {0}
     levels = saved.loc["level"]
     assert (levels["host"] > 0).all() and (levels["kernels"] > 0).all()
