@@ -24,9 +24,8 @@ RANKS_PER_NODE = 8
 ITEMSIZE = {"ieee": 4, "tf32": 4, "bf16": 2, "fp16": 2, "fp8": 1}
 # A precision that no table has costs what another does; docs/devices.md says why.
 SAME_RATE = {"fp16": "bf16"}
-OUTPUT_EXPOSED = (
-    0.5  # of the writing of a large bf16 product, what its multiplying does not hide (A100, H100: 0.2 to 0.8)
-)
+# Of the writing of a large bf16 product, what its multiplying does not hide (A100, H100: 0.2 to 0.8).
+OUTPUT_EXPOSED = 0.5
 TF32_ROWS, TF32_COLUMNS, TF32_DEPTH = (16, 128), 128, 768  # of a tile
 LARGE = 8192  # side of a product that reaches the rate of large ones
 IEEE_SHARE = 0.93  # of the peak that a large fp32 product reaches without tensor cores
@@ -40,10 +39,9 @@ class Host:
     """What the processor that issues work pays, in microseconds.
 
     operation_us: issuing one operation that launches a kernel (Python, dispatcher and launch). launch_us: each further
-    kernel of an operation that launches several. view_us: one that
-    launches nothing (views, shape arithmetic). collective_us: issuing one collective. synchronise_us: reading a value
-    back, from the end of the device's work until the host goes on. synchronous: True of a CPU, whose host is the device
-    and waits for every operation.
+    kernel of an operation that launches several. view_us: one that launches nothing (views, shape arithmetic).
+    collective_us: issuing one collective. synchronise_us: reading a value back, from the end of the device's work until
+    the host goes on. synchronous: True of a CPU, whose host is the device and waits for every operation.
     """
 
     operation_us: float

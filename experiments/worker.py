@@ -21,7 +21,10 @@ from experiments.schedule import interleave, iterations_of
 
 # What the fork server imports once, so that a launch's ranks start in a second.
 PRELOAD = [
-    *("experiments.oracle", "experiments.evidence", "experiments.simulate", "experiments.worker"),
+    "experiments.oracle",
+    "experiments.evidence",
+    "experiments.simulate",
+    "experiments.worker",
     "deepspeed.moe.layer",
 ]
 

@@ -23,12 +23,10 @@ from clusters.network import Network
 from clusters.session import ClusterSpec
 from experiments.recorder import Recorder
 from experiments.worker import PRELOAD
+from scripts.description.timing import CACHES_BYTES
 from systems.collectives import all_gather
 
 ITERATIONS = 400
-
-
-EVICTED_BYTES = 1 << 25
 RANKS, LAUNCHES = 4, 3  # of the cluster on which `collective_us` is measured: as many ranks as the paper has
 
 
@@ -61,7 +59,7 @@ def time_rank(folder: str, evicted: str = "") -> None:
     assert dist.group.WORLD is not None
     dist.barrier()
     connected = time.time()
-    x, times, large = torch.ones(1000), [], torch.zeros(EVICTED_BYTES // 4 if evicted else 1)
+    x, times, large = torch.ones(1000), [], torch.zeros(CACHES_BYTES // 4 if evicted else 1)
     with clock.running():
         for _ in range(ITERATIONS):
             large.add_(1.0)
@@ -91,11 +89,9 @@ def collective_us() -> float:
 
     The median of launches, which differ by a third.
     """
-    from scripts import measure_overheads  # ranks cannot import a function of the main module
-
     cluster = ClusterSpec("emulated", RANKS)
     prepare(cluster, [*PRELOAD, "scripts.measure_overheads"])
-    launches = [typical_us(measure_overheads.time_ranks(cluster, "evicted"))[0] for _ in range(LAUNCHES)]
+    launches = [typical_us(time_ranks(cluster, "evicted"))[0] for _ in range(LAUNCHES)]
     return float(np.median(launches))
 
 

@@ -161,7 +161,7 @@ def whole_sentence(here: pd.DataFrame, at: str) -> str:
 
 def left_sentence(campaign: Campaign, here: pd.DataFrame) -> str:
     """What the account of the whole ladder leaves unexplained."""
-    if {run["source"] for run in campaign.runs.values()} == {SIMULATED}:
+    if {campaign.runs[cell]["source"] for cell in campaign.frames} == {SIMULATED}:
         return "The split by place is of the simulated pass itself and leaves nothing unexplained."
     of = by_part(select(here, kind="whole"))
     left = with_interval(*(of[RESIDUAL][key] for key in PERCENT), form=percent)

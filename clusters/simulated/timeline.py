@@ -58,6 +58,7 @@ class Timeline:
         return max(self.host_s, self.device_s)
 
     def moment(self) -> Moment:
+        """Now; a device that has nothing left to do is waiting for its host already."""
         return Moment(self.now_s, self._idle_s + max(0.0, self.host_s - self.device_s))
 
     def view(self) -> None:

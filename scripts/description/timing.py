@@ -47,8 +47,9 @@ def in_program_s(call: Callable[..., Any], operands: Sequence[Any], budget_s: fl
         pool.rotate(calls)
         if singly:
             pool[0][0].mul_(1.0)
+        turns = list(pool)[:calls]
         start = perf_counter()
-        for own in list(pool)[:calls]:
+        for own in turns:
             outputs.append(call(*own))
         return perf_counter() - start
 

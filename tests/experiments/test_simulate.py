@@ -81,3 +81,15 @@ def test_an_attribution_leaves_nothing_unexplained(tmp_path):
     assert set(samples.loc[samples["metric"] == "idle_ttft_ms", "iteration"]) == {0}
     levels = saved.loc["level"]
     assert (levels["host"] > 0).all() and (levels["kernels"] > 0).all()
+
+
+def test_a_host_that_costs_nothing_is_no_part_of_an_attribution(tmp_path):
+    panels = [f"~experiment.panels.attribution_{name}" for name in ("batch", "batch_balanced", "experts_balanced")]
+    costs = ("operation", "launch", "view", "collective", "synchronise")
+    free = [f"device.host.{cost}_us=0" for cost in costs]
+    options = ["model.num_experts=4", "batch_size=2", "experiment.systems=[ep,moeshard]", "experiment.twin=null"]
+    done = run("experiment=attribution", *panels, *free, *options, f"out={tmp_path}")
+    assert (tmp_path / "tables" / "attribution_experts.csv").exists(), done.stdout + done.stderr
+    table = pd.read_csv(tmp_path / "tables" / "attribution_experts.csv")
+    levels = table[table["kind"] == "level"].pivot_table(index="step", columns="part", values="value")
+    assert len(levels) == 2 and (levels["host"] == 0).all() and (levels["kernels"] > 0).all()
