@@ -43,6 +43,8 @@ def plot_validation(runs: pd.DataFrame, path: Path) -> Picture:
             column_title(axis, title if metric == "layer_moe_ms" else "")
             tidy(axis)
         row[0].set_ylabel(label, fontsize=SMALL)
-    axes[0][0].legend(fontsize=SMALL, frameon=False)
+    lines, names = axes[0][0].get_legend_handles_labels()
+    place = {"loc": "upper left", "bbox_to_anchor": (0.005, 1 - 0.3 / figure.get_figheight())}
+    figure.legend(lines, names, ncols=3, fontsize=SMALL, frameon=False, **place)
     margins(figure, left=0.8, right=0.1, bottom=0.8, wspace=0.18)
     return save(figure, "Published on four A100s and simulated", NOTE, path)
