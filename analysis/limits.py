@@ -110,7 +110,8 @@ def section_percents(
     section_IL = {
         name.removeprefix(SECTION): v.max(axis=-1) for name, v in observed.items() if name.startswith(SECTION)
     }
-    shares = {name: transfers[name] / ms_IL for name, ms_IL in section_IL.items() if name in transfers}
+    moving = {name: ms_IL for name, ms_IL in transfers.items() if ms_IL.any()}
+    shares = {name: moving[name] / ms_IL for name, ms_IL in section_IL.items() if name in moving}
     return shares | ({"experts": compute_L / section_IL["experts"]} if "experts" in section_IL else {})
 
 

@@ -6,7 +6,8 @@ Letters in names: e experts.
 
 import hashlib
 import json
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from copy import copy
 from dataclasses import asdict, dataclass, field
 from math import ceil
 from pathlib import Path
@@ -120,7 +121,14 @@ class Device:
             precision: {int(width): Curve(points) for width, points in by_width.items()}
             for precision, by_width in measured["attention"].items()
         }
-        self._known: dict[Hashable, float] = {}
+        self._known: dict[tuple[Any, ...], float] = {}
+
+    def with_kernel(self, kernel: str, options: Mapping[str, Any]) -> "Device":
+        """This device, but for one kernel's options of `Grouped`; to try many of them its tables are read once."""
+        other = copy(self)
+        other.grouped = self.grouped | {kernel: Grouped(**options)}
+        other._known = {what: seconds for what, seconds in self._known.items() if what[0] != "batched"}
+        return other
 
     def matmul_s(self, batch: int, m: int, n: int, k: int, precision: str) -> float:
         """One dense product [m, k] @ [k, n], or `batch` of them in one kernel."""
@@ -197,7 +205,7 @@ class Device:
         text = json.dumps([self.kind, self.memory_bytes, asdict(self.host), rates, networks, measured], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
-    def _once(self, what: Hashable, answer: Callable[..., float], *arguments: Any) -> float:
+    def _once(self, what: tuple[Any, ...], answer: Callable[..., float], *arguments: Any) -> float:
         found = self._known.get(what)
         if found is None:
             found = self._known[what] = answer(*arguments)

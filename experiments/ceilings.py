@@ -55,15 +55,17 @@ def measure_link(session: Session, network: NetworkModel, num_bytes: int) -> flo
     By the network model, latency apart, where the cluster is emulated; else the best of repeated exchanges of at least
     LINK_BYTES, which all ranks make, latency included.
     """
-    if session.world_size == 1:
-        return float("inf")
     if isinstance(session.clock, VirtualClock):
         return modelled_rate(network, session.world_size, num_bytes)
+    if session.world_size == 1:
+        return float("inf")
     return _measured_rate(session, max(num_bytes, LINK_BYTES[session.device.type]))
 
 
 def modelled_rate(network: NetworkModel, ranks: int, num_bytes: int) -> float:
-    """Bytes/s of a rank that sends num_bytes to the others, latency apart."""
+    """Bytes/s of a rank that sends num_bytes to the others, latency apart; inf where there are none."""
+    if ranks == 1:
+        return float("inf")
 
     def seconds(sent: int) -> float:
         sent_GG = np.full((ranks, ranks), sent / (ranks - 1)) * ~np.eye(ranks, dtype=bool)

@@ -1,5 +1,6 @@
 """Is the output right? Every MoE layer of a system against the dense model, expert by expert in float32."""
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from routers.base import Routing
 from systems.collectives import all_gather
 from systems.dense import Dense
 from systems.engines.loop import LoopEngine
+from workloads.weights import MOST_THREADS
 
 SMALL_BYTES = 2**28  # on the host, which ranks share
 SMALL_SHARE = 1 / 32  # of a GPU, which emulated ranks share
@@ -51,9 +53,10 @@ def verify(bench: Bench, cell: str) -> dict[str, Any]:
 
 def _draw_weights(bench: Bench) -> None:
     """Make what the checks keep before ranks take turns: all at once, not one rank after the other."""
-    for layer in bench.oracle_weights.values():
-        for expert in range(bench.config["model"]["num_experts"]):
-            layer.experts([expert])
+    experts = [[expert] for expert in range(bench.config["model"]["num_experts"])]
+    with ThreadPoolExecutor(MOST_THREADS) as threads:
+        for layer in bench.oracle_weights.values():
+            list(threads.map(layer.experts, experts))
 
 
 def _layer_error(bench: Bench, block: int) -> tuple[float, int]:

@@ -85,7 +85,7 @@ def hardware(kind: str) -> dict[str, Any]:
 def describe_here(options: argparse.Namespace, network: Mapping[str, Any] | None) -> dict[str, Any]:
     """Measure, write the tables and return the device's node."""
     kind, busy_share, start = options.device, state("cpu")["busy_share"], perf_counter()
-    machine = Machine(torch.device(kind), options.seconds)
+    machine = Machine(torch.device(kind, 0), options.seconds)
     tables = measure_tables(machine, MEASURED[kind])
     source = f"measured {date.today()} (torch {torch.__version__}, {busy_share:.0%} busy before, {platform.node()})"
     node = {"name": options.name} | hardware(kind)
@@ -95,11 +95,9 @@ def describe_here(options: argparse.Namespace, network: Mapping[str, Any] | None
     path = TABLES / f"{options.name}.json"
     path.write_text(document({"about": about} | tables))
 
-    def build(kernel: str, choices: Mapping[str, Any]) -> Device:
-        return Device(**node, host=Host(**machine.host), grouped={kernel: choices})
-
+    device = Device(**node, host=Host(**machine.host), grouped={})
     precision = "bf16" if kind == "cuda" else "ieee"
-    found = list(measure_kernels(machine, precision, build, 0.25))
+    found = list(measure_kernels(machine, precision, device.with_kernel, 0.25))
     about |= {"kernels": {kernel: said for kernel, _, said in found}, "seconds": round(perf_counter() - start)}
     path.write_text(document({"about": about} | tables))
     grouped = APART[kind] | {kernel: choices for kernel, choices, _ in found}

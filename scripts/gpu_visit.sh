@@ -1,12 +1,14 @@
 #!/usr/bin/env bash
 # What one visit of ten minutes to one GPU can tell, on a bare machine without network or package registry: the GPU
-# tests, the device's description, and the MoE layer at the paper's width on four emulated ranks (docs/gpus.md).
+# tests, the device's description, programs on it alone, the engines, and the MoE layer at the paper's width on four
+# emulated ranks (docs/gpus.md).
 # Start (after scripts/pack_wheels.sh at home; OUT is any folder):
 #   python3 -m pip install -q --no-index --no-deps --no-compile --target /tmp/site .wheels/*.whl && PYTHONPATH=/tmp/site scripts/gpu_visit.sh python3 "$OUT" 560
 #
 # usage: scripts/gpu_visit.sh PYTHON OUT [SECONDS]    SECONDS (or VISIT_SECONDS): stop by then whatever happens
 # VISIT_DEVICE=cpu rehearses it: tests that need no GPU, and a tiny layer. VISIT_STEPS: a file of other steps (tests).
-# OUT gets summary.tsv (a line a step), log.txt, tests.xml, device.tar.gz and layers.tar.gz, written as steps end.
+# OUT gets summary.tsv (a line a step), log.txt, tests.xml, device.tar.gz, alone.tar.gz, engines.csv and layers.tar.gz,
+# written as steps end.
 # Exit status: 0 if every step did what it should, 1 if one failed, was stopped or left out, 2 for wrong arguments.
 set -uo pipefail
 export HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 HF_DATASETS_OFFLINE=1 PYTHONUNBUFFERED=1
@@ -77,6 +79,21 @@ describe() {
     pack device.tar.gz . "conf/device/$name.yaml" devices/tables/"$name".*
 }
 
+alone() {  # PRECISION SECONDS: whole programs on this device by itself, which the description is held against
+    local sizes=() cluster=(cluster=nccl)
+    [ "$device" = cpu ] && cluster=(cluster=gloo) && sizes=("experiment.systems=[deepspeed,ep]" model.d_model=64 model.d_ff=128 seq_len=8)
+    step "alone-$1" "$2" "$python" -m experiments.run experiment=alone "${cluster[@]}" "precision=$1" cluster.timeout_s=100 \
+        tier=smoke tier.iterations=10 tier.max_iterations=10 tier.instrumented=10 "${sizes[@]}" "out=$work/alone/$1"
+    pack alone.tar.gz "$work" alone
+}
+
+engines() {  # SECONDS: each engine in percent of a dense product
+    local sizes=(--precisions bf16 tf32 --tokens 1200 120000 --widths 768)
+    [ "$device" = cpu ] && sizes=(--precisions ieee --tokens 100 --widths 64)
+    step engines "$1" "$python" -m scripts.bench_engines --device "$device" "${sizes[@]}" --seconds 0.2 --out "$work/engines"
+    [ ! -f "$work/engines/tables/engines.csv" ] || cp "$work/engines/tables/engines.csv" "$out/engines.csv"
+}
+
 layer() {  # PRECISION BATCH TIMED OBSERVED SYSTEMS: one launch of so many iterations, then all so far as one file
     local sizes=(scale=paper model.num_experts=128 model.num_blocks=2 "batch_size=$2" seq_len=120)
     [ "$device" = cpu ] && sizes=(model.num_experts=16 model.d_model=64 model.d_ff=128 batch_size=4 seq_len=32)
@@ -118,7 +135,12 @@ if [ -n "${VISIT_STEPS:-}" ]; then
     . "$VISIT_STEPS"
 else
     gpu_tests 120
-    describe "$([ "$device" = cpu ] && echo 90 || echo 180)"
+    describe "$([ "$device" = cpu ] && echo 90 || echo 170)"
+    for precision in bf16 tf32; do
+        [ "$device" = cpu ] && precision=ieee
+        alone $precision 110
+    done
+    engines 60
     layers
 fi
 note visit "$([ $outcome = 0 ] && echo ok || echo incomplete)" "$SECONDS" "of $seconds s"

@@ -4,8 +4,10 @@ Expert e of block l is a function of (seed, l, e), or a slice of a checkpoint, s
 """
 
 import hashlib
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Hashable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import torch
@@ -14,10 +16,11 @@ from workloads.checkpoint import Checkpoint, expert_name, router_name
 from workloads.model import ModelShape
 
 Pair = tuple[torch.Tensor, torch.Tensor]
+MOST_THREADS = 8  # of a rank that draws or reads experts
 
 
 class Layer(ABC):
-    """The expert weights of one block, of which only what is asked for is made; one whole expert exists at a time."""
+    """The expert weights of one block, of which only what is asked for is made; few whole experts exist at a time."""
 
     model: ModelShape
     dtype: torch.dtype
@@ -44,8 +47,13 @@ class Layer(ABC):
         width = hidden.stop - hidden.start
         wi_eDF = torch.empty(len(expert_ids), self.model.d_model, width, dtype=self.dtype, device=self.device)
         wo_eFD = torch.empty(len(expert_ids), width, self.model.d_model, dtype=self.dtype, device=self.device)
-        for place, expert in enumerate(expert_ids):
-            wi_eDF[place], wo_eFD[place] = self._expert(expert, hidden)
+
+        def place(at: int) -> None:
+            wi_eDF[at], wo_eFD[at] = self._expert(expert_ids[at], hidden)
+
+        # A GPU's host has many cores and nothing else to do meanwhile; drawing is most of a launch's building.
+        with ThreadPoolExecutor(min(MOST_THREADS, len(os.sched_getaffinity(0)))) as threads:
+            list(threads.map(place, range(len(expert_ids))))
         return wi_eDF, wo_eFD
 
 

@@ -123,6 +123,7 @@ def measure_kernels(
     set_precision(precision)
     kind = machine.device.type
     for kernel in ENGINES[kind]:
+        print(f"describe_device: kernels of {kernel}", flush=True)
         try:
             timings = time_engine(machine, kernel, precision, share / 4)
         except ValueError as refusal:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from torch.nn.functional import scaled_dot_product_attention
 
 from scripts.description.tables import ascending, ascending_grid
@@ -39,7 +40,7 @@ class Machine:
     def __init__(self, device: torch.device, budget_s: float) -> None:
         self.device, self.budget_s = device, budget_s
         self.host = measure_host(device)
-        self._issuing_us = 1e6 * issue_s(torch.zeros(4, 4).neg, device) if self.host["synchronous"] else 0.0
+        self._issuing_us = 1e6 * issue_s([torch.zeros(4, 4).neg], device) if self.host["synchronous"] else 0.0
 
     def us(self, call: Callable[..., Any], operands: Sequence[Any], share: float) -> float:
         """Microseconds of call(*operands) beyond issuing it, timed for this share of the whole budget."""
@@ -55,22 +56,40 @@ class Machine:
 
 
 def measure_host(device: torch.device) -> dict[str, Any]:
-    """The arguments of `Host`; a GPU's cost of a collective is stated, for there is but one."""
-    x = torch.zeros(4, 4, device=device)
+    """The arguments of `Host`."""
+    x, order = torch.zeros(4, 4, device=device), torch.zeros(2, dtype=torch.long, device=device)
     synchronous = device.type == "cpu"
-    operations, views = (x.neg, lambda: x + 1.0, lambda: x.sum(-1)), (lambda: x.view(2, 8), x.t, lambda: x[1:])
+    operations, views = [x.neg, lambda: x + 1.0, lambda: x.sum(-1)], [lambda: x.view(2, 8), x.t, lambda: x[1:]]
+    if not synchronous:
+        operations += [lambda: x.index_select(0, order), lambda: torch.cat([x, x])]
     operation_us, view_us = (
-        1e6 * (issue_in_program_s(calls, HOST_S) if synchronous else issue_s(calls[0], device))
+        1e6 * (issue_in_program_s(calls, HOST_S) if synchronous else issue_s(calls, device))
         for calls in (operations, views)
     )
     return {
         "operation_us": round(operation_us, 2),
         "launch_us": 0.0 if synchronous else round(operation_us / 2, 2),  # stated: half of an operation's
         "view_us": round(view_us, 2),
-        "collective_us": round(collective_us(), 1) if synchronous else 25.0,
+        "collective_us": round(collective_us() if synchronous else _nccl_us(device), 1),
         "synchronise_us": round(_item_us(x), 2),
         "synchronous": synchronous,
     }
+
+
+def _nccl_us(device: torch.device) -> float:
+    """What the host pays to issue a collective of NCCL, of one rank: the path through torch is the same."""
+    dist.init_process_group("nccl", store=dist.HashStore(), rank=0, world_size=1, device_id=device)
+    x, y = torch.zeros(2, 1 << 10, device=device)
+    calls = [
+        lambda: dist.all_gather_into_tensor(y, x),
+        lambda: dist.reduce_scatter_tensor(y, x),
+        lambda: dist.all_to_all_single(y, x),
+    ]
+    for call in calls:
+        call()
+    found_s = issue_s(calls, device)
+    dist.destroy_process_group()
+    return 1e6 * found_s
 
 
 def _item_us(x: torch.Tensor) -> float:
@@ -165,9 +184,11 @@ def measure_tables(machine: Machine, precisions: Sequence[str]) -> dict[str, Any
     """All tables of a device but its network; kernels for experts, which are fitted, follow."""
     matmul, attention = {}, {}
     for precision in precisions:
+        print(f"describe_device: products and attention in {precision}", flush=True)
         set_precision(precision)
         matmul[precision] = measure_matmul(machine, precision, 0.6 / len(precisions))
         attention[precision] = measure_attention(machine, precision, 0.1 / len(precisions))
+    print("describe_device: memory and transfers", flush=True)
     memory = measure_memory(machine, 0.1)
     transfer = measure_transfer(machine, memory, 0.05)
     return {"memory": memory, "transfer": transfer, "attention": attention, "matmul": matmul}

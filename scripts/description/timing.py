@@ -14,6 +14,7 @@ MOST_COPIES = 64  # of operands, so that those of small operations stay in a cac
 TOUCHED_BYTES = 1 << 16  # of a first operand that is written again before each call
 BURST = 10  # operations of a program that follow one another before something large evicts them
 AHEAD_CYCLES = 2_000_000  # a millisecond or so in which the host queues a block, so that launching does not show
+ISSUE_BLOCKS, ISSUE_CALLS = 10, 100
 Call = Callable[[], Any]
 
 
@@ -73,21 +74,22 @@ def issue_in_program_s(calls: Sequence[Call], budget_s: float) -> float:
     return median(bursts)
 
 
-def issue_s(call: Call, device: torch.device) -> float:
-    """Seconds until the host goes on, the least of ten blocks: what is taken off others must not be too much.
+def issue_s(calls: Sequence[Call], device: torch.device) -> float:
+    """Seconds until the host goes on, calls in turn.
 
-    A GPU is kept busy meanwhile.
+    Of a CPU the least of ten blocks: what is taken off others must not be too much. Of a GPU, which is kept busy
+    meanwhile, the median.
     """
-    calls, blocks = 100, []
-    for _ in range(10):
+    blocks = list[float]()
+    for _ in range(ISSUE_BLOCKS):
         if device.type == "cuda":
             torch.cuda.synchronize()
-            torch.cuda._sleep(100 * AHEAD_CYCLES)
+            torch.cuda._sleep(ISSUE_CALLS * AHEAD_CYCLES)
         start = perf_counter()
-        for _ in range(calls):
-            call()
-        blocks.append((perf_counter() - start) / calls)
-    return min(blocks)
+        for i in range(ISSUE_CALLS):
+            calls[i % len(calls)]()
+        blocks.append((perf_counter() - start) / ISSUE_CALLS)
+    return median(blocks) if device.type == "cuda" else min(blocks)
 
 
 def _block_s(call: Call, calls: int, device: torch.device) -> float:

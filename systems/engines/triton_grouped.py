@@ -46,7 +46,7 @@ def _grouped_gemm(
     divide_by: int,
 ) -> torch.Tensor:
     """Rows order_N // divide_by of x through W and ReLU; with divide_by 0 rows in sequence, weighted, to order_N."""
-    from systems.engines.triton_kernels import launcher
+    from systems.engines.triton_kernels import LEAST_IDS, launcher
 
     num_rows, (num_experts, width_out, width_in) = len(order_N), w_eOK.shape
     y = x.new_empty(num_rows, width_out)
@@ -69,7 +69,7 @@ def _grouped_gemm(
         GATHER=divide_by,
         WEIGHTED=weight_N is not None,
         PRECISION="ieee" if torch.get_float32_matmul_precision() == "highest" else "tf32",
-        NUM_IDS=1 << (num_experts - 1).bit_length(),
+        NUM_IDS=max(LEAST_IDS, 1 << (num_experts - 1).bit_length()),
     )
     return y
 

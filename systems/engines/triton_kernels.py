@@ -1,14 +1,20 @@
 """The grouped matrix multiplication of engine=triton; imported only where Triton is installed."""
 
 import os
-from functools import cache
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache, partial
 from typing import Any
 
 import triton  # pyright: ignore[reportMissingImports]
 import triton.language as tl  # pyright: ignore[reportMissingImports]
+from triton.testing import do_bench  # pyright: ignore[reportMissingImports]
+
+LEAST_IDS = 256  # ids of experts that a tile looks through, so that layers of fewer experts share what is compiled
+TUNING_MS = {"warmup": 5, "rep": 20}  # of each tile and shape
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_experts", "rows_per_expert"])
 def grouped_gemm(
     x,
     order_N,
@@ -33,7 +39,7 @@ def grouped_gemm(
     GATHER > 0: place i reads row order_N[i] // GATHER of x, and y = relu(x w^T) stands at place i. GATHER = 0: place i
     reads row i of x, and y stands at row order_N[i], times weight_N[order_N[i]] where WEIGHTED.
     Grid: (column tiles, row tiles). Row tiles are numbered expert after expert, BLOCK_M places each, the last of an
-    expert partly filled; those past the last expert return. NUM_IDS: num_experts rounded up to a power of two.
+    expert partly filled; those past the last expert return. NUM_IDS: a power of two, at least num_experts.
     rows_per_expert is only a key of the tuning.
     """
     tile = tl.program_id(1)
@@ -96,5 +102,20 @@ def launcher(rows_per_expert: int, itemsize: int) -> Any:
     if os.environ.get("TRITON_INTERPRET") == "1":
         tiles = [tile for tile in tiles if tile["kwargs"]["BLOCK_M"] == min(128, max(16, rows_per_expert))][:1]
     key = ["num_experts", "O", "K", "rows_per_expert", "GATHER", "PRECISION"]
-    configs = [triton.Config(**tile) for tile in tiles]
-    return triton.autotune(configs, key=key, cache_results=len(tiles) > 1)(grouped_gemm)
+    tuned = triton.autotune(
+        [triton.Config(**tile) for tile in tiles],
+        key=key,
+        prune_configs_by={"early_config_prune": compiled},
+        do_bench=partial(do_bench, **TUNING_MS),
+        cache_results=len(tiles) > 1,
+    )
+    return tuned(grouped_gemm)
+
+
+def compiled(configs: list[Any], arguments: Mapping[str, Any], **launch: Any) -> list[Any]:
+    """The same configs, compiled side by side before they are timed: one by one they take half a minute a shape."""
+    constants = {name: value for name, value in launch.items() if name.isupper()}
+    with ThreadPoolExecutor() as threads, triton.AsyncCompileMode(threads, ignore_errors=True):
+        for config in configs:
+            grouped_gemm.warmup(*arguments.values(), grid=(1,), **constants, **config.all_kwargs())
+    return configs
