@@ -1,7 +1,10 @@
-"""How far a described device is from the real one: published runs beside the same runs, simulated.
+"""How far a described device is from the real one: real runs beside the same runs, simulated.
 
-`python -m analysis.validation CAMPAIGN` reads a campaign of experiment=validate, writes its table and figure into
-docs/, and the error that reports of simulated campaigns go by into devices/validated.json.
+    python -m analysis.validation results/validate                     # the published runs, of experiment=validate
+    python -m analysis.validation SIMULATED... --measured MEASURED...  # campaigns of experiment=alone
+    python -m analysis.validation results/validate_here                # one campaign that has both
+
+Tables and figure go into docs/, and the error that reports of simulated campaigns go by into devices/validated.json.
 """
 
 import argparse
@@ -41,6 +44,9 @@ FITTED = {
 }
 METRICS = {"layer_moe_ms": "layer", "ttft_ms": "TTFT"}
 KEYS = ["system", "num_experts", "batch_size"]
+POINT = ["precision", "num_experts", "batch_size"]
+# The runs by which conf/device's `unrepeated` was chosen: all of this point.
+CHOSEN = ("bf16", 128, 10)
 
 
 def compare(campaign: Campaign, published: pd.DataFrame) -> pd.DataFrame:
@@ -53,14 +59,39 @@ def compare(campaign: Campaign, published: pd.DataFrame) -> pd.DataFrame:
         if run["state"] != "ok":
             raise ValueError(f"{run['system']} at {run['point']} has no times: {run['reason']}")
         key = (run["system"], run["point"]["num_experts"], run["point"]["batch_size"])
-        real, ours = published_times(published, *key), simulated_times(campaign, cell)
-        row: dict[str, Any] = dict(zip(KEYS, key, strict=True)) | {"fitted": key in FITTED}
-        for metric in METRICS:
-            row |= {f"{metric}/published": real[metric], f"{metric}/simulated": ours[metric]}
-            row[f"{metric}/error"] = ours[metric] / real[metric] - 1
-        rows.append(row)
+        place = dict(zip(KEYS, key, strict=True)) | {"precision": run["precision"], "fitted": key in FITTED}
+        rows.append(place | _beside(published_times(published, *key), medians(campaign, cell)))
     order = list(PROGRAMS)
     return pd.DataFrame(rows).sort_values(KEYS, key=lambda c: c.map(order.index) if c.name == "system" else c)
+
+
+def compare_measured(simulated: list[Campaign], measured: list[Campaign]) -> pd.DataFrame:
+    """The same rows, of every run that was measured; ValueError for one that was not simulated on one device."""
+    ours = {run_key(run): medians(campaign, cell) for campaign in simulated for cell, run in campaign.runs.items()}
+    rows = []
+    for campaign in measured:
+        for cell, run in campaign.runs.items():
+            if run["state"] != "ok":
+                continue
+            key = run_key(run)
+            if key not in ours:
+                raise ValueError(f"{campaign.folder} measured {key}, which {simulated[0].folder} has not simulated")
+            place = dict(zip(["system", *POINT], key, strict=True)) | {"fitted": key[1:] == CHOSEN}
+            rows.append(place | _beside(medians(campaign, cell), ours[key]))
+    return pd.DataFrame(rows).sort_values([*POINT, "system"])
+
+
+def run_key(run: dict[str, Any]) -> tuple[str, str, int, int]:
+    """What two runs must share to be compared: (system, precision, experts, batch size)."""
+    return run["system"], run["precision"], run["point"]["num_experts"], run["point"]["batch_size"]
+
+
+def _beside(real: dict[str, float], ours: dict[str, float]) -> dict[str, float]:
+    row = {}
+    for metric in METRICS:
+        row |= {f"{metric}/real": real[metric], f"{metric}/simulated": ours[metric]}
+        row[f"{metric}/error"] = ours[metric] / real[metric] - 1
+    return row
 
 
 def published_times(runs: pd.DataFrame, system: str, num_experts: int, batch_size: int) -> dict[str, float]:
@@ -71,8 +102,8 @@ def published_times(runs: pd.DataFrame, system: str, num_experts: int, batch_siz
     return {"ttft_ms": float(row["ttft_max_rank_median_ms"]), "layer_moe_ms": float(np.median(layers))}
 
 
-def simulated_times(campaign: Campaign, cell: str) -> dict[str, float]:
-    """The same medians of a simulated cell."""
+def medians(campaign: Campaign, cell: str) -> dict[str, float]:
+    """The same medians of a cell."""
     reduced = reduce_cell(campaign.frames[cell], campaign.runs[cell]["point"]["world_size"])
     return {metric: float(median_of(reduced[metric])) for metric in METRICS}
 
@@ -98,7 +129,7 @@ def summary(runs: pd.DataFrame) -> dict[str, dict[str, float]]:
 def ratios(runs: pd.DataFrame, metric: str) -> np.ndarray:
     """The errors of all ratios of two programs at one point that are not both of fitted runs, as positive shares."""
     found = []
-    for _, point in runs.groupby(["num_experts", "batch_size"]):
+    for _, point in runs.groupby(POINT):
         for one, other in combinations(point.to_dict("records"), 2):
             if not (one["fitted"] and other["fitted"]):
                 found.append(abs(np.log((1 + one[f"{metric}/error"]) / (1 + other[f"{metric}/error"]))))
@@ -108,27 +139,29 @@ def ratios(runs: pd.DataFrame, metric: str) -> np.ndarray:
 def orders(runs: pd.DataFrame, metric: str, least: float = 0.1) -> tuple[int, int]:
     """(in how many comparisons of two programs at one point the order is right, of how many that differ by `least`)."""
     right = total = 0
-    for _, point in runs.groupby(["num_experts", "batch_size"]):
+    for _, point in runs.groupby(POINT):
         for one, other in combinations(point.to_dict("records"), 2):
-            real, ours = (one[f"{metric}/{of}"] / other[f"{metric}/{of}"] for of in ("published", "simulated"))
+            real, ours = (one[f"{metric}/{of}"] / other[f"{metric}/{of}"] for of in ("real", "simulated"))
             if abs(np.log(real)) > np.log1p(least):
                 total, right = total + 1, right + ((real > 1) == (ours > 1))
     return right, total
 
 
-def table(runs: pd.DataFrame) -> str:
-    """The runs one by one, in Markdown."""
+def table(runs: pd.DataFrame, real: str) -> str:
+    """The runs one by one, in Markdown; real: what the real ones are called."""
+    several = runs["precision"].nunique() > 1
     lines = [
-        "| program | experts | batch | layer, published | simulated | error | TTFT, published | simulated | error | |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        f"| system |{' precision |' * several} experts | batch | layer, {real} | simulated | error | TTFT, {real} |"
+        " simulated | error | |",
+        "|---" * (10 + several) + "|",
     ]
     for run in runs.to_dict("records"):
         times = " | ".join(
-            f"{run[f'{name}/published']:.1f} | {run[f'{name}/simulated']:.1f} | {100 * run[f'{name}/error']:+.1f} %"
+            f"{run[f'{name}/real']:.1f} | {run[f'{name}/simulated']:.1f} | {100 * run[f'{name}/error']:+.1f} %"
             for name in METRICS
         )
-        fitted = "fitted" if run["fitted"] else ""
-        lines.append(f"| {run['system']} | {run['num_experts']} | {run['batch_size']} | {times} | {fitted} |")
+        place = [run["system"], *[run["precision"]] * several, run["num_experts"], run["batch_size"]]
+        lines.append(f"| {' | '.join(map(str, place))} | {times} | {'fitted' if run['fitted'] else ''} |")
     return "\n".join(lines)
 
 
@@ -169,28 +202,37 @@ def here(campaign: Campaign) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Write table, figure and errors; 2 where the campaign cannot be used."""
-    parser = argparse.ArgumentParser(prog="python -m analysis.validation", description=__doc__)
-    parser.add_argument("campaign", type=Path)
+    """Write table, figure and errors; 2 where the campaigns cannot be used."""
+    parser = argparse.ArgumentParser(
+        prog="python -m analysis.validation",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("campaign", type=Path, nargs="+")
+    parser.add_argument("--measured", type=Path, nargs="+", default=[], help="what the campaigns simulate")
     parser.add_argument("--document", type=Path, default=DOCUMENT)
     parser.add_argument("--errors", type=Path, default=VALIDATED)
     given = parser.parse_args(arguments)
     try:
-        campaign = load_campaign(given.campaign)
-        if campaign.plan["experiment"] == "validate_here":
-            given.document.write_text(replace_block(given.document.read_text(), "here", found := here(campaign)))
+        campaigns = [load_campaign(path) for path in given.campaign]
+        if campaigns[0].plan["experiment"] == "validate_here":
+            given.document.write_text(replace_block(given.document.read_text(), "here", found := here(campaigns[0])))
             print(found)
             return 0
-        runs = compare(campaign, load_reference().runs)
+        if given.measured:
+            runs, real = compare_measured(campaigns, [load_campaign(path) for path in given.measured]), "measured"
+        else:
+            runs, real = compare(campaigns[0], load_reference().runs), "published"
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    device = next(iter(campaign.runs.values()))["config"]["device"]["name"]
+    device = next(iter(campaigns[0].runs.values()))["config"]["device"]["name"]
     known = json.loads(given.errors.read_text()) if given.errors.exists() else {}
     given.errors.write_text(json.dumps(known | {device: summary(runs)}, indent=1) + "\n")
-    text = replace_block(given.document.read_text(), device, f"{sentences(runs)}\n\n{table(runs)}")
+    text = replace_block(given.document.read_text(), device, f"{sentences(runs)}\n\n{table(runs, real)}")
     given.document.write_text(text)
-    plot_validation(runs, given.document.parent / "figures" / f"validation_{device}")
+    if not given.measured:
+        plot_validation(runs, given.document.parent / "figures" / f"validation_{device}")
     print(sentences(runs))
     return 0
 

@@ -42,7 +42,9 @@ class Host:
     operation_us: issuing one operation that launches a kernel (Python, dispatcher and launch). launch_us: each further
     kernel of an operation that launches several. view_us: one that launches nothing (views, shape arithmetic).
     collective_us: issuing one collective. synchronise_us: reading a value back, from the end of the device's work until
-    the host goes on. synchronous: True of a CPU, whose host is the device and waits for every operation.
+    the host goes on. synchronous: True of a CPU, whose host is the device and waits for every operation. unrepeated:
+    what an operation costs that stands on a line which the host has not just executed, as it does in a loop, in parts
+    of one that does: the code is in no cache.
     """
 
     operation_us: float
@@ -51,6 +53,7 @@ class Host:
     collective_us: float
     synchronise_us: float
     synchronous: bool
+    unrepeated: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -83,7 +86,8 @@ class Device:
     name, title: in configurations and in reports. kind: cuda or cpu. memory_bytes: that it has. precisions: those it
     multiplies in. peak_tflops: by precision, of the data sheet or measured. multiprocessors: that share a product's
     tiles. host: what issuing costs. grouped: options of `Grouped` for each kernel; `batched` is a batched product.
-    lone_share: of a large tf32 product's rate, what one of its tiles reaches by itself.
+    lone_share: of a large tf32 product's rate, what one of its tiles reaches by itself. scan_row_us: each row of a
+    cumulative sum down the columns of a matrix, which one thread a column adds up.
     tables: name of devices/tables/NAME.json, what was measured. within_node: the network where those have no
     collectives. between_nodes: the link of one adapter per device. source: where all that comes from.
     """
@@ -102,6 +106,7 @@ class Device:
         source: str,
         multiprocessors: int = 1,
         lone_share: float = 1.0,
+        scan_row_us: float = 0.0,
         within_node: NetworkModel | None = None,
         between_nodes: Network | None = None,
     ) -> None:
@@ -109,7 +114,7 @@ class Device:
         self.memory_bytes, self.host, self.precisions = float(memory_bytes), host, tuple(precisions)
         self.peak_tflops, self.multiprocessors = dict(peak_tflops), multiprocessors
         self.grouped = {kernel: Grouped(**options) for kernel, options in grouped.items()}
-        self._lone_share, self._between_nodes = lone_share, between_nodes
+        self._lone_share, self._between_nodes, self._scan_row_us = lone_share, between_nodes, scan_row_us
         measured = self._read(tables)
         self.about: dict[str, Any] = measured.pop("about")
         self._within_node = within_node or Network(name, tables=measured.get("network", {}), source=source)
@@ -163,6 +168,10 @@ class Device:
         """An elementwise, gather or copy kernel that reads and writes num_bytes in all."""
         return 1e-6 * self._memory.at(num_bytes)
 
+    def scan_s(self, num_rows: int) -> float:
+        """A cumulative sum down the columns of a matrix, beyond its kernel and what it moves."""
+        return 1e-6 * self._scan_row_us * num_rows
+
     def transfer_s(self, num_bytes: float) -> float:
         """A copy between host and device."""
         return 1e-6 * self._transfer.at(num_bytes)
@@ -201,7 +210,7 @@ class Device:
         """Hash of everything that decides a number."""
         networks = [repr(network) for network in (self._within_node, self._between_nodes)]
         grouped = {kernel: asdict(spec) for kernel, spec in self.grouped.items()}
-        rates = [self.precisions, self.peak_tflops, self.multiprocessors, self._lone_share, grouped]
+        rates = [self.precisions, self.peak_tflops, self.multiprocessors, self._lone_share, self._scan_row_us, grouped]
         text = json.dumps([self.kind, self.memory_bytes, asdict(self.host), rates, networks, measured], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 

@@ -1,5 +1,6 @@
 """Upper bounds of the machine, measured in the launch that they are held against: matrix product, copy and link."""
 
+from time import perf_counter
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,8 @@ from systems.collectives import all_to_all
 SIZES = {"cpu": (1024, 1 << 26), "cuda": (8192, 1 << 30)}
 CORE_SIDE = 512  # a product of milliseconds, so that some fit between the turns that a busy core gives to others
 SECONDS = 0.1
+ISSUED = 200  # small operations, by which the host is timed
+BUSY_CYCLES = 20_000_000  # ten milliseconds or so of a GPU, in which its host issues them
 LINK_BYTES = {"cpu": 1 << 22, "cuda": 1 << 26}  # so that latency, which noise can exceed, need not be taken off
 
 
@@ -28,10 +31,24 @@ def measure_ceilings(device: torch.device, dtype: torch.dtype) -> dict[str, Any]
     return {
         "matmul_flops_per_s": _matmul_flops_per_s(device, dtype, SIZES[device.type][0], SECONDS),
         "copy_bytes_per_s": 2 * num_bytes / copy_s,
+        "operation_us": operation_us(device),
         "dtype": str(dtype).removeprefix("torch."),
         "threads": torch.get_num_threads(),
         "scheduling": scheduling(),
     }
+
+
+def operation_us(device: torch.device) -> float:
+    """Microseconds in which the host issues a small operation: hosts differ from launch to launch."""
+    x = torch.zeros(4, 4, device=device)
+    x.neg()
+    if device.type == "cuda":  # which works off the operations later
+        torch.cuda.synchronize(device)
+        torch.cuda._sleep(BUSY_CYCLES)
+    start = perf_counter()
+    for _ in range(ISSUED):
+        x.neg()
+    return 1e6 * (perf_counter() - start) / ISSUED
 
 
 def core_flops_per_s(dtype: torch.dtype, threads: int, seconds: float = SECONDS) -> float:
@@ -45,7 +62,7 @@ def core_flops_per_s(dtype: torch.dtype, threads: int, seconds: float = SECONDS)
 
 
 def _matmul_flops_per_s(device: torch.device, dtype: torch.dtype, side: int, seconds: float) -> float:
-    a, b, c = (torch.ones(side, side, dtype=dtype, device=device) for _ in range(3))
+    a, b, c = (torch.randn(side, side, device=device).to(dtype) for _ in range(3))  # zeros would be faster
     return 2 * side**3 / _best_s("torch.mm(a, b, out=c)", seconds, a=a, b=b, c=c)
 
 

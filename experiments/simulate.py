@@ -129,6 +129,7 @@ def ceilings_of(workload: dict[str, Any]) -> dict[str, Any]:
     return {
         "matmul_flops_per_s": 2 * LARGE**3 / cluster.device.matmul_s(1, LARGE, LARGE, LARGE, precision),
         "copy_bytes_per_s": num_bytes / cluster.device.memory_s(num_bytes),
+        "operation_us": cluster.device.host.operation_us,
         "link_bytes_per_s": link if link < float("inf") else None,
         "dtype": str(DTYPES[precision]).removeprefix("torch."),
         "threads": 1,

@@ -7,8 +7,8 @@
 #
 # usage: scripts/gpu_visit.sh PYTHON OUT [SECONDS]    SECONDS (or VISIT_SECONDS): stop by then whatever happens
 # VISIT_DEVICE=cpu rehearses it: tests that need no GPU, and a tiny layer. VISIT_STEPS: a file of other steps (tests).
-# OUT gets summary.tsv (a line a step), log.txt, tests.xml, device.tar.gz, alone.tar.gz, engines.csv and layers.tar.gz,
-# written as steps end.
+# OUT gets summary.tsv (a line a step), log.txt, tests.xml, device.tar.gz, profile-*.csv, alone.tar.gz, engines.csv and
+# layers.tar.gz, written as steps end.
 # Exit status: 0 if every step did what it should, 1 if one failed, was stopped or left out, 2 for wrong arguments.
 set -uo pipefail
 export HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 HF_DATASETS_OFFLINE=1 PYTHONUNBUFFERED=1
@@ -87,6 +87,14 @@ alone() {  # PRECISION SECONDS: whole programs on this device by itself, which t
     pack alone.tar.gz "$work" alone
 }
 
+programs() {  # BATCH SECONDS: what each operation of the programs costs the host and the device
+    local workload=("batch_size=$1" precision=bf16 model.num_experts=128)
+    [ "$device" = cpu ] && workload=("batch_size=$1" model.num_experts=8 model.d_model=64 model.d_ff=128 seq_len=8)
+    step "profile-$1" "$2" "$python" -m scripts.profile_programs deepspeed ep moeshard moeshard_no_megablocks moeshard_authors_loop \
+        --device "$device" --out "$work/profile" --overrides "${workload[@]}"
+    [ ! -f "$work/profile/operations.csv" ] || mv "$work/profile/operations.csv" "$out/profile-$1.csv"
+}
+
 engines() {  # SECONDS: each engine in percent of a dense product
     local sizes=(--precisions bf16 tf32 --tokens 1200 120000 --widths 768)
     [ "$device" = cpu ] && sizes=(--precisions ieee --tokens 100 --widths 64)
@@ -134,11 +142,13 @@ if [ -n "${VISIT_STEPS:-}" ]; then
     # shellcheck disable=SC1090
     . "$VISIT_STEPS"
 else
-    gpu_tests 120
-    describe "$([ "$device" = cpu ] && echo 90 || echo 170)"
+    gpu_tests 90
+    describe "$([ "$device" = cpu ] && echo 90 || echo 120)"
+    programs 10 45
+    programs 100 45
     for precision in bf16 tf32; do
         [ "$device" = cpu ] && precision=ieee
-        alone $precision 110
+        alone $precision 100
     done
     engines 60
     layers

@@ -49,7 +49,8 @@ class Layer(ABC):
         wo_eFD = torch.empty(len(expert_ids), width, self.model.d_model, dtype=self.dtype, device=self.device)
 
         def place(at: int) -> None:
-            wi_eDF[at], wo_eFD[at] = self._expert(expert_ids[at], hidden)
+            with torch.inference_mode(wi_eDF.is_inference()):  # a thread's own mode is another
+                wi_eDF[at], wo_eFD[at] = self._expert(expert_ids[at], hidden)
 
         # A GPU's host has many cores and nothing else to do meanwhile; drawing is most of a launch's building.
         with ThreadPoolExecutor(min(MOST_THREADS, len(os.sched_getaffinity(0)))) as threads:

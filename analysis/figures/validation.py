@@ -29,9 +29,7 @@ def plot_validation(runs: pd.DataFrame, path: Path) -> Picture:
         for axis, (x, fixed, value, title) in zip(row, SWEEPS, strict=True):
             for system, mine in runs.loc[runs[fixed] == value].sort_values(x).groupby("system"):
                 colour = styles[system][0]
-                axis.plot(
-                    mine[x], mine[f"{metric}/published"], color=colour, linewidth=1, label=system_name(str(system))
-                )
+                axis.plot(mine[x], mine[f"{metric}/real"], color=colour, linewidth=1, label=system_name(str(system)))
                 faces = [colour if fitted else "white" for fitted in mine["fitted"]]
                 axis.scatter(mine[x], mine[f"{metric}/simulated"], c=faces, edgecolors=colour, s=22, zorder=3)
             axis.set_xscale("log", base=2)

@@ -5,7 +5,10 @@ result depends on values (a boolean mask, `nonzero`, `.item()`, `.tolist()`) mak
 do on one.
 """
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import CodeType
 from typing import Any, NamedTuple
 
 import torch
@@ -14,7 +17,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from clusters.simulated import values
-from clusters.simulated.prices import FREE, GroupedProduct, Prices, product_of, work_of
+from clusters.simulated.prices import FREE, GroupedProduct, Prices, product_of, scanned_rows, work_of
 from clusters.simulated.timeline import Timeline
 from clusters.simulated.values import Read, Storages, covers_storage
 
@@ -89,6 +92,8 @@ class Simulation(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if self.timeline.host.unrepeated != 1.0:
+            self.timeline.execute(_place())
         special = SPECIAL.get(func)
         if special is not None:
             return special(self, func, args, kwargs)
@@ -200,11 +205,11 @@ class Simulation(TorchDispatchMode):
         elif sizes := product_of(func, args):
             self.timeline.compute(name, self.device.matmul_s(*sizes, self._precision(inputs[-1])))
         else:
-            self.move(name, *work_of(func, inputs, outputs))
+            self.move(name, *work_of(func, inputs, outputs), self.device.scan_s(scanned_rows(func, args)))
 
-    def move(self, name: str, num_bytes: float, launches: int) -> None:
-        """Kernels that are as fast as memory is."""
-        self.timeline.compute(name, launches * self.device.memory_s(num_bytes / launches), launches)
+    def move(self, name: str, num_bytes: float, launches: int, beyond_s: float = 0.0) -> None:
+        """Kernels that are as fast as memory is, and beyond_s slower."""
+        self.timeline.compute(name, launches * self.device.memory_s(num_bytes / launches) + beyond_s, launches)
 
     def _grouped_s(self, product: GroupedProduct) -> float:
         rows_e = self.storages.peek(product.rows_e).tolist()
@@ -378,8 +383,23 @@ SPECIAL: dict[Any, Callable[..., Any]] = {
     aten._grouped_mm.default: Simulation._multiply_groups,
 }
 PUTS = {aten.index_put_.default, aten._index_put_impl_.default}
+INNER = (str(Path(torch.__file__).parent), str(Path(__file__).parent), "<frozen")
+_inner: dict[CodeType, bool] = {}
 _operations: dict[Any, Operation] = {}
 _layouts: dict[Any, tuple[type | None, list[tuple[Any, Any, torch.dtype]]]] = {}  # by operation and arguments
+
+
+def _place() -> tuple[CodeType, int]:
+    """Where the program is at an operation: its innermost call that is neither torch's nor the simulation's."""
+    frame: Any = sys._getframe(2)
+    while frame.f_back is not None:
+        code = frame.f_code
+        if (inner := _inner.get(code)) is None:
+            inner = _inner[code] = code.co_filename.startswith(INNER)
+        if not inner:
+            break
+        frame = frame.f_back
+    return frame.f_code, frame.f_lasti
 
 
 def _known(func: Any) -> Operation:

@@ -1,5 +1,6 @@
 """What an operation is to a device: matrix products by their sizes, everything else by bytes and kernel launches."""
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
 
@@ -20,6 +21,8 @@ class Prices(Protocol):
     def attention_s(self, batch: int, heads: int, query: int, key: int, head_dim: int, precision: str) -> float: ...
 
     def memory_s(self, num_bytes: float) -> float: ...
+
+    def scan_s(self, num_rows: int) -> float: ...
 
     def transfer_s(self, num_bytes: float) -> float: ...
 
@@ -81,6 +84,9 @@ SEVERAL = {
 }
 
 
+SCANS = {aten.cumsum.default, aten.cumsum_.default}
+
+
 class Work(NamedTuple):
     """Bytes that an operation reads and writes, and by how many kernels."""
 
@@ -100,6 +106,14 @@ def work_of(func: Any, inputs: list[torch.Tensor], outputs: list[torch.Tensor]) 
         given = sum(map(stored_bytes, inputs[1:]))
         return Work(given + max([each.nbytes for each in inputs[1:]], default=0), 1)
     return Work(sum(map(stored_bytes, inputs)) + sum(map(stored_bytes, outputs)), 1)
+
+
+def scanned_rows(func: Any, args: Sequence[Any]) -> int:
+    """Rows that a cumulative sum adds up one after the other: those of columns, not numbers that stand in a row."""
+    if func not in SCANS:
+        return 0
+    shape, dim = args[0].shape, args[1]
+    return shape[dim] if math.prod(shape[dim % len(shape) + 1 :]) > 1 else 0
 
 
 def stored_bytes(tensor: torch.Tensor) -> int:

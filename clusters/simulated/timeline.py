@@ -8,6 +8,8 @@ import torch
 
 from clusters.clocks import Exchange
 
+REPEATED = 16  # operations ago at most that a place of the program was come to before, if its code is still in caches
+
 
 class Host(Protocol):
     """What the processor that issues work pays, in microseconds; synchronous: it is the device itself."""
@@ -18,6 +20,7 @@ class Host(Protocol):
     collective_us: float
     synchronise_us: float
     synchronous: bool
+    unrepeated: float
 
 
 class Event(NamedTuple):
@@ -48,6 +51,7 @@ class Timeline:
         self.host_s = self.device_s = self.link_s = 0.0
         self.resumed_s = 0.0  # when the device last went on after a collective
         self._idle_s = 0.0  # of the device, whose host had not issued anything more yet
+        self._pace, self._count, self._executed = 1.0, 0, dict[Any, int]()
         self.live_bytes = self.peak_bytes = 0
         self.keep_events = False
         self.events: list[Event] = []
@@ -61,13 +65,19 @@ class Timeline:
         """Now; a device that has nothing left to do is waiting for its host already."""
         return Moment(self.now_s, self._idle_s + max(0.0, self.host_s - self.device_s))
 
+    def execute(self, place: Any) -> None:
+        """The host comes to an operation at this place of the program."""
+        last, self._count = self._executed.get(place, -REPEATED), self._count + 1
+        self._executed[place] = self._count
+        self._pace = 1.0 if self._count - last <= REPEATED else self.host.unrepeated
+
     def view(self) -> None:
         """The host computes a shape; nothing is launched."""
-        self._issue("view", self.host.view_us)
+        self._issue("view", self._pace * self.host.view_us)
 
     def compute(self, name: str, seconds: float, launches: int = 1) -> None:
         """Issue an operation of so many kernels that keep the device busy for so long."""
-        self._issue(name, self.host.operation_us + (launches - 1) * self.host.launch_us)
+        self._issue(name, self._pace * (self.host.operation_us + (launches - 1) * self.host.launch_us))
         start_s = self._reach()
         self.device_s = start_s + seconds
         if self.host.synchronous:

@@ -80,7 +80,8 @@ def grouped_gemm(
 def tiles_for(rows_per_expert: int, itemsize: int) -> list[dict[str, Any]]:
     """Tile and launch sizes worth trying; a step over K is one or two cache lines of 128 bytes.
 
-    Rows of a tile: those of a mean expert, twice and half as many, within what tensor cores and registers allow.
+    Rows of a tile: those of a mean expert, twice and half as many, within what tensor cores and registers allow. Each
+    was the best of some of 35 shapes on an H100 (LOG.md, 2026-11-27).
     """
     block_m = min(128, max(16, rows_per_expert))
     heights = sorted({max(16, block_m // 2), block_m, min(128, 2 * block_m)})
@@ -91,7 +92,7 @@ def tiles_for(rows_per_expert: int, itemsize: int) -> list[dict[str, Any]]:
             "num_stages": stages,
         }
         for height in heights
-        for width, lines, stages in ((64, 1, 4), (128, 1, 3), (128, 1, 4), (256, 1, 3), (128, 2, 3))
+        for width, lines, stages in ((64, 1, 4), (128, 1, 3), (256, 1, 3), (128, 2, 3))
     ]
 
 

@@ -1,10 +1,14 @@
-"""Published runs beside simulated ones, on numbers worked out by hand."""
+"""Real runs beside simulated ones, on numbers worked out by hand."""
+
+import json
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 
 from analysis import validation
+from analysis.load import Campaign
 from analysis.reference import load_reference
 
 
@@ -12,11 +16,11 @@ def runs(errors: dict[tuple[str, int, int], float]) -> pd.DataFrame:
     """Runs of 100 ms (DeepSpeed) and 10 ms (the others), simulated with these errors."""
     rows = []
     for (system, experts, batch), error in errors.items():
-        row = {"system": system, "num_experts": experts, "batch_size": batch}
+        row = {"system": system, "num_experts": experts, "batch_size": batch, "precision": "tf32"}
         row["fitted"] = (system, experts, batch) in validation.FITTED
         for metric in validation.METRICS:
             real = 100.0 if system == "deepspeed" else 10.0
-            row |= {f"{metric}/published": real, f"{metric}/simulated": real * (1 + error), f"{metric}/error": error}
+            row |= {f"{metric}/real": real, f"{metric}/simulated": real * (1 + error), f"{metric}/error": error}
         rows.append(row)
     return pd.DataFrame(rows)
 
@@ -47,7 +51,7 @@ def test_orders_count_comparisons_that_differ_by_enough():
 
 
 def test_every_run_has_its_line_and_fitted_ones_say_so():
-    lines = validation.table(FOUR).splitlines()[2:]
+    lines = validation.table(FOUR, "published").splitlines()[2:]
     assert len(lines) == 4 and "fitted" in lines[3] and "+50.0 %" in lines[3] and "fitted" not in lines[0]
 
 
@@ -63,3 +67,81 @@ def test_all_published_runs_are_found_and_five_of_them_are_fitted():
     assert times.keys() >= validation.FITTED
     assert times["deepspeed", 128, 250] == pytest.approx({"ttft_ms": 1131.99, "layer_moe_ms": 177.28})
     assert np.isfinite([list(one.values()) for one in times.values()]).all()
+
+
+def campaign(folder: str, *runs: tuple[str, str, int, int, float]) -> Campaign:
+    """Runs (system, precision, experts, batch, layer in ms), whose TTFT is twice the layer."""
+    known = {
+        f"{folder}{place}": {
+            "state": "ok",
+            "system": system,
+            "precision": precision,
+            "point": {"num_experts": experts, "batch_size": batch, "world_size": 1},
+            "config": {"device": {"name": "toy"}},
+            "ms": ms,
+        }
+        for place, (system, precision, experts, batch, ms) in enumerate(runs)
+    }
+    return Campaign(Path(folder), {"experiment": "alone"}, known, {})
+
+
+@pytest.fixture
+def times(monkeypatch):
+    monkeypatch.setattr(
+        validation,
+        "medians",
+        lambda campaign, cell: {
+            "layer_moe_ms": (ms := campaign.runs[cell]["ms"]),
+            "ttft_ms": 2 * ms,
+        },
+    )
+
+
+MEASURED = campaign("real", ("ep", "bf16", 8, 100, 2.0), ("moeshard", "bf16", 8, 100, 1.0), ("ep", "tf32", 8, 100, 4.0))
+SIMULATED = campaign(
+    "ours",
+    ("ep", "bf16", 8, 100, 1.0),
+    ("moeshard", "bf16", 8, 100, 1.1),
+    ("ep", "tf32", 8, 100, 4.4),
+    ("ep", "tf32", 32, 100, 9.0),
+)
+
+
+def test_runs_are_paired_by_system_precision_and_point(times):
+    runs = validation.compare_measured([SIMULATED], [MEASURED]).set_index(["system", "precision"])
+    assert runs["layer_moe_ms/error"].to_dict() == pytest.approx(
+        {("ep", "bf16"): -0.5, ("moeshard", "bf16"): 0.1, ("ep", "tf32"): 0.1}
+    )
+    assert runs["layer_moe_ms/real"].tolist() == [2.0, 1.0, 4.0]
+
+
+def test_the_error_of_a_ratio_and_an_order_are_of_one_point_and_precision(times):
+    runs = validation.compare_measured([SIMULATED], [MEASURED])
+    assert validation.ratios(runs, "ttft_ms") == pytest.approx([1.1 / 0.5 - 1])
+    assert validation.orders(runs, "ttft_ms") == (0, 1)
+    assert validation.summary(runs)["layer_moe_ms"]["worst"] == 0.5
+
+
+def test_what_was_not_simulated_is_named(times):
+    with pytest.raises(ValueError, match=r"real measured \('ep', 'tf32', 8, 100\), which ours has not simulated"):
+        validation.compare_measured([campaign("ours", ("ep", "bf16", 8, 100, 1.0))], [campaign("real", MEASURED_TF32)])
+
+
+MEASURED_TF32 = ("ep", "tf32", 8, 100, 4.0)
+
+
+def test_the_document_gets_the_table_and_the_reports_the_error(tmp_path: Path, monkeypatch, times):
+    document, errors = tmp_path / "page.md", tmp_path / "errors.json"
+    document.write_text("# Page\n<!-- fidelity:toy -->\n<!-- fidelity:end -->\n")
+    errors.write_text(json.dumps({"another": {}}))
+    monkeypatch.setattr(validation, "load_campaign", {Path("a"): SIMULATED, Path("b"): MEASURED}.get)
+    arguments = ["a", "--measured", "b", "--document", str(document), "--errors", str(errors)]
+    assert validation.main(arguments) == 0
+    assert "| ep | bf16 | 8 | 100 | 2.0 | 1.0 | -50.0 % |" in document.read_text()
+    assert json.loads(errors.read_text())["toy"]["layer_moe_ms"]["runs"] == 3
+    assert set(json.loads(errors.read_text())) == {"another", "toy"}
+
+
+def test_a_table_of_one_precision_does_not_repeat_it(times):
+    runs = validation.compare_measured([SIMULATED], [campaign("real", MEASURED_TF32)])
+    assert isinstance(runs, pd.DataFrame) and "tf32" not in validation.table(runs, "measured")

@@ -15,6 +15,7 @@ from experiments.ceilings import LINK_BYTES, measure_ceilings, measure_link
 def test_ceilings_are_of_this_machine_s_order(dtype):
     found = measure_ceilings(torch.device("cpu"), dtype)
     assert 1e8 < found["matmul_flops_per_s"] < 1e14 and 1e8 < found["copy_bytes_per_s"] < 1e13
+    assert 0.05 < found["operation_us"] < 1000
     assert found["dtype"] == str(dtype).removeprefix("torch.") and found["threads"] == torch.get_num_threads()
 
 

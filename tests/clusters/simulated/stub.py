@@ -33,6 +33,7 @@ class Host:
     collective_us: float = 0.0
     synchronise_us: float = 0.0
     synchronous: bool = False
+    unrepeated: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,7 @@ class Device:
     byte_s: float = 0.0
     transferred_byte_s: float = 0.0
     product_s: float = 0.0
+    scanned_row_s: float = 0.0
 
     def matmul_s(self, batch, m, n, k, precision):
         return self.kernel_s + self.product_s * batch * m * n * k
@@ -60,6 +62,9 @@ class Device:
 
     def memory_s(self, num_bytes):
         return self.kernel_s + self.byte_s * num_bytes
+
+    def scan_s(self, num_rows):
+        return self.scanned_row_s * num_rows
 
     def transfer_s(self, num_bytes):
         return self.kernel_s + self.transferred_byte_s * num_bytes

@@ -55,6 +55,39 @@ def test_a_device_is_idle_until_its_host_issues_something():
     assert line.moment() == (23, 11)
 
 
+def test_an_operation_costs_more_where_the_host_has_not_just_been():
+    """Three different places cost 2 s each; a loop's place 2 s once and 1 s after, though a line holds two places."""
+
+    def apart(line):
+        tensor(3).relu()
+        tensor(3).abs()
+        tensor(3).neg()
+
+    def loop(line):
+        for _ in range(3):
+            tensor(3).relu().abs()
+
+    slow = with_host(operation_us=SECOND, unrepeated=2.0)
+    assert (clocks(apart, slow)[0], clocks(loop, slow)[0]) == (6, 2 + 2 + 4)
+    assert clocks(apart, with_host(operation_us=SECOND))[0] == 3
+
+
+def test_a_place_is_forgotten_after_many_others():
+    line = Timeline(0, Host(operation_us=SECOND, unrepeated=2.0))
+    for place in [0, 0, *range(1, 20), 0]:
+        line.execute(place)
+        line.compute("work", 0)
+    assert line.host_s == 2 + 1 + 19 * 2 + 2
+
+
+@pytest.mark.parametrize(
+    ("shape", "dim", "rows"), [((30, 8), 0, 30), ((30, 8), 1, 0), ((30, 8), -2, 30), ((30,), 0, 0), ((30, 1), 0, 0)]
+)
+def test_columns_are_added_up_row_after_row(shape, dim, rows):
+    _, device_s = clocks(lambda line: tensor(*shape).cumsum(dim), Device(scanned_row_s=1.0))
+    assert device_s == rows
+
+
 def test_a_host_that_is_the_device_waits_for_each():
     assert clocks(three_kernels, with_host(operation_us=5 * SECOND, synchronous=True)) == (18, 18)
 

@@ -1,0 +1,114 @@
+"""What each operation of a program costs host and device on one rank, by torch's profiler.
+
+    python -m scripts.profile_programs deepspeed ep --device cuda --overrides batch_size=10 precision=bf16
+
+Writes OUT/operations.csv: a row a system and operation, in microseconds of a forward pass. Where a simulated device is
+wrong (docs/validation.md), this tells by which operations.
+"""
+
+import argparse
+import json
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+from torch.profiler import ProfilerActivity, profile
+
+from clusters.launch import launch, prepare
+from clusters.session import ClusterSpec, connect
+from experiments.cells import Cell, instantiate
+from experiments.schedule import iterations_of
+
+CONF = Path(__file__).parents[1] / "conf"
+WORKLOAD = ("scale=paper", "scale.hidden_as_run=null", "model.num_blocks=2", "cluster.world_size=1", "network=none")
+PASSES = 3  # that are profiled, and as many before them that are not
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("systems", nargs="+", help="names of conf/system")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--out", type=Path, default=Path("results/profile"))
+    parser.add_argument("--overrides", nargs="*", default=[], help="of the workload, as in batch_size=10")
+    return parser.parse_args(arguments)
+
+
+def spec_of(options: argparse.Namespace, folder: str) -> tuple[ClusterSpec, dict[str, Any]]:
+    """The cluster, and what its one rank must know."""
+    tier = {"iterations": 2 * PASSES, "max_iterations": 2 * PASSES}
+    typed = [*WORKLOAD, f"cluster={'nccl' if options.device == 'cuda' else 'gloo'}", *options.overrides]
+    typed += [f"tier.{name}={value}" for name, value in tier.items()]
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cells = [Cell(_config([*typed, f"system={name}"]), 0) for name in options.systems]
+    systems = {cell.system: {"node": cell.config["system"], "engine": cell.engine} for cell in cells}
+    cluster = cells[0].cluster
+    given = {"folder": folder, "systems": systems, "workload": cells[0].workload, "cluster": cells[0].config["cluster"]}
+    return cluster, given
+
+
+def _config(typed: list[str]) -> dict[str, Any]:
+    return json.loads(json.dumps(OmegaConf.to_container(compose("config", typed), resolve=True)))
+
+
+def profile_rank(spec_path: str) -> None:
+    """Entry point of the rank: every system's passes, profiled, as operations.csv beside the spec."""
+    from experiments.bench import Bench
+
+    spec = json.loads(Path(spec_path).read_text())
+    folder, rows = Path(spec["folder"]), []
+    with connect(ClusterSpec(**spec["cluster"]), instantiate(spec["workload"]["network"]), folder / "baton") as session:
+        bench = Bench(spec["workload"], session, str(folder))
+        for name, system in spec["systems"].items():
+            bench.add(name, system["node"], system["engine"], twin=False)
+            rows += [{"system": name} | row for row in _profiled(bench, name)]
+    pd.DataFrame(rows).to_csv(folder / "operations.csv", index=False)
+
+
+def _profiled(bench: Any, system: str) -> Iterator[dict[str, Any]]:
+    iterations = list(iterations_of(bench.config["tier"])["measure"])
+    bench.measure([(system, range(iterations[0], iterations[PASSES]))], "warmup", lambda cell: None)
+    on_gpu = bench.device.type == "cuda"
+    with profile(activities=[ProfilerActivity.CPU, *[ProfilerActivity.CUDA] * on_gpu]) as seen:
+        bench.measure([(system, range(iterations[PASSES], iterations[-1] + 1))], "measure", lambda cell: None)
+        if on_gpu:
+            torch.cuda.synchronize()
+    for operation in seen.key_averages():
+        yield {
+            "operation": operation.key,
+            "calls": operation.count / PASSES,
+            "host_us": operation.self_cpu_time_total / PASSES,
+            "device_us": operation.self_device_time_total / PASSES,
+        }
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Profile and write the table; 2 where a system or an override is wrong."""
+    options = parse(arguments)
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            cluster, given = spec_of(options, folder)
+            cluster.check()
+        except Exception as error:  # Hydra's own have no common class
+            print(f"profile_programs: {str(error).splitlines()[0]}")
+            return 2
+        prepare(cluster, ["experiments.bench", "deepspeed.moe.layer"])
+        path = Path(folder) / "spec.json"
+        path.write_text(json.dumps(given))
+        launch(cluster, profile_rank, str(path))
+        options.out.mkdir(parents=True, exist_ok=True)
+        shutil.move(Path(folder) / "operations.csv", options.out / "operations.csv")
+    print(f"wrote {options.out / 'operations.csv'}")
+    return 0
+
+
+if __name__ == "__main__":
+    from scripts import profile_programs  # the rank imports its entry by the module's own name
+
+    raise SystemExit(profile_programs.main())
