@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -109,6 +109,28 @@ class Baton:
         fcntl.flock(self._computing, fcntl.LOCK_UN)
 
 
+@runtime_checkable
+class ModelledClock(Clock, Protocol):
+    """A clock of a cluster whose collectives take what a network model says: it tells of each, and what time it is."""
+
+    on_exchange: "Callable[[Exchange], None] | None"
+
+    def at(self, mark: Any) -> float:
+        """Seconds at a mark."""
+        ...
+
+
+@runtime_checkable
+class IdleClock(Protocol):
+    """A clock that knows how long its device waited for the host, and brings all ranks to one moment at no cost."""
+
+    align: Callable[[], None]
+
+    def idle_seconds(self, start: Any, end: Any) -> float:
+        """Seconds between two marks in which the device had nothing to do, because the host had issued nothing."""
+        ...
+
+
 class VirtualMark(NamedTuple):
     """A moment in emulated time: a point of a segment, whose start the clock knows in seconds."""
 
@@ -144,13 +166,14 @@ class VirtualClock:
     link_free_s: when this rank's link has carried all that was issued so far. on_exchange is told of each collective.
     """
 
+    on_exchange: Callable[[Exchange], None] | None = None
+
     def __init__(self, baton: Baton, stopwatch: Clock) -> None:
         self.time_s = 0.0
         self.link_free_s = 0.0
         self.resumed_s = 0.0
         self.baton = baton
         self.pending: deque[Any] = deque()  # collectives that were issued and are not carried out yet, over all groups
-        self.on_exchange: Callable[[Exchange], None] | None = None
         self._stopwatch = stopwatch
         self._segment: Any = None
         self._held_s: float | None = None

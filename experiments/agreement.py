@@ -10,7 +10,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from experiments.cells import TOLERANCES
+from experiments.configuration import TOLERANCES
 from systems.collectives import all_gather
 
 

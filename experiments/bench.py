@@ -14,12 +14,11 @@ import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
 
-from clusters.clocks import VirtualClock
+from clusters.clocks import IdleClock, ModelledClock
 from clusters.session import Session
-from clusters.simulated.timeline import SimulatedClock
 from experiments.agreement import sketch
 from experiments.ceilings import measure_ceilings, measure_link
-from experiments.cells import (
+from experiments.configuration import (
     DTYPES,
     build_router,
     find_class,
@@ -151,7 +150,7 @@ class Bench:
     def rates(self) -> Rates:
         """What is measured to the nearest power of four: launches that find the machine faster or slower plan alike."""
         link = self.ceilings["link_bytes_per_s"] or float("inf")
-        modelled = isinstance(self.session.clock, VirtualClock | SimulatedClock)
+        modelled = isinstance(self.session.clock, ModelledClock)
         return Rates(_nearest(self.ceilings["matmul_flops_per_s"]), link if modelled else _nearest(link))
 
     @kept
@@ -243,7 +242,7 @@ class Bench:
 
     def _align(self) -> None:
         """Bring the ranks together without waiting for the device: the start mark follows on the same stream."""
-        if isinstance(self.session.clock, SimulatedClock):
+        if isinstance(self.session.clock, IdleClock):
             self.session.clock.align()
             return
         dist.all_reduce(torch.zeros(1, device=self.device), group=self.session.group)

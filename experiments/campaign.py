@@ -17,7 +17,8 @@ from rich.console import Console
 
 from clusters.launch import LaunchFailed
 from experiments import environment, machine
-from experiments.cells import Cell, described_device
+from experiments.cells import Cell
+from experiments.configuration import described_device
 from experiments.loggers import Logger
 from experiments.plan import Plan
 from experiments.progress import ProgressBar, line

@@ -1,44 +1,43 @@
-"""Cells: what one is, what it is built from, and whether this machine can run it.
+"""Cells: what one is, and whether this machine can run it.
 
 A cell's configuration is a plain dict (the resolved Hydra configuration): what it holds decides its id.
 """
 
-import hashlib
-import importlib
-import inspect
-import json
-import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache, cached_property
-from pathlib import Path
+from functools import cached_property
 from typing import Any
 
 import torch
 
 from clusters.session import ClusterSpec
 from experiments import environment
+from experiments.configuration import (
+    DTYPES,
+    build_router,
+    described_device,
+    digest,
+    find_class,
+    instantiate,
+    layer_shape,
+    options,
+    set_precision,
+    system_class,
+    without,
+)
+from experiments.identity import code_digest, data_digest
 from routers.drawn import DrawnRouter
-from systems.base import LayerShape, System
+from systems.base import System
 from systems.engines import find_engine
-from systems.engines.auto import DTYPES, choose
-from workloads.batches import TokenSource
+from systems.engines.auto import choose
 from workloads.checkpoint import open_checkpoint
 from workloads.model import ModelShape
 
-TOLERANCES = {"ieee": 1e-5, "tf32": 5e-3, "bf16": 3e-2, "fp16": 5e-3}
 # What a cell is, in the order of its hash; the rest (where results go, time limits) changes no number.
 DEFINING = (
     *("system", "engine", "model", "router", "corpus", "cluster", "device", "network", "tier"),
     *("batch_size", "seq_len", "precision", "seed"),
 )
 SHOWING = ("experiment", "scale", "logger", "out")  # the other keys of a configuration
-ROOT = Path(__file__).parents[1]
-RANK_PACKAGES = ("systems", "routers", "workloads", "clusters", "devices", "experiments")
-# What constructors of systems and routers get from the harness, not from a configuration.
-SUPPLIED = {"shape", "weights", "group", "span", "rates", "profile", "rank", "moe_blocks", "classifier"}
-SOURCES = {".py", ".cpp", ".cu", ".cuh", ".h"}
-INSTALLED = {"site-packages", "dist-packages"}  # folders of what is known by its version
 OPTIONAL_PHASES = ("warmup", "instrumented")
 
 
@@ -60,19 +59,19 @@ class Cell:
         origin = [code_digest(self.config), data_digest(self.config), environment.identity()]
         if "_target_" in self.config["device"]:
             origin.append(described_device(self.config).identity)
-        return _digest([self.workload, system, self.engine, *origin, *(["twin"] if self.twin else [])])
+        return digest([self.workload, system, self.engine, *origin, *(["twin"] if self.twin else [])])
 
     @cached_property
     def workload(self) -> dict[str, Any]:
         """What cells that are launched together have in common."""
         defining = {key: self.config[key] for key in DEFINING if key not in ("system", "engine")}
-        defining["cluster"] = _without(defining["cluster"], "timeout_s")
-        defining["tier"] = _without(defining["tier"], "name", "launches")
+        defining["cluster"] = without(defining["cluster"], "timeout_s")
+        defining["tier"] = without(defining["tier"], "name", "launches")
         return {**defining, "launch": self.launch}
 
     @property
     def launch_id(self) -> str:
-        return _digest(self.workload)
+        return digest(self.workload)
 
     @property
     def system(self) -> str:
@@ -125,130 +124,6 @@ class Cell:
             "seq_len": self.config["seq_len"],
             "world_size": self.config["cluster"]["world_size"],
         }
-
-
-def instantiate(node: dict[str, Any], **values: Any) -> Any:
-    """Call the class that `node["_target_"]` names with the node's other keys and `values`; nested nodes first.
-
-    Raises ValueError for a key that the class has no option for.
-    """
-    given = {name: instantiate(own) if _is_node(own) else own for name, own in _without(node, "_target_").items()}
-    kind = find_class(node)
-    for name in given.keys() - _parameters(kind):
-        raise ValueError(f"{kind.__name__} has no option {name!r}")
-    return kind(**given, **values)
-
-
-def _parameters(kind: Any) -> set[str]:
-    """The names that the constructors of a class and of its base classes take."""
-    constructors = [base.__init__ for base in kind.__mro__ if "__init__" in vars(base)]
-    parameters = [p for constructor in constructors for p in inspect.signature(constructor).parameters.values()]
-    return {parameter.name for parameter in parameters if parameter.kind != parameter.VAR_KEYWORD} - {"self"}
-
-
-def described_device(config: dict[str, Any]) -> Any:
-    """The described device (`devices.Device`) of a configuration; one object for all cells that name it alike."""
-    return _instantiated(json.dumps(config["device"], sort_keys=True))
-
-
-@cache
-def _instantiated(node: str) -> Any:
-    return instantiate(json.loads(node))
-
-
-def _is_node(value: Any) -> bool:
-    return isinstance(value, dict) and "_target_" in value
-
-
-def find_class(node: dict[str, Any]) -> Any:
-    """The class that `node["_target_"]` names; ValueError if there is none."""
-    module, _, name = str(node["_target_"]).rpartition(".")
-    try:
-        return getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(
-            f"_target_ {node['_target_']!r} cannot be imported ({error}); is its parent directory on PYTHONPATH?"
-        ) from error
-
-
-def options(node: dict[str, Any]) -> dict[str, Any]:
-    """The arguments of a system's or router's class in its node; ValueError names one that the class does not have."""
-    given = _without(node, "_target_", "name", "engine")
-    for name in given.keys() - (_parameters(find_class(node)) - SUPPLIED):
-        raise ValueError(f"{node['name']} has no option {name!r}")
-    return {name: instantiate(value) if _is_node(value) else value for name, value in given.items()}
-
-
-def code_digest(config: dict[str, Any]) -> str:
-    """Hash of the sources that ranks run: this repository's packages and those of all classes that are configured."""
-    kinds = {kind for node in _nodes(config) for kind in find_class(node).__mro__ if kind.__module__ != "builtins"}
-    return _sources_digest(frozenset(kinds))
-
-
-def _nodes(value: Any) -> Iterator[dict[str, Any]]:
-    """All that name a class, within one another."""
-    if isinstance(value, dict):
-        if _is_node(value):
-            yield value
-        for part in value.values():
-            yield from _nodes(part)
-
-
-@cache
-def _sources_digest(kinds: frozenset[type]) -> str:
-    own = {path for package in RANK_PACKAGES for path in _sources_under(ROOT / package)}
-    paths = own.union(*map(_sources, kinds))
-    return _digest([hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(paths)])
-
-
-def _sources(kind: type) -> set[Path]:
-    """All of the package that a class is from; its file, where that is installed or no package."""
-    package = sys.modules[kind.__module__.partition(".")[0]]
-    found = [_sources_under(Path(folder)) for folder in getattr(package, "__path__", ())]
-    return set().union(*found) or {Path(inspect.getfile(kind))}
-
-
-def _sources_under(folder: Path) -> set[Path]:
-    files = (path for path in folder.rglob("*.*") if path.suffix in SOURCES and path.is_file())
-    return {path for path in files if not INSTALLED & set(path.parts) or INSTALLED & set(ROOT.parts)}
-
-
-def data_digest(config: dict[str, Any]) -> str:
-    """Hash of the files that decide weights and routing: a checkpoint's configuration and index, a recorded trace."""
-    model: ModelShape = instantiate(config["model"])
-    files = open_checkpoint(model.checkpoint).describing_files if model.checkpoint else []
-    if trace := getattr(find_class(config["router"]), "trace_file", None):
-        files = [*files, trace(**options(config["router"]))]
-    return _digest([_file_digest(path) for path in files])
-
-
-@cache
-def _file_digest(path: Path) -> str | None:
-    return hashlib.sha256(path.read_bytes()).hexdigest() if path.exists() else None
-
-
-def token_source(config: dict[str, Any], cache_dir: str | Path) -> TokenSource:
-    """What reads a workload's tokens: one for all ranks and cells of this process."""
-    model: ModelShape = instantiate(config["model"])
-    folder = open_checkpoint(model.checkpoint).folder if model.checkpoint else None
-    return _token_source(json.dumps(config["corpus"], sort_keys=True), model.vocab_size, str(cache_dir), folder)
-
-
-@cache
-def _token_source(corpus: str, vocab_size: int, cache_dir: str, checkpoint: Path | None) -> TokenSource:
-    return TokenSource(instantiate(json.loads(corpus)), vocab_size, cache_dir, checkpoint)
-
-
-def system_class(config: dict[str, Any]) -> type[System]:
-    """The class that a cell's configuration names."""
-    return find_class(config["system"])
-
-
-def layer_shape(config: dict[str, Any]) -> LayerShape:
-    """The MoE layer of a cell's workload."""
-    model = config["model"]
-    max_tokens = config["batch_size"] * config["seq_len"]
-    return LayerShape(model["num_experts"], model["d_model"], model["d_ff"], max_tokens)
 
 
 class Unsupported(ValueError):
@@ -335,18 +210,6 @@ def _check_system(cell: Cell) -> None:
         raise Unsupported(str(error)) from error
 
 
-def build_router(config: dict[str, Any], *, rank: int, classifier: Any) -> Any:
-    """The router of a workload on one rank; `classifier(block)` gives the model's router matrix [E, D]."""
-    node, model = config["router"], instantiate(config["model"])
-    given = {"num_experts": model.num_experts, "rank": rank, "seed": config["seed"]}
-    return find_class(node)(**options(node), **given, moe_blocks=model.moe_blocks, classifier=classifier)
-
-
-def set_precision(precision: str) -> None:
-    """Make float32 matrix products IEEE, or TF32 where the precision says so."""
-    torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
-
-
 def check_whole_number(name: str, value: Any, least: int) -> None:
     """Raise ValueError for a value that is none."""
     if type(value) is not int or value < least:
@@ -359,11 +222,3 @@ def check_precision(precision: str, device: str) -> None:
         raise ValueError(f"precision is {precision!r}; it must be one of {', '.join(DTYPES)}")
     if precision == "tf32" and device == "cpu":
         raise ValueError("precision=tf32 exists on CUDA GPUs only; on a CPU use precision=ieee or bf16")
-
-
-def _without(node: dict[str, Any], *names: str) -> dict[str, Any]:
-    return {key: value for key, value in node.items() if key not in names}
-
-
-def _digest(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:12]

@@ -19,7 +19,7 @@ from clusters.clocks import VirtualClock
 from clusters.launch import launch
 from clusters.network import Network
 from clusters.session import ClusterSpec, Session, connect
-from experiments.cells import find_class, options
+from experiments.configuration import find_class, options
 from routers.base import Routing
 from systems.base import LayerShape, System
 from systems.collectives import all_gather

@@ -7,7 +7,8 @@ from dataclasses import replace
 from typing import Any
 
 from experiments.ceilings import core_flops_per_s
-from experiments.cells import DTYPES, Cell, build_router, instantiate, layer_shape, options, system_class
+from experiments.cells import Cell
+from experiments.configuration import DTYPES, build_router, instantiate, layer_shape, options, system_class
 from experiments.plan import Plan, is_simulated
 from experiments.store import TO_MEASURE, Store
 from workloads.model import ModelShape

@@ -14,7 +14,7 @@ from yaml import YAMLError
 
 from clusters.launch import LaunchFailed, prepare
 from clusters.session import ClusterSpec
-from experiments.cells import find_class, options
+from experiments.configuration import find_class, options
 from experiments.conformance import TOLERANCE, judge
 from systems.base import System
 from systems.engines.auto import choose

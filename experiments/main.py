@@ -15,7 +15,8 @@ from analysis.report import render
 from clusters.launch import launch, prepare
 from clusters.session import connect
 from experiments.campaign import cache_dir, document, run_campaign
-from experiments.cells import Cell, Unsupported, check, instantiate, token_source
+from experiments.cells import Cell, Unsupported, check
+from experiments.configuration import instantiate, token_source
 from experiments.estimate import announce, networks
 from experiments.loggers import Logger
 from experiments.matched import match_networks

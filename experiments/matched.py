@@ -29,7 +29,8 @@ from clusters.session import ClusterSpec
 from experiments import environment
 from experiments.campaign import cache_dir
 from experiments.ceilings import core_flops_per_s
-from experiments.cells import DTYPES, check_precision, check_whole_number, instantiate
+from experiments.cells import check_precision, check_whole_number
+from experiments.configuration import DTYPES, instantiate
 from experiments.plan import Point
 
 SECONDS = 0.5

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from experiments.bench import Bench
-from experiments.cells import TOLERANCES, layer_shape, set_precision
+from experiments.configuration import TOLERANCES, layer_shape, set_precision
 from experiments.schedule import iterations_of
 from routers.base import Routing
 from systems.collectives import all_gather

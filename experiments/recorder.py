@@ -6,8 +6,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from clusters.clocks import Clock, Exchange, VirtualClock
-from clusters.simulated.timeline import SimulatedClock
+from clusters.clocks import Clock, Exchange, IdleClock, ModelledClock
 
 
 @dataclass(frozen=True)
@@ -60,7 +59,7 @@ class Recorder:
         self._seen: list[Seen] = []
         self._rows: list[dict[str, Any]] = []
         self._collectives: list[dict[str, Any]] = []
-        if isinstance(clock, VirtualClock | SimulatedClock):
+        if isinstance(clock, ModelledClock):
             clock.on_exchange = self._see
 
     def span(self, section: str) -> AbstractContextManager:
@@ -101,12 +100,12 @@ class Recorder:
         On a simulated clock also `idle_*`: the time of it in which the device waited for its host to issue something.
         """
         rows = [self._resolve(row) for row in self._rows]
-        timed = self._rows if isinstance(self._clock, SimulatedClock) else []
+        timed = self._rows if isinstance(self._clock, IdleClock) else []
         return rows + [self._idle(row) for row in timed if row["interval"].metric != "entry_skew_ms"]
 
     def spans(self) -> list[Span]:
         """Every interval, for clocks that tell what time it is."""
-        assert isinstance(self._clock, VirtualClock | SimulatedClock)
+        assert isinstance(self._clock, ModelledClock)
         at, intervals = self._clock.at, ((row, row["interval"]) for row in self._rows)
         return [
             Span(one.metric, row["phase"], row["iteration"], one.layer, one.section, at(one.start), at(one.end))
@@ -120,7 +119,7 @@ class Recorder:
         ]
 
     def _told(self, seen: Seen) -> dict[str, Any]:
-        assert isinstance(self._clock, VirtualClock | SimulatedClock)
+        assert isinstance(self._clock, ModelledClock)
         start_s, exchange = self._clock.at(seen.layer_start), seen.exchange
         moments = ("resumed", "issued", "waited", "started", "finished")
         times = {f"{name}_ms": (getattr(exchange, f"{name}_s") - start_s) * 1e3 for name in moments}
@@ -162,8 +161,9 @@ class Recorder:
         }
 
     def _idle(self, row: dict[str, Any]) -> dict[str, Any]:
+        assert isinstance(self._clock, IdleClock)
         resolved, interval = self._resolve(row), row["interval"]
-        idle_s = interval.end.idle_s - interval.start.idle_s
+        idle_s = self._clock.idle_seconds(interval.start, interval.end)
         return {**resolved, "metric": f"idle_{interval.metric}", "value": idle_s * 1e3}
 
     @contextmanager

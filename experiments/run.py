@@ -158,6 +158,12 @@ def _compose(overrides: tuple[str, ...], system: str | None) -> DictConfig:
     return loader.load_configuration("config", [*overrides, *chosen], run_mode=RunMode.RUN)
 
 
+def configuration(overrides: Sequence[str]) -> dict[str, Any]:
+    """The configuration of what would be typed, for scripts that run no campaign; Hydra's errors as they are."""
+    with hydra.initialize(version_base="1.3", config_path="../conf"):
+        return _resolved(hydra.compose("config", list(overrides)))
+
+
 def sweep_points(jobs: list[Job]) -> list[Point]:
     """The jobs of a multirun as panels; jobs that differ in their system only share a point.
 

@@ -16,7 +16,7 @@ import pandas as pd
 import psutil
 
 from clusters.session import ClusterSpec, Session, connect
-from experiments.cells import instantiate
+from experiments.configuration import instantiate
 from experiments.schedule import interleave, iterations_of
 
 # What the fork server imports once, so that a launch's ranks start in a second.

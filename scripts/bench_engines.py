@@ -25,7 +25,7 @@ from transformers import SwitchTransformersConfig
 from transformers.models.switch_transformers.modeling_switch_transformers import SwitchTransformersExperts
 
 from analysis.tables import Table, write_tables
-from experiments.cells import TOLERANCES, set_precision
+from experiments.configuration import TOLERANCES, set_precision
 from systems.engines import ENGINES, Copies, find_engine
 from systems.engines.auto import DTYPES, MEASURED
 

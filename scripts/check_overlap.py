@@ -20,7 +20,7 @@ import yaml
 from clusters.launch import launch, prepare
 from clusters.network import Network, NetworkModel
 from clusters.session import ClusterSpec, Session, connect
-from experiments.cells import instantiate
+from experiments.configuration import instantiate
 
 SHARES = (0.0, 0.25, 0.5, 1.0, 1.5, 2.0)  # of the transfer's own time, computed meanwhile
 PART_BYTES = 4 << 20  # of each rank

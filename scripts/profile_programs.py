@@ -16,16 +16,15 @@ from typing import Any
 
 import pandas as pd
 import torch
-from hydra import compose, initialize_config_dir
-from omegaconf import OmegaConf
 from torch.profiler import ProfilerActivity, profile
 
 from clusters.launch import launch, prepare
 from clusters.session import ClusterSpec, connect
-from experiments.cells import Cell, instantiate
+from experiments.cells import Cell
+from experiments.configuration import instantiate
+from experiments.run import configuration
 from experiments.schedule import iterations_of
 
-CONF = Path(__file__).parents[1] / "conf"
 WORKLOAD = ("scale=paper", "scale.hidden_as_run=null", "model.num_blocks=2", "cluster.world_size=1", "network=none")
 PASSES = 3  # that are profiled, and as many before them that are not
 
@@ -45,16 +44,11 @@ def spec_of(options: argparse.Namespace, folder: str) -> tuple[ClusterSpec, dict
     tier = {"iterations": 2 * PASSES, "max_iterations": 2 * PASSES}
     typed = [*WORKLOAD, f"cluster={'nccl' if options.device == 'cuda' else 'gloo'}", *options.overrides]
     typed += [f"tier.{name}={value}" for name, value in tier.items()]
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        cells = [Cell(_config([*typed, f"system={name}"]), 0) for name in options.systems]
+    cells = [Cell(configuration([*typed, f"system={name}"]), 0) for name in options.systems]
     systems = {cell.system: {"node": cell.config["system"], "engine": cell.engine} for cell in cells}
     cluster = cells[0].cluster
     given = {"folder": folder, "systems": systems, "workload": cells[0].workload, "cluster": cells[0].config["cluster"]}
     return cluster, given
-
-
-def _config(typed: list[str]) -> dict[str, Any]:
-    return json.loads(json.dumps(OmegaConf.to_container(compose("config", typed), resolve=True)))
 
 
 def profile_rank(spec_path: str) -> None:

@@ -19,7 +19,7 @@ import yaml
 from torch import nn
 
 from experiments.campaign import cache_dir
-from experiments.cells import instantiate
+from experiments.configuration import instantiate
 from routers.learned import LearnedRouter
 from routers.token_trace import TokenTrace
 from systems.base import LayerShape

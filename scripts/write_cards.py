@@ -18,7 +18,7 @@ from jinja2 import Environment, StrictUndefined
 
 from analysis.labels import number, system_name, times
 from analysis.load import load_campaign
-from experiments.cells import find_class
+from experiments.configuration import find_class
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "docs/systems"

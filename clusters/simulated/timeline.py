@@ -137,9 +137,10 @@ class SimulatedClock:
     on_exchange is told of each collective. align: brings all ranks' devices to one moment, at no cost.
     """
 
+    on_exchange: Callable[[Exchange], None] | None = None
+
     def __init__(self, timeline: Timeline, align: Callable[[], None]) -> None:
         self.timeline, self.align = timeline, align
-        self.on_exchange: Callable[[Exchange], None] | None = None
 
     def mark(self) -> Moment:
         return self.timeline.moment()
@@ -149,6 +150,9 @@ class SimulatedClock:
 
     def at(self, mark: Moment) -> float:
         return mark.time_s
+
+    def idle_seconds(self, start: Moment, end: Moment) -> float:
+        return end.idle_s - start.idle_s
 
     def running(self) -> AbstractContextManager[Any]:
         return nullcontext()

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from clusters.network import COLLECTIVES, HierarchicalNetwork, Network
-from experiments.cells import instantiate
+from experiments.configuration import instantiate
 
 CONF = Path(__file__).parents[2] / "conf" / "network"
 

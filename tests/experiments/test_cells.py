@@ -9,18 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from experiments.cells import (
-    Cell,
-    Unsupported,
-    build_router,
-    check,
-    code_digest,
-    find_class,
-    instantiate,
-    layer_shape,
-    options,
-    set_precision,
-)
+from experiments.cells import Cell, Unsupported, check
+from experiments.configuration import build_router, find_class, instantiate, layer_shape, options, set_precision
 from routers.synthetic import SyntheticRouter
 from systems.base import LayerShape
 from systems.moeshard import MoEShard
@@ -92,22 +82,6 @@ def test_launch_is_in_both_ids():
 def test_what_changes_no_number_is_not_in_the_id(key, value):
     assert Cell(changed(key, value), 0).id == Cell(TINY, 0).id
     assert Cell(changed(key, value), 0).launch_id == Cell(TINY, 0).launch_id
-
-
-def test_all_sources_of_a_package_of_its_own_are_in_the_id(tmp_path, monkeypatch):
-    """Also of a module that the class only calls."""
-    monkeypatch.syspath_prepend(tmp_path)
-    digests = []
-    for package, helper in (("first_of_two", "SLOTS = 1"), ("second_of_two", "SLOTS = 2")):
-        (tmp_path / package).mkdir()
-        (tmp_path / package / "helper.py").write_text(helper)
-        (tmp_path / package / "system.py").write_text("from systems.dense import Dense\nclass Mine(Dense): pass\n")
-        digests.append(code_digest({"system": {"_target_": f"{package}.system.Mine"}}))
-    assert digests[0] != digests[1]
-    own = [code_digest({"system": {"_target_": name}}) for name in ("systems.dense.Dense", "systems.gshard.GShard")]
-    assert own[0] == own[1]
-    nested = {"_target_": "systems.dense.Dense", "planner": {"_target_": "second_of_two.system.Mine"}}
-    assert code_digest({"system": nested}) == digests[1] != own[0]
 
 
 def test_engine_asked_for_wins_unless_the_system_brings_its_own():

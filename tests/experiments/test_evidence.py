@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from experiments.cells import build_router
+from experiments.configuration import build_router
 from experiments.main import run_points
 from experiments.schedule import iterations_of
 from tests.experiments.tiny import configuration, point

@@ -16,7 +16,7 @@ import pandas as pd
 import psutil
 import pytest
 
-from experiments.cells import instantiate
+from experiments.configuration import instantiate
 from experiments.loggers import NoLogger, WandbLogger, describe, medians, without_secrets
 from tests.experiments.tiny import configuration
 

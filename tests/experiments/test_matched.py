@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from clusters.network import COLLECTIVES, Network
-from experiments.cells import DTYPES, instantiate
+from experiments.configuration import DTYPES, instantiate
 from experiments.estimate import networks
 from experiments.main import known_rates
 from experiments.matched import match_networks

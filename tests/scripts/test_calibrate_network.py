@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from clusters.network import Network
-from experiments.cells import instantiate
+from experiments.configuration import instantiate
 from scripts import calibrate_network as calibrate
 from scripts.calibration.cases import COLLECTIVES, Timing
 from scripts.calibration.fit import fitted

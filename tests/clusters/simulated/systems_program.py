@@ -11,7 +11,7 @@ from clusters.network import Network
 from clusters.session import ClusterSpec, Session, connect
 from clusters.simulated import Simulated
 from clusters.simulated.timeline import Timeline
-from experiments.cells import find_class, options
+from experiments.configuration import find_class, options
 from experiments.conformance import D_FF, D_MODEL, Case, _profile, _refusal, cases
 from routers.base import Routing
 from systems.base import LayerShape
