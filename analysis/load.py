@@ -12,16 +12,12 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-SCHEMA = 2
+from analysis.schema import COLLECTIVE_COLUMNS, NEW, RUNS, SCHEMA, join_shared
+
 SIMULATED = "simulated"  # the source of numbers of a described device
 Document = TypeVar("Document")
 TRUSTED = ("passed", SIMULATED)  # what `correctness` says of cells whose times count
 RUN_COLUMNS = ["system", "engine", "precision", "twin"]
-COLLECTIVE_COLUMNS = [
-    *("iteration", "layer", "section", "sequence", "rank", "collective", "ranks"),
-    *("resumed_ms", "issued_ms", "waited_ms", "started_ms", "finished_ms"),
-    *("bytes_sent", "bytes_received", "sent_to", "asynchronous"),
-]
 
 
 @dataclass(frozen=True)
@@ -43,15 +39,15 @@ class Campaign:
 
         Columns: layer, iteration, rank, expert, tokens, intended. Experts without tokens may have no row.
         """
-        return read_table(self.folder / "cells" / cell / "routing.parquet")
+        return read_cell_table(self.folder, cell, "routing")
 
     def collectives(self, cell: str) -> pd.DataFrame:
         """What each rank of an ok cell moved in every observed layer; no rows where the cluster was not emulated.
 
         Times are in ms since the layer began. sent_to: bytes to each rank of the collective.
         """
-        path = self.folder / "cells" / cell / "collectives.parquet"
-        return read_table(path) if path.exists() else pd.DataFrame(columns=COLLECTIVE_COLUMNS)
+        found = read_cell_table(self.folder, cell, "collectives")
+        return found if len(found.columns) else pd.DataFrame(columns=COLLECTIVE_COLUMNS)
 
 
 def run_columns(run: dict) -> dict:
@@ -62,17 +58,62 @@ def run_columns(run: dict) -> dict:
 def load_campaign(folder: Path | str) -> Campaign:
     """Read plan.json, every planned cell's run.json and the samples of the ok ones.
 
-    A cell without a folder gets the state `missing`; one with an unreadable file gets `corrupt`, and a warning names
-    the file. Raises ValueError when plan.json itself cannot be read.
+    A cell that is not stored gets the state `missing`; one with an unreadable file gets `corrupt`, and a warning names
+    the file. Raises ValueError when plan.json, or a file of a packed campaign, cannot be read.
     """
     folder = Path(folder)
     plan = read_json(folder / "plan.json")
+    packed, rows = read_packed_runs(folder), _packed_rows(folder)
     runs, frames = {}, {}
     for cell in planned_cells(plan):
-        runs[cell], frame = load_cell(folder / "cells" / cell)
+        if cell in packed and not (folder / "cells" / cell).exists():
+            runs[cell], frame = packed[cell], rows.get(cell) if packed[cell]["state"] == "ok" else None
+        else:
+            runs[cell], frame = load_cell(folder / "cells" / cell)
         if frame is not None:
             frames[cell] = frame
     return Campaign(folder, plan, runs, frames)
+
+
+def read_packed_runs(folder: Path) -> dict[str, dict]:
+    """By cell, the run.json of a packed campaign, or none; ValueError naming a file that is not what was written."""
+    path = folder / RUNS
+    if not path.exists():
+        return {}
+    document = read_json(path)
+    for name, expected in document["checksums"].items():
+        _take_place(folder / name, expected)
+        verify_checksum(folder / name, expected)
+    runs = join_shared(document)
+    for cell, run in runs.items():
+        verify_seal(Path(f"{path} ({cell})"), run)
+    return runs
+
+
+def _take_place(path: Path, expected: str) -> None:
+    """Do what was left to do where packing was stopped after runs.json had been written."""
+    fresh = path.with_name(path.name + NEW)
+    if fresh.exists() and sha256(fresh.read_bytes()) == expected:
+        fresh.replace(path)
+
+
+def _packed_rows(folder: Path) -> dict[str, pd.DataFrame]:
+    if not (folder / RUNS).exists():
+        return {}
+    rows = read_table(folder / "samples.parquet")
+    return {str(cell): frame.reset_index(drop=True) for cell, frame in rows.groupby("cell", sort=False)}
+
+
+def read_cell_table(folder: Path, cell: str, name: str) -> pd.DataFrame:
+    """A table of one cell, packed or not; no rows and columns where the cell has none of that name."""
+    own = folder / "cells" / cell / f"{name}.parquet"
+    if own.exists():
+        return read_table(own)
+    packed = folder / f"{name}.parquet"
+    if own.parent.exists() or not packed.exists():
+        return pd.DataFrame()
+    found = read(packed, lambda: pq.read_table(packed, filters=[("cell", "=", cell)]).to_pandas())
+    return found if name == "samples" else found.drop(columns="cell")
 
 
 def planned_cells(plan: dict) -> list[str]:

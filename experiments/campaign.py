@@ -15,6 +15,7 @@ from typing import Any
 import pandas as pd
 from rich.console import Console
 
+from analysis.schema import SCHEMA, TABLES
 from clusters.launch import LaunchFailed
 from experiments import environment, machine
 from experiments.cells import Cell
@@ -22,7 +23,7 @@ from experiments.configuration import described_device
 from experiments.loggers import Logger
 from experiments.plan import Plan
 from experiments.progress import ProgressBar, line
-from experiments.store import SCHEMA, TABLES, TO_MEASURE, Store
+from experiments.store import TO_MEASURE, Store
 from experiments.worker import read_progress
 
 Launcher = Callable[[dict[str, Any]], None]

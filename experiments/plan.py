@@ -6,8 +6,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from analysis.schema import SCHEMA
 from experiments.cells import Cell
-from experiments.store import SCHEMA
 
 CORES = "core_flops_per_s"  # key of plan.json: what matched networks rest on, by core
 

@@ -11,7 +11,8 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from experiments.store import STATES, Store
+from analysis.schema import STATES
+from experiments.store import Store
 
 ORDER = ("planned", "running", *STATES, "damaged")
 

@@ -1,12 +1,7 @@
-"""Results on disk: plan.json, and one folder per cell, written whole or not at all.
+"""Results on disk: plan.json, and one folder per cell, written whole or not at all (analysis/schema.py).
 
-cells/<id>/run.json          configuration, state, environment, checksums
-cells/<id>/samples.parquet   one row one observation (state ok only)
-cells/<id>/routing.parquet   tokens per layer, iteration, rank and expert
-cells/<id>/collectives.parquet  what each rank moved when, in every observed layer (emulated, simulated clusters)
-running.json                 the cells of the launches that run now, and by which process
-
-A cell is planned (it has no folder), running, or stored in one of STATES.
+running.json, while there are any: the cells of the launches that run now, and by which process.
+A cell is planned (it is not stored), running, or stored in one of STATES.
 """
 
 import hashlib
@@ -17,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -24,34 +20,10 @@ import pandas as pd
 import psutil
 from filelock import FileLock, Timeout
 
-SCHEMA = 2
-# invalid: it ran, but its output or its inputs are not what they must be, so it has no numbers.
-STATES = ("ok", "failed", "oom", "timeout", "unsupported", "invalid")
+from analysis.load import read_packed_runs
+from analysis.schema import COLUMNS, SAMPLE_COLUMNS, SCHEMA, STATES
+
 TO_MEASURE = ("planned", "damaged")
-SAMPLE_COLUMNS = {
-    "campaign": "str",
-    "cell": "str",
-    "launch": "int64",
-    "iteration": "int64",
-    "phase": "str",
-    "rank": "int64",
-    "metric": "str",
-    "layer": "Int64",
-    "section": "str",
-    "value": "float64",
-    "unit": "str",
-    "order": "Int64",
-    "time": "float64",
-    "source": "str",
-    "schema": "int64",
-}
-ROUTING_COLUMNS = ["layer", "iteration", "rank", "expert", "tokens", "intended"]
-COLLECTIVE_COLUMNS = [
-    *("iteration", "layer", "section", "sequence", "rank", "collective", "ranks"),
-    *("resumed_ms", "issued_ms", "waited_ms", "started_ms", "finished_ms"),
-    *("bytes_sent", "bytes_received", "sent_to", "asynchronous"),
-]
-TABLES = ("samples", "routing", "collectives")
 
 
 class StoreBusy(RuntimeError):
@@ -126,12 +98,14 @@ class Store:
 
     def state(self, cell: str) -> str:
         """One of STATES; planned where the cell is not stored, or damaged where it is not what was written."""
-        if not (self._cells / cell).exists():
-            return "planned"
+        if not self._is_loose(cell):
+            return self._packed[cell]["state"] if cell in self._packed else "planned"
         return "damaged" if self.damage(cell) else self._read(cell)["state"]
 
     def damage(self, cell: str) -> str | None:
         """Which file of a stored cell is not what was written, in a few words; None if all are."""
+        if not self._is_loose(cell):
+            return None if cell in self._packed else "it is not stored"
         try:
             run = self._read(cell)
         except (OSError, ValueError, KeyError, AttributeError, TypeError):
@@ -146,7 +120,20 @@ class Store:
                 return f"{name} is not what was written"
         return None
 
+    def _is_loose(self, cell: str) -> bool:
+        return (self._cells / cell).exists()
+
+    @cached_property
+    def _packed(self) -> dict[str, dict[str, Any]]:
+        """The runs of a packed campaign; none where its files are not what was written, so that they are made anew."""
+        try:
+            return read_packed_runs(self.folder)
+        except ValueError:
+            return {}
+
     def _read(self, cell: str) -> dict[str, Any]:
+        if not self._is_loose(cell):
+            return self._packed[cell]
         run = json.loads((self._cells / cell / "run.json").read_text())
         if run.get("schema") != SCHEMA or run["state"] not in STATES:
             raise ValueError(f"cell {cell} is of another schema")
@@ -178,11 +165,10 @@ class Store:
 
     def _write_files(self, scratch: Path, run: dict[str, Any], tables: Mapping[str, pd.DataFrame]) -> None:
         scratch.mkdir(parents=True)
-        columns = {"samples": list(SAMPLE_COLUMNS), "routing": ROUTING_COLUMNS, "collectives": COLLECTIVE_COLUMNS}
         for name, table in tables.items():
             if name == "samples":
-                table = table.reindex(columns=columns[name]).astype(SAMPLE_COLUMNS)
-            table[columns[name]].to_parquet(scratch / f"{name}.parquet", index=False)
+                table = table.reindex(columns=COLUMNS[name]).astype(SAMPLE_COLUMNS)
+            table[COLUMNS[name]].to_parquet(scratch / f"{name}.parquet", index=False)
         checksums = {path.name: _checksum(path) for path in sorted(scratch.iterdir())}
         _write_json(scratch / "run.json", _seal({"schema": SCHEMA, **run, "checksums": checksums}))
 

@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.frames import select
+from analysis.load import read_cell_table, read_packed_runs
 from clusters.launch import prepare
 from clusters.session import ClusterSpec
 from clusters.simulated.timeline import Event
@@ -204,10 +205,8 @@ def _check(what: str, asked: int | None, there: set[Any], found: bool) -> None:
 
 
 def _runs(folder: Path) -> Iterator[dict[str, Any]]:
-    for path in sorted(folder.glob("cells/*/run.json")):
-        run = json.loads(path.read_text())
-        if run["state"] == "ok":
-            yield run
+    loose = {path.parent.name: json.loads(path.read_text()) for path in sorted(folder.glob("cells/*/run.json"))}
+    return (run for run in (read_packed_runs(folder) | loose).values() if run["state"] == "ok")
 
 
 def _place(run: dict[str, Any]) -> str:
@@ -215,7 +214,7 @@ def _place(run: dict[str, Any]) -> str:
 
 
 def _table(store: Store, run: dict[str, Any], name: str) -> pd.DataFrame:
-    return pd.read_parquet(store.folder / "cells" / run["cell"] / f"{name}.parquet")
+    return read_cell_table(store.folder, run["cell"], name)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from experiments.store import COLLECTIVE_COLUMNS, ROUTING_COLUMNS, SAMPLE_COLUMNS, SCHEMA, Store
+from analysis.schema import COLLECTIVE_COLUMNS, ROUTING_COLUMNS, SAMPLE_COLUMNS, SCHEMA
+from experiments.store import Store
 
 OK = {"cell": "abc", "state": "ok", "reason": None}
 FAILED = {"cell": "abc", "state": "failed", "reason": "out of memory"}

@@ -1,0 +1,101 @@
+"""How results are stored: what writers (`experiments.store`) and readers (`analysis.load`) share.
+
+A campaign's folder holds plan.json and its cells, each in a folder of its own while it is measured:
+
+    cells/<id>/run.json             configuration, state, environment, checksums
+    cells/<id>/samples.parquet      one row one observation (state ok only)
+    cells/<id>/routing.parquet      tokens per layer, iteration, rank and expert
+    cells/<id>/collectives.parquet  what each rank moved when, in every observed layer (emulated, simulated clusters)
+
+A packed campaign (`python -m experiments.pack`) holds one file of each kind instead, and no cells/:
+
+    runs.json            {"shared": what all run.json have in common, "runs": {cell: the rest}, "checksums": ...}
+    samples.parquet ...  the rows of all cells, with the column `cell`; a row group a cell
+"""
+
+import json
+from typing import Any
+
+SCHEMA = 2
+# invalid: it ran, but its output or its inputs are not what they must be, so it has no numbers.
+STATES = ("ok", "failed", "oom", "timeout", "unsupported", "invalid")
+TABLES = ("samples", "routing", "collectives")
+SAMPLE_COLUMNS = {
+    "campaign": "str",
+    "cell": "str",
+    "launch": "int64",
+    "iteration": "int64",
+    "phase": "str",  # first, warmup, measure, instrumented
+    "rank": "int64",
+    "metric": "str",
+    "layer": "Int64",  # a block of the model; none for a whole forward pass
+    "section": "str",  # of a layer: route, metadata, dispatch, experts, combine
+    "value": "float64",
+    "unit": "str",
+    "order": "Int64",  # of the forward passes of a phase
+    "time": "float64",  # seconds since 1970
+    "source": "str",  # measured, emulated, simulated
+    "schema": "int64",
+}
+ROUTING_COLUMNS = ["layer", "iteration", "rank", "expert", "tokens", "intended"]
+COLLECTIVE_COLUMNS = [
+    *("iteration", "layer", "section", "sequence", "rank", "collective", "ranks"),
+    *("resumed_ms", "issued_ms", "waited_ms", "started_ms", "finished_ms"),
+    *("bytes_sent", "bytes_received", "sent_to", "asynchronous"),
+]
+COLUMNS = {"samples": list(SAMPLE_COLUMNS), "routing": ROUTING_COLUMNS, "collectives": COLLECTIVE_COLUMNS}
+RUNS, NEW = "runs.json", ".new"  # NEW ends the name of a packed file until runs.json knows it
+
+
+def split_shared(documents: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """{"shared": what all have alike, at any depth of keys, "runs": the rest of each}; `join_shared` undoes it.
+
+    Example: {"a": {"x": 1, "y": {"z": 2}}, "b": {"x": 1, "y": {"z": 3}}}
+    -> {"shared": {"x": 1}, "runs": {"a": {"y": {"z": 2}}, "b": {"y": {"z": 3}}}}
+    """
+    shared = _alike(list(documents.values()))
+    return {"shared": shared, "runs": {name: _less(document, shared) for name, document in documents.items()}}
+
+
+def join_shared(packed: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The documents that `split_shared` was given."""
+    return {name: _joined(packed["shared"], rest) for name, rest in packed["runs"].items()}
+
+
+def _alike(documents: list[dict[str, Any]]) -> dict[str, Any]:
+    first, *others = documents or [{}]
+    found = {}
+    for key, value in first.items():
+        values = [other.get(key, _MISSING) for other in others]
+        if all(each is not _MISSING and _text(each) == _text(value) for each in values):
+            found[key] = value
+        elif all(isinstance(each, dict) and each for each in (value, *values)):
+            part = _alike([value, *values])  # pyright: ignore[reportArgumentType]
+            found |= {key: part} if part else {}
+    return found
+
+
+def _less(document: dict[str, Any], shared: dict[str, Any]) -> dict[str, Any]:
+    rest = {}
+    for key, value in document.items():
+        if key not in shared:
+            rest[key] = value
+        elif isinstance(value, dict) and (part := _less(value, shared[key])):
+            rest[key] = part
+    return rest
+
+
+def _joined(shared: dict[str, Any], rest: dict[str, Any]) -> dict[str, Any]:
+    joined = dict(shared)
+    for key, value in rest.items():
+        both = isinstance(value, dict) and isinstance(shared.get(key), dict)
+        joined[key] = _joined(shared[key], value) if both else value
+    return joined
+
+
+def _text(value: Any) -> str:
+    """1, 1.0 and True are equal, and not the same in a file."""
+    return json.dumps(value, sort_keys=True)
+
+
+_MISSING = object()
