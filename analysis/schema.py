@@ -10,7 +10,7 @@ A campaign's folder holds plan.json and its cells, each in a folder of its own w
 A packed campaign (`python -m experiments.pack`) holds one file of each kind instead, and no cells/:
 
     runs.json            {"shared": what all run.json have in common, "runs": {cell: the rest}, "checksums": ...}
-    samples.parquet ...  the rows of all cells, with the column `cell`; a row group a cell
+    samples.parquet ...  the rows of all cells, cell after cell, with the column `cell`
 """
 
 import json

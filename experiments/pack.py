@@ -20,6 +20,8 @@ from analysis.load import read_packed_runs, sha256
 from analysis.schema import COLUMNS, NEW, RUNS, SCHEMA, TABLES, split_shared
 from experiments.store import Store, StoreBusy
 
+GROUP = 20_000  # rows of a row group: few enough to read one cell, many enough to take little room
+
 
 def pack(folder: Path) -> int:
     """Pack a campaign and return how many cells it has; ValueError for one that is no campaign or has damaged cells."""
@@ -53,7 +55,7 @@ def _write(folder: Path, runs: dict[str, dict[str, Any]], loose: set[str]) -> No
 
 
 def _write_table(path: Path, folder: Path, name: str, runs: Iterable[str], loose: set[str]) -> None:
-    """The rows of all cells that have this table, a row group a cell; no file where none has."""
+    """The rows of all cells that have this table, cell after cell; no file where none has."""
     old = folder / f"{name}.parquet"
     kept = pq.read_table(old) if old.exists() else None
     tables = []
@@ -67,10 +69,8 @@ def _write_table(path: Path, folder: Path, name: str, runs: Iterable[str], loose
         return
     schema = pa.unify_schemas([table.schema.remove_metadata() for table in tables], promote_options="permissive")
     schema = schema.with_metadata(tables[0].schema.metadata)  # pandas' types
-    with pq.ParquetWriter(path, schema, compression="zstd", write_page_checksum=True) as writer:
-        for table in tables:
-            if len(table):
-                writer.write_table(table.cast(schema), row_group_size=len(table))
+    rows = pa.concat_tables([table.cast(schema) for table in tables])
+    pq.write_table(rows, path, row_group_size=GROUP, write_page_checksum=True, compression="zstd", compression_level=12)
 
 
 def _with_cell(table: pa.Table, cell: str) -> pa.Table:

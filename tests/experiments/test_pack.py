@@ -8,7 +8,6 @@ import pytest
 
 from analysis.load import load_campaign
 from analysis.schema import COLUMNS, SAMPLE_COLUMNS
-from experiments import pack as module
 from experiments.pack import main, pack
 from experiments.store import Store
 
@@ -117,8 +116,3 @@ def test_a_changed_packed_file_is_not_read(folder: Path):
 def test_what_is_no_campaign_is_refused(tmp_path: Path, capsys):
     assert main([str(tmp_path)]) == 2
     assert "is not a campaign's folder" in capsys.readouterr().err
-
-
-def test_rows_of_a_cell_are_a_row_group(folder: Path):
-    pack(folder)
-    assert module.pq.ParquetFile(folder / "samples.parquet").num_row_groups == 2
