@@ -50,7 +50,9 @@ def _values(group: str, key: Key) -> str:
     for option, value in key.values.items():
         by_value.setdefault(_shown(value), []).append(option)
     most = max(by_value, key=lambda value: len(by_value[value]))
-    if len(by_value[most]) > FEW or (len(by_value) == 1 and len(by_value[most]) == len(options(group) if group else [""])):
+    if len(by_value[most]) > FEW or (
+        len(by_value) == 1 and len(by_value[most]) == len(options(group) if group else [""])
+    ):
         others = [f"{value} ({', '.join(names)})" for value, names in by_value.items() if value != most]
         return "; ".join([most, *others])
     return "; ".join(f"{value} ({', '.join(names)})" for value, names in by_value.items())

@@ -28,7 +28,7 @@ PART = re.compile(r"/\w+@(\w+)")  # of `defaults`: an option of a group as a par
 
 @dataclass
 class Key:
-    """One key of a group. values: by option, as they stand in the files; `added`: a class takes it, no file shows it."""
+    """One key of a group. values: by option, as they stand in the files. added: a class takes it and no file has it."""
 
     name: str
     values: dict[str, str] = field(default_factory=dict)
@@ -217,7 +217,9 @@ def _from_docstring(group: str, document: dict[str, Any], name: str) -> str:
         if not name.startswith(prefix) or "." in (own := name.removeprefix(prefix)):
             continue
         for base in kind.__mro__:
-            told = re.search(rf"(?:^|[.\s]){own}(?:, \w+)*: (.+?)(?=\s[\w, ]+: |\n\n|\Z)", base.__doc__ or "", re.DOTALL)
+            told = re.search(
+                rf"(?:^|[.\s]){own}(?:, \w+)*: (.+?)(?=\s[\w, ]+: |\n\n|\Z)", base.__doc__ or "", re.DOTALL
+            )
             if told:
                 return " ".join(told.group(1).split())
     return ""

@@ -6,7 +6,6 @@ Types of columns that the code does not declare are those of a sample campaign.
 import json
 from collections.abc import Callable, Iterable, Mapping
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
@@ -17,7 +16,13 @@ from experiments.store import COLLECTIVE_COLUMNS, ROUTING_COLUMNS, SAMPLE_COLUMN
 from scripts.docs_site.keys import ROOT, meanings
 
 SAMPLE = ROOT / "results/sample-fig3"
-PLAIN = {"large_string": "str", "string": "str", "double": "float64", "Int64": "int64 or empty", "list": "list of float64"}
+PLAIN = {
+    "large_string": "str",
+    "string": "str",
+    "double": "float64",
+    "Int64": "int64 or empty",
+    "list": "list of float64",
+}
 SUFFIXES = {"_ms": "ms", "bytes_sent": "bytes", "bytes_received": "bytes", "sent_to": "bytes", "tokens": "tokens"}
 PARQUET = {"samples": list(SAMPLE_COLUMNS), "routing": ROUTING_COLUMNS, "collectives": COLLECTIVE_COLUMNS}
 
@@ -65,7 +70,9 @@ def stored_document(name: str) -> dict[str, Any]:
 def metric_table() -> str:
     """The metrics that are stored: units, passes, meanings."""
     passes = {1: "instrumented", 2: "measure, instrumented", 4: "all"}
-    rows = ([f"`{name}`", unit, passes[len(which)], meanings()["metrics"][name]] for name, (unit, which) in METRICS.items())
+    rows = (
+        [f"`{name}`", unit, passes[len(which)], meanings()["metrics"][name]] for name, (unit, which) in METRICS.items()
+    )
     return table(["metric", "unit", "pass", "meaning"], rows)
 
 
@@ -77,7 +84,10 @@ def derived() -> dict[str, str]:
 
 def derived_table() -> str:
     """The metrics that are derived: units, meanings."""
-    return table(["metric", "unit", "meaning"], ([f"`{name}`", unit, meanings()["metrics"][name]] for name, unit in derived().items()))
+    return table(
+        ["metric", "unit", "meaning"],
+        ([f"`{name}`", unit, meanings()["metrics"][name]] for name, unit in derived().items()),
+    )
 
 
 def table(titles: list[str], rows: Iterable[list[str]]) -> str:
