@@ -12,6 +12,7 @@ import yaml
 
 from analysis.checks.timing import METRICS
 from analysis.summary import COLUMNS
+from experiments.run import SIMULATED
 from experiments.store import COLLECTIVE_COLUMNS, ROUTING_COLUMNS, SAMPLE_COLUMNS
 from scripts.docs_site.check import faults
 from scripts.docs_site.configuration import configuration
@@ -66,6 +67,11 @@ def test_reference_leaves_out_only_what_was_measured_here():
     left_out = {path for group in groups() for path in (CONF / group).glob("*.yaml")}
     left_out -= {CONF / group / f"{option.name}.yaml" for group in groups() for option in options(group)}
     assert all(re.fullmatch(r"network/\w+_here|device/here", f"{p.parent.name}/{p.stem}") for p in left_out)
+
+
+def test_reference_says_what_simulated_ranks_imply():
+    implied = " ".join(f"{key}={value}" for key, value in SIMULATED.items())
+    assert implied in (DOCS / "reference/configuration.md").read_text()
 
 
 @pytest.mark.parametrize("group", groups())

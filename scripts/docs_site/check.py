@@ -12,7 +12,8 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 FETCHED = {("script", "src"), ("img", "src"), ("link", "href"), ("iframe", "src"), ("source", "src")}
-UNREAD = re.compile(r"<(?:p|li)\b[^>]*>\s*(?:\||```|- )|^(?:\||```)", re.MULTILINE)  # a table, a fence or a list left as text
+# A table, a fence or a list that was left as text.
+UNREAD = re.compile(r"<(?:p|li)\b[^>]*>\s*(?:\||```|- )|^(?:\||```)", re.MULTILINE)
 
 
 class Page(HTMLParser):
