@@ -160,7 +160,7 @@ verify-paper: $(STAMP)  ## published | recomputed | ours | verdict; CHECKOUT=the
 docs: $(STAMP)  ## build the documentation site: site/index.html (the extra `docs` is installed if it is missing)
 	@$(BIN)/python -c 'import material, mkdocs, mkdocstrings_handlers.python' 2>/dev/null || \
 		$(INSTALL) --no-build-isolation -e '.[docs]'
-	$(BIN)/python -m mkdocs build --strict --clean --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --clean --quiet
 	@$(BIN)/python -m scripts.docs_site.check site
 
 clean:  ## remove .venv, caches and the built site, keep results
