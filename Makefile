@@ -30,7 +30,7 @@ INSTALL = $(BIN)/python -m pip install -qq --disable-pip-version-check $(if $(TO
 
 .DEFAULT_GOAL := help
 .PHONY: help setup test lint conformance status resume figures report verify-paper clean
-.PHONY: validate-devices validate-here
+.PHONY: validate-devices validate-here docs
 .PHONY: zoo calibrate fidelity fidelity-hosts attribution crossover scaling bench-engines bench-layer gpu gpu-visit
 .PHONY: reproduce-fig1 reproduce-layers reproduce-fig3 reproduce-fig4 reproduce-skew reproduce-sections reproduce-all
 
@@ -157,6 +157,12 @@ figures: report  ## the same
 verify-paper: $(STAMP)  ## published | recomputed | ours | verdict; CHECKOUT=the authors' repository, if you have it
 	$(BIN)/python -m analysis.paper $(CHECKOUT) --campaign $(if $(wildcard $(CAMPAIGN)/plan.json),$(CAMPAIGN),results/sample-paper)
 
-clean:  ## remove .venv and caches, keep results
-	rm -rf .venv .pytest_cache .ruff_cache .hypothesis build *.egg-info
+docs: $(STAMP)  ## build the documentation site: site/index.html (the extra `docs` is installed if it is missing)
+	@$(BIN)/python -c 'import material, mkdocs, mkdocstrings_handlers.python' 2>/dev/null || \
+		$(INSTALL) --no-build-isolation -e '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --clean --quiet
+	@$(BIN)/python -m scripts.docs_site.check site
+
+clean:  ## remove .venv, caches and the built site, keep results
+	rm -rf .venv .pytest_cache .ruff_cache .hypothesis build site *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

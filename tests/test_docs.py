@@ -4,10 +4,12 @@ import re
 from pathlib import Path
 
 import pytest
+from hydra import compose, initialize_config_dir
 
 from clusters.launch import prepare
 from clusters.session import ClusterSpec
 from experiments.conformance import TOLERANCE, judge
+from experiments.run import experiment_points
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "LOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -25,6 +27,15 @@ EXAMPLES = {
             "planner": {"_target_": "copy_busiest.CopyBusiest", "experts": 2},
         },
     ),
+    "tutorial/first_system": (
+        "snake",
+        {
+            "_target_": "systems.planned.PlannedExpertParallel",
+            "engine": "loop",
+            "loads": "profiled",
+            "planner": {"_target_": "snake.Snake"},
+        },
+    ),
 }
 
 
@@ -39,6 +50,19 @@ def test_the_example_equals_dense(tmp_path, monkeypatch, page):
     ranks = judge({name: {"name": name, **node}}, ClusterSpec("gloo", 2, timeout_s=60), tmp_path / "judged")
     verdicts = [verdict for found in ranks for verdict in found.values()]
     assert len(verdicts) == 30 and all(verdict["error"] <= TOLERANCE for verdict in verdicts)
+
+
+def test_the_experiment_of_the_tutorial_has_its_points(tmp_path):
+    written = re.search(r"```yaml\n(.*?)```", (ROOT / "docs/tutorial/first_experiment.md").read_text(), re.DOTALL)
+    assert written is not None
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment/long_tail.yaml").write_text(written.group(1))
+    typed = ["experiment=long_tail", f"hydra.searchpath=[file://{tmp_path}]", "network=nvlink3"]
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        points = experiment_points(compose("config", typed), typed)
+    assert [(point.panel, point.x) for point in points] == [("exponent", x) for x in (0.0, 0.5, 1.0, 1.5)]
+    assert [config["system"]["name"] for config in points[0].configs] == ["ep", "ep_round_robin", "moeshard"]
+    assert [point.configs[0]["router"]["exponent"] for point in points] == [0.0, 0.5, 1.0, 1.5]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

@@ -1,0 +1,104 @@
+"""The reference of what is stored and of the metrics as Markdown, from the code that writes and checks them.
+
+Types of columns that the code does not declare are those of a sample campaign.
+"""
+
+import json
+from collections.abc import Callable, Iterable, Mapping
+from functools import cache
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from analysis.checks.timing import METRICS
+from analysis.summary import AA_RATIOS, COLUMNS, MEANS, MEDIANS, OBSERVER, RATIOS
+from experiments.store import COLLECTIVE_COLUMNS, ROUTING_COLUMNS, SAMPLE_COLUMNS
+from scripts.docs_site.keys import ROOT, meanings
+
+SAMPLE = ROOT / "results/sample-fig3"
+PLAIN = {
+    "large_string": "str",
+    "string": "str",
+    "double": "float64",
+    "Int64": "int64 or empty",
+    "list": "list of float64",
+}
+SUFFIXES = {"_ms": "ms", "bytes_sent": "bytes", "bytes_received": "bytes", "sent_to": "bytes", "tokens": "tokens"}
+PARQUET = {"samples": list(SAMPLE_COLUMNS), "routing": ROUTING_COLUMNS, "collectives": COLLECTIVE_COLUMNS}
+
+
+def column_table(name: str) -> str:
+    """The columns of a parquet file, or of summary.csv: types, units, meanings."""
+    columns = COLUMNS if name == "summary" else PARQUET[name]
+    types = {} if name == "summary" else _stored_types(name)
+    types |= SAMPLE_COLUMNS if name == "samples" else {}
+    shown = ((f"`{one}`", PLAIN.get(types.get(one, ""), types.get(one, "")), _unit(one)) for one in columns)
+    rows = [[*cells, meanings()[name][one]] for one, cells in zip(columns, shown, strict=True)]
+    titles = ["column", "type", "unit", "meaning"]
+    kept = [at for at, title in enumerate(titles) if title in ("column", "meaning") or any(row[at] for row in rows)]
+    return table([titles[at] for at in kept], ([row[at] for at in kept] for row in rows))
+
+
+def _unit(column: str) -> str:
+    return next((unit for suffix, unit in SUFFIXES.items() if column.endswith(suffix)), "")
+
+
+def _stored_types(name: str) -> dict[str, str]:
+    path = next(iter(sorted((SAMPLE / "cells").glob(f"*/{name}.parquet"))))
+    return {field.name: str(field.type).partition("<")[0] for field in pq.read_schema(path)}
+
+
+def document_table(name: str) -> str:
+    """The keys of plan.json or run.json: types, meanings."""
+    told: dict[str, Any] = meanings()[name]
+    stored = stored_document(name)
+    known = {key: (one["type"], one["meaning"]) for key, one in told.items() if isinstance(one, dict)}
+    known |= {key: (type(value).__name__, told[key]) for key, value in stored.items() if key not in known}
+    order = [key for key in told if key in known]
+    kinds = {"NoneType": "str or null", "dict": "mapping"}
+    rows = ([f"`{key}`", kinds.get(known[key][0], known[key][0]), known[key][1]] for key in order)
+    return table(["key", "type", "meaning"], rows)
+
+
+@cache
+def stored_document(name: str) -> dict[str, Any]:
+    """plan.json of the sample campaign, or run.json of its first cell."""
+    path = SAMPLE / "plan.json" if name == "plan" else min((SAMPLE / "cells").glob("*/run.json"))
+    return json.loads(path.read_text())
+
+
+def metric_table() -> str:
+    """The metrics that are stored: units, passes, meanings."""
+    passes = {1: "instrumented", 2: "measure, instrumented", 4: "all"}
+    rows = (
+        [f"`{name}`", unit, passes[len(which)], meanings()["metrics"][name]] for name, (unit, which) in METRICS.items()
+    )
+    return table(["metric", "unit", "pass", "meaning"], rows)
+
+
+def derived() -> dict[str, str]:
+    """The metrics of summary.csv that are not stored, with their units."""
+    ratios = dict.fromkeys([*RATIOS, *AA_RATIOS, *OBSERVER], "ratio")
+    return {name: unit for name, unit in (MEDIANS | MEANS | ratios).items() if name not in METRICS}
+
+
+def derived_table() -> str:
+    """The metrics that are derived: units, meanings."""
+    return table(
+        ["metric", "unit", "meaning"],
+        ([f"`{name}`", unit, meanings()["metrics"][name]] for name, unit in derived().items()),
+    )
+
+
+def table(titles: list[str], rows: Iterable[list[str]]) -> str:
+    """A table in Markdown."""
+    lines = [titles, ["---"] * len(titles), *rows]
+    return "\n".join(f"| {' | '.join(cell.replace('|', 'or') for cell in line)} |" for line in lines)
+
+
+TABLES: Mapping[str, Callable[[], str]] = {
+    **{name: (lambda name=name: column_table(name)) for name in ("samples", "routing", "collectives", "summary")},
+    **{name: (lambda name=name: document_table(name)) for name in ("plan", "run")},
+    "metrics": metric_table,
+    "derived": derived_table,
+}
