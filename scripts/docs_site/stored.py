@@ -3,7 +3,6 @@
 Types of columns that the code does not declare are those of a sample campaign.
 """
 
-import json
 from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 from typing import Any
@@ -11,8 +10,10 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from analysis.checks.timing import METRICS
+from analysis.load import read_json, read_packed_runs
+from analysis.schema import COLUMNS as STORED
+from analysis.schema import SAMPLE_COLUMNS
 from analysis.summary import AA_RATIOS, COLUMNS, MEANS, MEDIANS, OBSERVER, RATIOS
-from experiments.store import COLLECTIVE_COLUMNS, ROUTING_COLUMNS, SAMPLE_COLUMNS
 from scripts.docs_site.keys import ROOT, meanings
 
 SAMPLE = ROOT / "results/sample-fig3"
@@ -24,12 +25,11 @@ PLAIN = {
     "list": "list of float64",
 }
 SUFFIXES = {"_ms": "ms", "bytes_sent": "bytes", "bytes_received": "bytes", "sent_to": "bytes", "tokens": "tokens"}
-PARQUET = {"samples": list(SAMPLE_COLUMNS), "routing": ROUTING_COLUMNS, "collectives": COLLECTIVE_COLUMNS}
 
 
 def column_table(name: str) -> str:
     """The columns of a parquet file, or of summary.csv: types, units, meanings."""
-    columns = COLUMNS if name == "summary" else PARQUET[name]
+    columns = COLUMNS if name == "summary" else STORED[name]
     types = {} if name == "summary" else _stored_types(name)
     types |= SAMPLE_COLUMNS if name == "samples" else {}
     shown = ((f"`{one}`", PLAIN.get(types.get(one, ""), types.get(one, "")), _unit(one)) for one in columns)
@@ -44,8 +44,8 @@ def _unit(column: str) -> str:
 
 
 def _stored_types(name: str) -> dict[str, str]:
-    path = next(iter(sorted((SAMPLE / "cells").glob(f"*/{name}.parquet"))))
-    return {field.name: str(field.type).partition("<")[0] for field in pq.read_schema(path)}
+    schema = pq.read_schema(SAMPLE / f"{name}.parquet")
+    return {field.name: str(field.type).partition("<")[0] for field in schema}
 
 
 def document_table(name: str) -> str:
@@ -63,8 +63,7 @@ def document_table(name: str) -> str:
 @cache
 def stored_document(name: str) -> dict[str, Any]:
     """plan.json of the sample campaign, or run.json of its first cell."""
-    path = SAMPLE / "plan.json" if name == "plan" else min((SAMPLE / "cells").glob("*/run.json"))
-    return json.loads(path.read_text())
+    return read_json(SAMPLE / "plan.json") if name == "plan" else min(read_packed_runs(SAMPLE).items())[1]
 
 
 def metric_table() -> str:
