@@ -222,13 +222,11 @@ def _compose_or_exit() -> None:
     try:
         with contextlib.redirect_stderr(said):
             compose()
-    except SystemExit as refusal:
-        if refusal.code == 0:
+    except SystemExit as ended:
+        if ended.code == 0:
             raise
-        lines = [line.strip() for line in said.getvalue().splitlines() if line.strip()]
-        unread = ("To append to", "Config search path", "provider=", "Set the environment", "full_key", "object_type")
-        told = [line for line in lines if not line.startswith(unread)]
-        print(f"error: {' '.join(told)}", file=sys.stderr)
+        GlobalHydra.instance().clear()
+        print(f"error: {refusal(said.getvalue(), lambda: configuration(['experiment=single']))}", file=sys.stderr)
         sys.exit(BAD_INPUT)
 
 
