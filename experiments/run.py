@@ -22,6 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from experiments.main import BAD_INPUT, run_points
 from experiments.plan import Point
+from experiments.refusals import refusal
 
 
 @dataclass(frozen=True)
