@@ -30,7 +30,7 @@ INSTALL = $(BIN)/python -m pip install -qq --disable-pip-version-check $(if $(TO
 
 .DEFAULT_GOAL := help
 .PHONY: help setup test lint conformance status resume figures report verify-paper clean
-.PHONY: validate-devices validate-here docs
+.PHONY: validate-devices validate-here samples docs
 .PHONY: zoo calibrate fidelity fidelity-hosts attribution crossover scaling bench-engines bench-layer gpu gpu-visit
 .PHONY: reproduce-fig1 reproduce-layers reproduce-fig3 reproduce-fig4 reproduce-skew reproduce-sections reproduce-all
 
@@ -142,6 +142,9 @@ gpu: $(STAMP)  ## what needs a GPU, on one that plays four ranks: tests, engines
 
 gpu-visit: $(STAMP)  ## the same in ten minutes on a borrowed one: results/gpu-visit (VISIT_DEVICE=cpu rehearses it; docs/gpus.md)
 	scripts/gpu_visit.sh $(BIN)/python results/gpu-visit
+
+samples: $(STAMP)  ## measure the samples under results/ anew, pack and describe them (two hours on two cores; resumable; ARGS='fig3 zoo')
+	$(BIN)/python -m scripts.samples $(ARGS)
 
 status: $(STAMP)  ## where the campaign CAMPAIGN stands
 	$(BIN)/python -m experiments.status $(CAMPAIGN)

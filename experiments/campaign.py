@@ -20,6 +20,7 @@ from clusters.launch import LaunchFailed
 from experiments import environment, machine
 from experiments.cells import Cell
 from experiments.configuration import described_device
+from experiments.identity import code_digest
 from experiments.loggers import Logger
 from experiments.plan import Plan
 from experiments.progress import ProgressBar, line
@@ -172,6 +173,7 @@ def document(cell: Cell, plan: Plan, started: str) -> dict[str, Any]:
         # Where results go and who is told changes no number, and may name a private folder.
         "config": {key: value for key, value in cell.config.items() if key not in ("experiment", "out", "logger")},
         "seed": cell.config["seed"],
+        "code": code_digest(cell.config),
         "environment": environment.describe(),
         "started": started,
         "finished": datetime.now(UTC).isoformat(),

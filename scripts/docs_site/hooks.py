@@ -1,7 +1,8 @@
 """What mkdocs does to the pages of docs/, which are plain Markdown that GitHub shows as well.
 
 Files of the repository that a page links to come along under `repository/`; tables of the reference are filled in where
-a page says `<!-- generated: NAME -->`; layout that only GitHub's Markdown reads is written as Python-Markdown wants it.
+a page says `<!-- generated: NAME -->`; figures of samples say when and by which code they were measured; layout that
+only GitHub's Markdown reads is written as Python-Markdown wants it.
 """
 
 import posixpath
@@ -12,12 +13,15 @@ from typing import Any
 from mkdocs.plugins import event_priority  # pyright: ignore[reportMissingImports]
 from mkdocs.structure.files import File  # pyright: ignore[reportMissingImports]
 
+from analysis.schema import RUNS
 from scripts.docs_site.configuration import configuration
 from scripts.docs_site.stored import TABLES
+from scripts.samples import RESULTS, caption
 
 ROOT = Path(__file__).parents[2]
 LINK = re.compile(r"(\]\()((?:\.\./)+[^)#\s]+)")
 MARKER = re.compile(r"<!-- generated: (\w+) -->")
+FIGURE = re.compile(r"^!\[[^\]]*\]\((?:\.\./)+results/(sample-[\w-]+)/[^)]+\)$", re.MULTILINE)
 PICTURES = {".png", ".svg"}
 FOLDER = "repository"
 
@@ -41,7 +45,13 @@ def on_files(files: Any, config: Any) -> Any:
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     """The page as Python-Markdown is to read it."""
     markdown = MARKER.sub(lambda marker: generated(marker.group(1)), markdown)
+    markdown = FIGURE.sub(_with_caption, markdown)
     return for_python_markdown(_links(markdown, page.file.src_uri))
+
+
+def _with_caption(figure: re.Match[str]) -> str:
+    folder = RESULTS / figure.group(1)
+    return f"{figure.group(0)}\n\n*{caption(folder)}*\n" if (folder / RUNS).exists() else figure.group(0)
 
 
 def generated(name: str) -> str:

@@ -1,0 +1,123 @@
+"""The sample campaigns under results/: measure them anew, pack them, and say of each what it is of.
+
+    python -m scripts.samples               # all, one after the other; the same command goes on where it was stopped
+    python -m scripts.samples fig3 zoo      # some
+    python -m scripts.samples --manifest    # measure nothing, write results/samples.json anew
+
+Times are those of two cores. Samples of other machines (an H100, two hosts joined by wires) stay as they are.
+"""
+
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from analysis.load import read_json, read_packed_runs
+from analysis.schema import RUNS
+from experiments.identity import code_digest
+from experiments.pack import pack
+
+RESULTS = Path(__file__).parents[1] / "results"
+MANIFEST = RESULTS / "samples.json"
+FIDELITY = "cluster.world_size=2 tier.launches=6 tier.iterations=4 tier.max_iterations=4 tier.instrumented=4"
+EXECUTOR = "tier.launches=16 tier.iterations=16 tier.max_iterations=16 tier.instrumented=16"
+TWO_FORMS = "experiment.systems=[ep,ep_planned] experiment.baseline=ep experiment.twin=ep"
+# By name of the folder: minutes, and what is typed.
+CAMPAIGNS = {
+    "fig3": (10, "experiment=fig3"),
+    "paper": (25, "experiment=all"),
+    "zoo": (20, "experiment=zoo"),
+    "attribution": (12, "experiment=attribution tier.launches=2"),
+    "crossover": (20, "experiment=crossover scale=laptop cluster=emulated tier.launches=2"),
+    "fidelity": (12, f"experiment=fidelity {FIDELITY}"),
+    "executor": (8, f"experiment=sections {TWO_FORMS} {EXECUTOR}"),
+    "bench-layer": (5, "experiment=bench_layer tier.launches=1 experiment.panels.bench_layer.values=[32,64]"),
+}
+DERIVED = ("validity.json", "report.html", "tables", "*.svg", ".lock")  # which `make report` makes again
+
+
+def measure(name: str) -> int:
+    """Run one campaign to its end and pack it; its exit status."""
+    minutes, typed = CAMPAIGNS[name]
+    folder = RESULTS / f"sample-{name}"
+    print(f"samples: {name}, about {minutes} min", flush=True)
+    if not is_current(folder):
+        _remove(folder, ["*"])
+    command = [sys.executable, "-m", "experiments.run", *typed.split(), "tier=quick", f"out={folder}"]
+    status = subprocess.run(command, cwd=RESULTS.parent, check=False).returncode
+    if status == 0:
+        pack(folder)
+        _remove(folder, DERIVED)
+    return status
+
+
+def _remove(folder: Path, patterns: Sequence[str]) -> None:
+    for path in (path for pattern in patterns for path in folder.glob(pattern)):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def folders() -> list[Path]:
+    """The folders of all packed samples."""
+    return sorted(path.parent for path in RESULTS.glob(f"sample-*/**/{RUNS}"))
+
+
+def described(folder: Path) -> dict[str, Any]:
+    """What a sample is of: command, cells, commits, days, machines, and its code (none where it is not recorded)."""
+    runs, plan = list(read_packed_runs(folder).values()), read_json(folder / "plan.json")
+    environments = [run["environment"] for run in runs]
+    machines = {(one["cpu"], one["cores"], *one["gpus"]) for one in environments}
+    codes = {run["code"] for run in runs if "code" in run}
+    return {
+        "command": [typed for typed in plan["command"] if not typed.startswith("out=")],
+        "cells": len(runs),
+        "commits": sorted({one["git_commit"][:8] + "+" * one["git_dirty"] for one in environments}),
+        "days": sorted({run["started"][:10] for run in runs}),
+        "machines": sorted(" x ".join(map(str, machine)) for machine in machines),
+        "code": sorted(codes) or None,
+    }
+
+
+def is_current(folder: Path) -> bool:
+    """Whether all cells of a sample, packed or not, were measured by the code that is here now."""
+    loose = [json.loads(path.read_text()) for path in folder.glob("cells/*/run.json")]
+    runs = [*read_packed_runs(folder).values(), *loose]
+    return all(run.get("code") == code_digest(run["config"]) for run in runs)
+
+
+def caption(folder: Path) -> str:
+    """When, where and by which code a sample was measured, for what shows it."""
+    about = described(folder)
+    days, machines, commits = ("; ".join(about[key]) for key in ("days", "machines", "commits"))
+    older = "" if is_current(folder) else " The code has changed since."
+    return f"Measured on {days} at commit {commits} ({machines}).{older}"
+
+
+def write_manifest() -> None:
+    """results/samples.json, from the samples themselves."""
+    known = {str(folder.relative_to(RESULTS)): described(folder) for folder in folders()}
+    MANIFEST.write_text(json.dumps(known, indent=1) + "\n")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure what is asked for, then describe all; 1 where a campaign failed."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(CAMPAIGNS)}; all if none is given")
+    parser.add_argument("--manifest", action="store_true", help="measure nothing")
+    options = parser.parse_args(arguments)
+    if unknown := set(options.names) - CAMPAIGNS.keys():
+        print(f"samples: there is no sample {', '.join(sorted(unknown))}, only {', '.join(CAMPAIGNS)}")
+        return 2
+    names = [] if options.manifest else options.names or list(CAMPAIGNS)
+    print(f"samples: {len(names)} campaigns, about {sum(CAMPAIGNS[name][0] for name in names)} min")
+    failed = [name for name in names if measure(name)]
+    write_manifest()
+    print(f"samples: {MANIFEST.name} describes {len(folders())}" + (f"; failed: {', '.join(failed)}" if failed else ""))
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
