@@ -39,7 +39,7 @@ constexpr int LANES = 4, MAX_ROWS = 10;
 #endif
 constexpr int PANEL = 2 * LANES;        // columns of a panel of weights
 constexpr int STEP = 64;                // summed elements of a block of x that lie together; a multiple of PANEL
-constexpr int UNIT_BLOCKS = 3;          // whose x, hidden part and y fit the second-level cache
+constexpr int UNIT_BLOCKS = 42 / MAX_ROWS; // whose x, hidden part and y fit the second-level cache
 constexpr int UNIT_ROWS = UNIT_BLOCKS * MAX_ROWS;
 constexpr int HIDDEN_PART = 768;        // hidden units between the two products at a time; a multiple of STEP
 
@@ -49,13 +49,14 @@ typedef float Vector __attribute__((vector_size(4 * LANES), aligned(4)));
 typedef uint32_t Bits __attribute__((vector_size(4 * LANES), aligned(4)));
 typedef uint16_t Halves __attribute__((vector_size(2 * LANES), aligned(2)));
 
-int64_t rounded_up(int64_t value, int64_t multiple) { return (value + multiple - 1) / multiple * multiple; }
+int64_t quotient_up(int64_t value, int64_t by) { return (value + by - 1) / by; }
+int64_t rounded_up(int64_t value, int64_t multiple) { return quotient_up(value, multiple) * multiple; }
 
 struct Float32 {
   using T = float;
   static constexpr int PAIR = 1;
   static Vector weights(const T* w) { return *reinterpret_cast<const Vector*>(w); }
-  static Vector broadcast(const T* x) { return Vector{} + *x; }
+  static Vector broadcast(const T* x) { return *x - Vector{}; } // a sum with 0 would turn -0 into 0: an instruction more
   static void add_product(Vector& sum, const Vector& x, const Vector& w) { sum += x * w; }
   static void store(T* to, const Vector& value) { *reinterpret_cast<Vector*>(to) = value; }
 };
@@ -94,7 +95,7 @@ void multiply(const typename Type::T* x, const typename Type::T* w, int64_t leng
     const int steps = std::min<int64_t>(length, STEP);
     for (int step = 0; step < steps; step += PAIR, w += PANEL * PAIR) {
       __builtin_prefetch(w + AHEAD * PANEL * PAIR);
-      __builtin_prefetch(w + (AHEAD * PANEL + LANES) * PAIR);
+      if constexpr (LANES == 16) __builtin_prefetch(w + (AHEAD * PANEL + LANES) * PAIR);
       const auto w0 = Type::weights(w), w1 = Type::weights(w + LANES * PAIR);
 #pragma GCC unroll 16
       for (int row = 0; row < ROWS; ++row) {
@@ -134,16 +135,18 @@ struct Unit {
   Block blocks[UNIT_BLOCKS];
 };
 
-// Each expert's rows in as few blocks as hold them, all about equally high.
+// Each expert's rows in as few blocks as hold them and these in as few units, all about equally large: every unit reads
+// all weights of its expert, however few rows it has.
 std::vector<Unit> units_of(const int64_t* rows_e, int64_t num_experts) {
   std::vector<Unit> units;
   for (int64_t expert = 0, start = 0; expert < num_experts; start += rows_e[expert++]) {
-    const int64_t rows = rows_e[expert], count = (rows + MAX_ROWS - 1) / MAX_ROWS;
-    for (int64_t i = 0; i < count; ++i) {
-      const int64_t first = rows * i / count, next = rows * (i + 1) / count;
-      if (i % UNIT_BLOCKS == 0) units.push_back({expert, start + first, 0, {}});
-      Unit& unit = units.back();
-      unit.blocks[unit.num_blocks++] = {start + first - unit.start, next - first};
+    const int64_t rows = rows_e[expert], blocks = quotient_up(rows, MAX_ROWS), count = quotient_up(blocks, UNIT_BLOCKS);
+    for (int64_t i = 0, block = 0; i < count; ++i) {
+      Unit& unit = units.emplace_back(Unit{expert, start + rows * block / blocks, 0, {}});
+      for (; block < blocks * (i + 1) / count; ++block) {
+        const int64_t first = rows * block / blocks, next = rows * (block + 1) / blocks;
+        unit.blocks[unit.num_blocks++] = {start + first - unit.start, next - first};
+      }
     }
   }
   return units;
