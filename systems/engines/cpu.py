@@ -90,9 +90,9 @@ def kernels() -> Any:
 def _library() -> Path:
     """The shared library, named by all it depends on; compiled by one process while others wait, moved when whole."""
     compiler = os.environ.get("CXX", "c++")
-    made_of = [SOURCE.read_text(), *_flags(), torch.__version__, _output(compiler, "--version"), _processor()]
+    made_of = [SOURCE.read_text(), *_flags(), torch.__version__, _output(compiler, "--version"), processor()]
     digest = hashlib.sha256("\n".join(made_of).encode()).hexdigest()[:16]
-    folder = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "moe-inference-harness"
+    folder = cache_folder()
     library = folder / f"cpu_kernels_{digest}.so"
     if not library.exists():
         folder.mkdir(parents=True, exist_ok=True)
@@ -131,8 +131,13 @@ def _output(compiler: str, *arguments: str) -> str:
     return done.stdout
 
 
-def _processor() -> str:
+def processor() -> str:
     """What `-march=native` depends on."""
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
     return next((line for line in lines if line.startswith(("flags", "Features"))), "")
+
+
+def cache_folder() -> Path:
+    """Where this user's machine keeps what it compiled and measured."""
+    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "moe-inference-harness"
