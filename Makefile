@@ -131,7 +131,7 @@ validate-here: $(STAMP) conf/device/here.yaml  ## how far this machine, describe
 	$(BIN)/python -m experiments.run experiment=validate_here tier=$(TIER) $(ARGS)
 	$(BIN)/python -m analysis.validation results/validate_here
 
-bench-engines: $(STAMP)  ## the engines in percent of a dense product (ARGS=--record: engine=auto then chooses by it)
+bench-engines: $(STAMP)  ## the engines in percent of a dense product
 	$(BIN)/python -m scripts.bench_engines $(ARGS)
 
 bench-layer: $(STAMP)  ## the MoE layer at full width: every system in percent of its bound

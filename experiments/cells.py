@@ -28,7 +28,7 @@ from experiments.identity import code_digest, data_digest
 from routers.drawn import DrawnRouter
 from systems.base import System
 from systems.engines import find_engine
-from systems.engines.auto import choose
+from systems.engines.auto import choose, preferred
 from workloads.checkpoint import open_checkpoint
 from workloads.model import ModelShape
 
@@ -95,11 +95,14 @@ class Cell:
             check_whole_number(name, config[name], 1)
         for node, name in (("cluster", "world_size"), *(("model", key) for key in ("num_experts", "d_model", "d_ff"))):
             check_whole_number(f"{node}.{name}", config[node][name], 1)
-        shape, ranks = layer_shape(config), config["cluster"]["world_size"]
-        widths = (shape.d_model, kind.hidden_width(shape, ranks))
-        return choose(
-            config["cluster"]["device"], config["precision"], shape.num_experts, shape.max_tokens * ranks, widths
-        )
+        shape, cluster, precision = layer_shape(config), self.cluster, config["precision"]
+        if cluster.threads is not None:
+            check_whole_number("cluster.threads", cluster.threads, 1)
+        widths = (shape.d_model, kind.hidden_width(shape, cluster.world_size))
+        if cluster.kind in ("simulated", "torchrun"):  # no machine, or several, whose ranks each plan for themselves
+            return preferred(cluster.device, precision, widths)
+        rows = shape.max_tokens * cluster.world_size
+        return choose(cluster.device, precision, shape.num_experts, rows, widths, cluster.threads_per_rank)
 
     @property
     def cluster(self) -> ClusterSpec:

@@ -25,7 +25,7 @@ from systems.base import LayerShape, System
 from systems.collectives import all_gather
 from systems.dense import Dense
 from systems.engines import Engine, find_engine
-from systems.engines.auto import choose
+from systems.engines.auto import preferred
 from systems.planners.base import Profile, Rates
 from workloads.model import ModelShape
 from workloads.weights import SeededLayer
@@ -134,11 +134,11 @@ def _profile(case: Case, world_size: int) -> Profile:
 
 
 def _engine(node: dict[str, Any], shape: LayerShape, session: Session) -> Engine:
-    """The engine that a system's configuration names."""
+    """The engine that a system's configuration names; of auto the preferred one, since nothing is timed in a rank."""
     name = node.get("engine") or "loop"
     if name == "auto":
         widths = (shape.d_model, find_class(node).hidden_width(shape, session.world_size))
-        name = choose(session.device.type, "ieee", shape.num_experts, shape.max_tokens * session.world_size, widths)
+        name = preferred(session.device.type, "ieee", widths)
     return find_engine(name)
 
 

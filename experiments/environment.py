@@ -13,7 +13,10 @@ import psutil
 import torch
 
 PACKAGES = ("torch", "deepspeed", "transformers", "datasets", "tokenizers", "numpy", "triton", "stanford-stk")
-VARIABLES = ("OMP_", "GOMP_", "KMP_", "MKL_", "MALLOC_", "NCCL_", "CUDA_VISIBLE_DEVICES", "DS_ACCELERATOR", "GLOO_")
+VARIABLES = (
+    *("OMP_", "GOMP_", "KMP_", "MKL_", "MALLOC_", "NCCL_", "CUDA_VISIBLE_DEVICES", "DS_ACCELERATOR", "GLOO_"),
+    *("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "HARNESS_MARCH"),
+)
 
 
 @cache

@@ -17,7 +17,7 @@ from clusters.session import ClusterSpec
 from experiments.configuration import find_class, options
 from experiments.conformance import TOLERANCE, judge
 from systems.base import System
-from systems.engines.auto import choose
+from systems.engines.auto import preferred
 
 CONF = Path(__file__).parents[1] / "conf/system"
 
@@ -47,7 +47,7 @@ def main() -> int:
     except (OSError, ValueError, KeyError, TypeError, YAMLError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    choose("cpu", "ieee", 8, 100, (16, 32))  # may compile, for which ranks have no time
+    preferred("cpu", "ieee", (16, 32))  # may compile, for which ranks have no time
     prepare(ClusterSpec(), ["experiments.conformance", "deepspeed.moe.layer"])
     failures, compared, refused = 0, 0, []
     for kind, world_size in (("gloo", 1), ("gloo", 2), ("gloo", 4), ("emulated", 4)):

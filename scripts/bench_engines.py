@@ -27,14 +27,12 @@ from transformers.models.switch_transformers.modeling_switch_transformers import
 from analysis.tables import Table, write_tables
 from experiments.configuration import TOLERANCES, set_precision
 from systems.engines import ENGINES, Copies, find_engine
-from systems.engines.auto import DTYPES, MEASURED
+from systems.engines.auto import DTYPES
 
 matplotlib.use("Agg")
 ROUTINGS = {"uniform": 0.0, "skewed": 0.6}  # extra weight of the hot tenth of the experts, as the paper's alpha_r
 D_MODEL = 768
 FEWEST = 9  # rounds
-POINT = ["device", "precision", "num_experts", "width", "tokens", "routing"]
-RECORDED = [*POINT, "engine", "share"]  # for engine=auto
 Call = Callable[[], torch.Tensor]
 
 
@@ -79,7 +77,7 @@ class Workload:
         """Ways to put every row through expert 0."""
         wi_DF, wo_FD = self.wi_eDF[0].contiguous(), self.wo_eFD[0].contiguous()
         ways: dict[str, Call] = {"dense mm": lambda: torch.mm(torch.mm(self.x_ND, wi_DF).relu_(), wo_FD)}
-        if self.device.type == "cpu" and torch.backends.mkldnn.is_available():
+        if self.device.type == "cpu" and _packs(self.x_ND.dtype):
             wi_FD, wo_DF = (torch.ops.mkldnn._reorder_linear_weight(w.mT.contiguous()) for w in (wi_DF, wo_FD))
             linear = torch.ops.mkldnn._linear_pointwise
 
@@ -112,6 +110,13 @@ class Workload:
             module.wi.weight.data, module.wo.weight.data = self.wi_eDF[expert].mT, self.wo_eFD[expert].mT
         mask_N1E = torch.nn.functional.one_hot(self.expert_N, case.num_experts).unsqueeze(1)
         return lambda: experts(self.x_ND, mask_N1E, self.ones_N1)
+
+
+def _packs(dtype: torch.dtype) -> bool:
+    """Whether oneDNN packs weights of this type here: bfloat16 takes AVX-512 or newer instructions."""
+    if not torch.backends.mkldnn.is_available():
+        return False
+    return dtype != torch.bfloat16 or torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 def calls_of(workload: Workload) -> dict[str, Call]:
@@ -220,18 +225,8 @@ def draw(found: pd.DataFrame, path: Path) -> None:
     figure.savefig(path, dpi=150)
 
 
-def record(found: pd.DataFrame, device: torch.device) -> None:
-    """Put the measured points in place of what systems/engines/measured.csv has of them."""
-    rows = found.assign(device=device.type).loc[found["engine"].isin(list(ENGINES)), RECORDED].round({"share": 3})
-    if MEASURED.exists():
-        known = pd.read_csv(MEASURED)
-        again = known.set_index(POINT).index.isin(rows.set_index(POINT).index)
-        rows = pd.concat([known.loc[~again], rows])
-    rows.to_csv(MEASURED, index=False)
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Time, write the table and the plot, and record what `engine=auto` chooses by if asked to."""
+    """Time, write the table and the plot."""
     parser = argparse.ArgumentParser(
         description="Time the engines on the same expert FFN in turns.", allow_abbrev=False
     )
@@ -242,18 +237,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--tokens", nargs="+", type=int, default=[3000])
     parser.add_argument("--routings", nargs="+", choices=ROUTINGS, default=list(ROUTINGS))
     parser.add_argument("--seconds", type=float, default=3.0, help="of rounds for each case")
-    parser.add_argument("--record", action="store_true", help="let engine=auto choose by what this measures")
     parser.add_argument("--out", type=Path, default=Path("results/bench-engines"))
     options = parser.parse_args(arguments)
     points = product(options.precisions, options.widths, options.experts, options.tokens, options.routings)
     cases = [Case(precision, experts, width, tokens, routing) for precision, width, experts, tokens, routing in points]
-    device = torch.device(options.device)
-    found = bench(cases, device, options.seconds)
+    found = bench(cases, torch.device(options.device), options.seconds)
     options.out.mkdir(parents=True, exist_ok=True)
     written = write_tables(options.out, [table(found)])
     draw(found, options.out / "engines.png")
-    if options.record:
-        record(found, device)
     print(table(found).shown.to_string(index=False))
     print("wrote", *written, options.out / "engines.png")
     return 0

@@ -9,7 +9,7 @@ common="scale=paper cluster=emulated cluster.device=cuda tier=$tier network=nvli
 
 "$python" -m pytest -m gpu -q
 [ -f results/gpu/engines/tables/engines.csv ] || "$python" -m scripts.bench_engines --device cuda --precisions tf32 bf16 --tokens 1200 120000 --widths 768 --seconds 2 \
-    --record --out results/gpu/engines
+    --out results/gpu/engines
 for precision in tf32 bf16; do
     for experiment in fig3 fig4 skew sections attribution; do
         # shellcheck disable=SC2086

@@ -18,7 +18,8 @@ from torch.utils.weak import WeakIdKeyDictionary
 from systems.engines.base import Copies, Engine
 
 SOURCE = Path(__file__).with_name("cpu_kernels.cpp")
-FLAGS = ("-std=c++20", "-O3", "-march=native", "-fopenmp", "-DAT_PARALLEL_OPENMP=1", "-shared", "-fPIC")
+FLAGS = ("-std=c++20", "-O3", "-fopenmp", "-DAT_PARALLEL_OPENMP=1", "-shared", "-fPIC")
+MARCH = "HARNESS_MARCH"  # a variable of the environment: another -march than native, such as x86-64-v3 (AVX2)
 PAIR = {torch.float32: 1, torch.bfloat16: 2}  # summed elements that lie together in packed weights
 _shapes: list[torch.library.Library] = []
 _packed: Any = WeakIdKeyDictionary()  # W_i -> (W_o, both packed): systems that share weights share these
@@ -89,9 +90,9 @@ def kernels() -> Any:
 def _library() -> Path:
     """The shared library, named by all it depends on; compiled by one process while others wait, moved when whole."""
     compiler = os.environ.get("CXX", "c++")
-    made_of = [SOURCE.read_text(), *FLAGS, torch.__version__, _output(compiler, "--version"), _processor()]
+    made_of = [SOURCE.read_text(), *_flags(), torch.__version__, _output(compiler, "--version"), processor()]
     digest = hashlib.sha256("\n".join(made_of).encode()).hexdigest()[:16]
-    folder = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "moe-inference-harness"
+    folder = cache_folder()
     library = folder / f"cpu_kernels_{digest}.so"
     if not library.exists():
         folder.mkdir(parents=True, exist_ok=True)
@@ -103,12 +104,16 @@ def _library() -> Path:
     return library
 
 
+def _flags() -> list[str]:
+    return [*FLAGS, f"-march={os.environ.get(MARCH, 'native')}"]
+
+
 def _compile(compiler: str, target: Path) -> None:
     torch_root = Path(torch.__file__).parent
     include = [f"-I{torch_root / 'include'}", f"-I{torch_root / 'include/torch/csrc/api/include'}"]
     libraries = [f"-L{torch_root / 'lib'}", f"-Wl,-rpath,{torch_root / 'lib'}", "-ltorch_cpu", "-lc10"]
     abi = f"-D_GLIBCXX_USE_CXX11_ABI={int(torch.compiled_with_cxx11_abi())}"
-    _output(compiler, *FLAGS, abi, *include, str(SOURCE), "-o", str(target), *libraries)
+    _output(compiler, *_flags(), abi, *include, str(SOURCE), "-o", str(target), *libraries)
 
 
 def _output(compiler: str, *arguments: str) -> str:
@@ -126,8 +131,13 @@ def _output(compiler: str, *arguments: str) -> str:
     return done.stdout
 
 
-def _processor() -> str:
+def processor() -> str:
     """What `-march=native` depends on."""
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
     return next((line for line in lines if line.startswith(("flags", "Features"))), "")
+
+
+def cache_folder() -> Path:
+    """Where this user's machine keeps what it compiled and measured."""
+    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "moe-inference-harness"

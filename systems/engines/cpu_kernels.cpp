@@ -39,23 +39,25 @@ constexpr int LANES = 4, MAX_ROWS = 10;
 #endif
 constexpr int PANEL = 2 * LANES;        // columns of a panel of weights
 constexpr int STEP = 64;                // summed elements of a block of x that lie together; a multiple of PANEL
-constexpr int UNIT_BLOCKS = 3;          // whose x, hidden part and y fit the second-level cache
+constexpr int UNIT_BLOCKS = 42 / MAX_ROWS;  // whose x, hidden part and y fit the second-level cache
 constexpr int UNIT_ROWS = UNIT_BLOCKS * MAX_ROWS;
 constexpr int HIDDEN_PART = 768;        // hidden units between the two products at a time; a multiple of STEP
-
-constexpr int AHEAD = 64;               // steps by which weights are fetched before they are used
+constexpr int STEP_BYTES = 4 * PANEL;   // of weights, in either type
+constexpr int CACHE_LINE = 64;          // bytes
+constexpr int FEW_ROWS = 17;            // of a unit, which needs weights faster than the first-level cache can wait for
 
 typedef float Vector __attribute__((vector_size(4 * LANES), aligned(4)));
 typedef uint32_t Bits __attribute__((vector_size(4 * LANES), aligned(4)));
 typedef uint16_t Halves __attribute__((vector_size(2 * LANES), aligned(2)));
 
-int64_t rounded_up(int64_t value, int64_t multiple) { return (value + multiple - 1) / multiple * multiple; }
+int64_t quotient_up(int64_t value, int64_t by) { return (value + by - 1) / by; }
+int64_t rounded_up(int64_t value, int64_t multiple) { return quotient_up(value, multiple) * multiple; }
 
 struct Float32 {
   using T = float;
   static constexpr int PAIR = 1;
   static Vector weights(const T* w) { return *reinterpret_cast<const Vector*>(w); }
-  static Vector broadcast(const T* x) { return Vector{} + *x; }
+  static Vector broadcast(const T* x) { return *x - Vector{}; }  // + would have to turn -0 into 0: one more instruction
   static void add_product(Vector& sum, const Vector& x, const Vector& w) { sum += x * w; }
   static void store(T* to, const Vector& value) { *reinterpret_cast<Vector*>(to) = value; }
 };
@@ -84,17 +86,29 @@ struct BFloat16 {
   }
 };
 
+// What memory brings during a multiplication, so many bytes a step; the first-level cache can wait for few lines only.
+struct Fetch {
+  const char* from;
+  int64_t bytes;
+  bool second_level;
+
+  void step() {
+    for (int line = 0; line < STEP_BYTES; line += CACHE_LINE)
+      second_level ? __builtin_prefetch(from + line, 0, 2) : __builtin_prefetch(from + line);
+    from += bytes;
+  }
+};
+
 // Calls finish(row, sum, sum) with each row's PANEL sums, x w over `length` elements.
 // x: [length/STEP][ROWS][STEP], w: [length/PAIR][PANEL][PAIR].
 template <class Type, int ROWS, class Finish>
-void multiply(const typename Type::T* x, const typename Type::T* w, int64_t length, const Finish& finish) {
+void multiply(const typename Type::T* x, const typename Type::T* w, int64_t length, Fetch fetch, const Finish& finish) {
   constexpr int PAIR = Type::PAIR;
   Vector sum[ROWS][2] = {};
   for (; length > 0; length -= STEP, x += ROWS * STEP) {
     const int steps = std::min<int64_t>(length, STEP);
     for (int step = 0; step < steps; step += PAIR, w += PANEL * PAIR) {
-      __builtin_prefetch(w + AHEAD * PANEL * PAIR);
-      __builtin_prefetch(w + (AHEAD * PANEL + LANES) * PAIR);
+      fetch.step();
       const auto w0 = Type::weights(w), w1 = Type::weights(w + LANES * PAIR);
 #pragma GCC unroll 16
       for (int row = 0; row < ROWS; ++row) {
@@ -110,13 +124,13 @@ void multiply(const typename Type::T* x, const typename Type::T* w, int64_t leng
 
 // `multiply` for a number of rows known at run time.
 template <class Type, class Finish>
-void multiply(int64_t rows, const typename Type::T* x, const typename Type::T* w, int64_t length,
+void multiply(int64_t rows, const typename Type::T* x, const typename Type::T* w, int64_t length, const Fetch& fetch,
               const Finish& finish) {
-  using Kernel = void (*)(const typename Type::T*, const typename Type::T*, int64_t, const Finish&);
+  using Kernel = void (*)(const typename Type::T*, const typename Type::T*, int64_t, Fetch, const Finish&);
   static constexpr auto KERNELS = []<int... I>(std::integer_sequence<int, I...>) {
     return std::array<Kernel, sizeof...(I)>{multiply<Type, I + 1, Finish>...};
   }(std::make_integer_sequence<int, MAX_ROWS>());
-  KERNELS[rows - 1](x, w, length, finish);
+  KERNELS[rows - 1](x, w, length, fetch, finish);
 }
 
 struct Sizes {
@@ -132,18 +146,28 @@ struct Block {
 struct Unit {
   int64_t expert, start, num_blocks;
   Block blocks[UNIT_BLOCKS];
+
+  // Block i's share of the panel that comes next, so that memory is asked evenly while all blocks use this one.
+  template <class T>
+  Fetch share(int64_t i, const T* panel, int64_t length) const {
+    const Block& last = blocks[num_blocks - 1];
+    const auto* from = reinterpret_cast<const char*>(panel + PANEL * length * i / num_blocks);
+    return {from, STEP_BYTES / num_blocks, last.first + last.rows <= FEW_ROWS};
+  }
 };
 
-// Each expert's rows in as few blocks as hold them, all about equally high.
+// Each expert's rows in as few blocks as hold them and these in as few units, all about equally large: every unit reads
+// all weights of its expert, however few rows it has.
 std::vector<Unit> units_of(const int64_t* rows_e, int64_t num_experts) {
   std::vector<Unit> units;
   for (int64_t expert = 0, start = 0; expert < num_experts; start += rows_e[expert++]) {
-    const int64_t rows = rows_e[expert], count = (rows + MAX_ROWS - 1) / MAX_ROWS;
-    for (int64_t i = 0; i < count; ++i) {
-      const int64_t first = rows * i / count, next = rows * (i + 1) / count;
-      if (i % UNIT_BLOCKS == 0) units.push_back({expert, start + first, 0, {}});
-      Unit& unit = units.back();
-      unit.blocks[unit.num_blocks++] = {start + first - unit.start, next - first};
+    const int64_t rows = rows_e[expert], blocks = quotient_up(rows, MAX_ROWS), count = quotient_up(blocks, UNIT_BLOCKS);
+    for (int64_t i = 0, block = 0; i < count; ++i) {
+      Unit& unit = units.emplace_back(Unit{expert, start + rows * block / blocks, 0, {}});
+      for (; block < blocks * (i + 1) / count; ++block) {
+        const int64_t first = rows * block / blocks, next = rows * (block + 1) / blocks;
+        unit.blocks[unit.num_blocks++] = {start + first - unit.start, next - first};
+      }
     }
   }
   return units;
@@ -177,12 +201,19 @@ class GroupedFFN {
     const T* wo = wo_ + unit.expert * width_ * sizes_.hidden;
     for (int64_t from = 0; from < sizes_.hidden; from += HIDDEN_PART) {
       const int64_t part = std::min<int64_t>(HIDDEN_PART, sizes_.hidden - from);
-      for (int64_t f = 0; f < part; f += PANEL)
-        for (int64_t i = 0; i < count; ++i) hide(blocks[i], wi + (from + f) * depth_, f, buffers);
+      const T *w = wi + from * depth_, *wo_part = wo + from * PANEL;
+      for (int64_t f = 0; f < part; f += PANEL, w += PANEL * depth_) {
+        const T* next = f + PANEL < part ? w + PANEL * depth_ : wo_part;
+        for (int64_t i = 0; i < count; ++i) hide(blocks[i], w, f, unit.share(i, next, depth_), buffers);
+      }
       const bool first = from == 0, last = from + part == sizes_.hidden;
-      for (int64_t d = 0; d < width_; d += PANEL)
+      const T* wi_part = w;
+      w = wo_part;
+      for (int64_t d = 0; d < width_; d += PANEL, w += PANEL * sizes_.hidden) {
+        const T* next = d + PANEL < width_ ? w + PANEL * sizes_.hidden : wi_part;
         for (int64_t i = 0; i < count; ++i)
-          show(start, blocks[i], wo + d * sizes_.hidden + from * PANEL, d, part, first, last, buffers);
+          show(start, blocks[i], w, d, part, first, last, unit.share(i, next, part), buffers);
+      }
     }
   }
 
@@ -202,10 +233,10 @@ class GroupedFFN {
   }
 
   // PANEL hidden units from f on, of this part, into the layout of x.
-  void hide(Block block, const T* w, int64_t f, Buffers<Type>& buffers) const {
+  void hide(Block block, const T* w, int64_t f, const Fetch& fetch, Buffers<Type>& buffers) const {
     const T* x = buffers.x.get() + block.first * rounded_up(sizes_.d_model, STEP);
     T* hidden = buffers.hidden.get() + block.first * HIDDEN_PART + f / STEP * STEP * block.rows + f % STEP;
-    multiply<Type>(block.rows, x, w, depth_, [hidden](int row, const Vector& sum0, const Vector& sum1) {
+    multiply<Type>(block.rows, x, w, depth_, fetch, [hidden](int row, const Vector& sum0, const Vector& sum1) {
       const Vector zero{}; // a maximum would hide NaN
       Type::store(hidden + row * STEP, sum0 < zero ? zero : sum0);
       Type::store(hidden + row * STEP + LANES, sum1 < zero ? zero : sum1);
@@ -214,11 +245,11 @@ class GroupedFFN {
 
   // What this part of the hidden layer adds to PANEL columns of y from d on; the last part's sums go where they belong.
   void show(int64_t start, Block block, const T* w, int64_t d, int64_t part, bool first, bool last,
-            Buffers<Type>& buffers) const {
+            const Fetch& fetch, Buffers<Type>& buffers) const {
     float* y = buffers.y.get() + block.first * width_ + d;
     const int64_t *order = order_ + start + block.first, columns = std::min<int64_t>(PANEL, sizes_.d_model - d);
     const T* hidden = buffers.hidden.get() + block.first * HIDDEN_PART;
-    multiply<Type>(block.rows, hidden, w, part, [&](int row, Vector sum0, Vector sum1) {
+    multiply<Type>(block.rows, hidden, w, part, fetch, [&](int row, Vector sum0, Vector sum1) {
       Vector* so_far = reinterpret_cast<Vector*>(y + row * width_);
       if (!first) sum0 += so_far[0], sum1 += so_far[1];
       if (last && weight_) sum0 *= weight_[order[row]], sum1 *= weight_[order[row]];
@@ -259,9 +290,9 @@ void run(const at::Tensor& x_MD, const at::Tensor& order_N, const at::Tensor& ro
   });
 }
 
-// y_ND[order_N[i]] = weight_N[order_N[i]] relu(x_MD[order_N[i] / top_k] W_i) W_o of place i's expert; the first rows_e[0] places belong to
-// expert 0, and so on. Weights [e, K, N] are packed as [e, N/PANEL, K/PAIR, PANEL, PAIR], padded with zeros. Copies at
-// places past sum(rows_e) are left undefined.
+// y_ND[order_N[i]] = weight_N[order_N[i]] relu(x_MD[order_N[i] / top_k] W_i) W_o of place i's expert; the first
+// rows_e[0] places belong to expert 0, and so on. Weights [e, K, N] are packed as [e, N/PANEL, K/PAIR, PANEL, PAIR],
+// padded with zeros. Copies at places past sum(rows_e) are left undefined.
 at::Tensor grouped_ffn(const at::Tensor& x_MD, const at::Tensor& order_N, const at::Tensor& rows_e,
                        const at::Tensor& wi, const at::Tensor& wo, int64_t top_k,
                        const std::optional<at::Tensor>& weight_N) {

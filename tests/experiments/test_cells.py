@@ -84,11 +84,24 @@ def test_what_changes_no_number_is_not_in_the_id(key, value):
     assert Cell(changed(key, value), 0).launch_id == Cell(TINY, 0).launch_id
 
 
-def test_engine_asked_for_wins_unless_the_system_brings_its_own():
+def test_engine_asked_for_wins_unless_the_system_brings_its_own(has_compiler):
     assert (TINY["system"]["engine"], Cell(TINY, 0).engine) == ("auto", "cpu")
     assert Cell(changed("engine", "loop"), 0).engine == "loop"
     assert Cell(changed("engine", "cpu"), 0).id == Cell(TINY, 0).id
     assert Cell(configuration("system=deepspeed"), 0).engine == "deepspeed"
+
+
+def test_engines_are_timed_for_ranks_that_compute_here_on_as_many_threads(monkeypatch):
+    asked = []
+    monkeypatch.setattr("experiments.cells.choose", lambda *sizes: asked.append(sizes) or "loop")
+    assert Cell(changed("cluster.threads", 3), 0).engine == "loop"
+    assert asked == [("cpu", "ieee", 4, 48, (16, 16), 3)]
+    monkeypatch.setattr("experiments.cells.preferred", lambda device, precision, widths: f"{device} {widths}")
+    for kind in ("simulated", "torchrun"):
+        assert Cell(changed("cluster.kind", kind), 0).engine == "cpu (16, 16)"
+    with pytest.raises(ValueError, match=r"cluster\.threads is 'all'; it must be a whole number of at least 1"):
+        assert Cell(changed("cluster.threads", "all"), 0).engine
+    assert len(asked) == 1
 
 
 def test_point_and_layer_shape():

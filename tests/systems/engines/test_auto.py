@@ -1,73 +1,75 @@
-"""engine=auto: what it picks, by hand-made measurements."""
-
-import csv
+"""engine=auto: which engines it asks to be timed, and what it takes where none are."""
 
 import pytest
 
 from systems.engines import auto
+from systems.engines.cpu import kernels
 
 WIDTHS = (64, 768)
 
 
 @pytest.fixture(autouse=True)
 def forget():
-    auto.choose.cache_clear()
-    auto._measured.cache_clear()
-    auto._say_once.cache_clear()
+    remembered = auto._refusal, auto._say_once
+    for function in remembered:
+        function.cache_clear()
     yield
-    auto.choose.cache_clear()
-    auto._measured.cache_clear()
+    for function in remembered:
+        function.cache_clear()
 
 
 @pytest.fixture
-def measured(tmp_path, monkeypatch):
-    def write(*rows: tuple[str, int, str, float]) -> None:
-        with (tmp_path / "measured.csv").open("w") as file:
-            table = csv.writer(file)
-            table.writerow(["device", "precision", "num_experts", "width", "tokens", "engine", "share"])
-            table.writerows(
-                ("cpu", precision, experts, 768, 3000, engine, share) for precision, experts, engine, share in rows
-            )
-        monkeypatch.setattr(auto, "MEASURED", tmp_path / "measured.csv")
-
-    return write
+def timed(monkeypatch):
+    """What was asked to be timed; loop is the fastest."""
+    asked = []
+    monkeypatch.setattr(auto.probe, "fastest", lambda *arguments: asked.append(arguments) or "loop")
+    return asked
 
 
-def test_nearest_point_decides(measured):
-    measured(
-        ("ieee", 8, "loop", 0.9),
-        ("ieee", 8, "grouped", 0.8),
-        ("ieee", 128, "loop", 0.4),
-        ("ieee", 128, "grouped", 0.5),
-        ("bf16", 8, "grouped", 0.99),
-    )
-    assert auto.choose("cpu", "ieee", 10, 3000, WIDTHS) == "loop"
-    assert auto.choose("cpu", "ieee", 256, 3000, WIDTHS) == "grouped"
-    assert auto.choose("cpu", "bf16", 256, 3000, WIDTHS) == "grouped"
+def test_engines_that_can_run_are_timed_once_in_a_process(timed, has_compiler):
+    for _ in range(3):
+        assert auto.choose("cpu", "ieee", 8, 3000, WIDTHS, 2) == "loop"
+    [(engines, work, threads)] = timed
+    assert engines == ("cpu", "grouped", "loop") and threads == 2
+    assert work == ("float32", 8, 8 * 512, 64, 1024)
 
 
-def test_an_engine_that_cannot_run_is_not_chosen(measured):
-    measured(("ieee", 8, "grouped", 0.9), ("ieee", 8, "loop", 0.5), ("ieee", 8, "triton", 1))
-    assert auto.choose("cpu", "ieee", 8, 3000, (64, 770)) == "loop"  # grouped wants multiples of 4
+def test_an_engine_that_cannot_run_is_not_timed(timed, has_compiler):
+    auto.choose("cpu", "ieee", 8, 3000, (64, 770))  # grouped wants multiples of 4
+    assert timed[0][0] == ("cpu", "loop")
 
 
-def test_routings_count_alike(measured):
-    """A mean of 0.8 beats one of 0.6, whatever the best case."""
-    measured(
-        ("ieee", 8, "loop", 0.8), ("ieee", 8, "loop", 0.8), ("ieee", 8, "grouped", 0.95), ("ieee", 8, "grouped", 0.3)
-    )
-    assert auto.choose("cpu", "ieee", 8, 3000, WIDTHS) == "loop"
-
-
-def test_it_says_why_our_own_engine_cannot_run(measured, capsys):
-    measured()
-    assert auto.choose("cpu", "fp16", 8, 3000, WIDTHS) == "grouped"
+def test_it_says_why_our_own_engine_cannot_run(timed, capsys):
+    assert auto.choose("cpu", "fp16", 8, 3000, WIDTHS) == "loop"
+    assert timed[0][0] == ("grouped", "loop")
     assert capsys.readouterr().err == (
-        "engine=auto takes grouped: engine=cpu multiplies float32 and bfloat16, got torch.float16; use engine=grouped\n"
+        "engine=auto takes loop: engine=cpu multiplies float32 and bfloat16, got torch.float16; use engine=grouped\n"
     )
 
 
-def test_without_measurements_the_preferred(measured):
-    measured()
-    assert auto.choose("cpu", "ieee", 8, 3000, WIDTHS) == "cpu"
-    assert auto.choose("cpu", "fp16", 8, 3000, WIDTHS) == "grouped"
+def test_without_a_compiler_another_engine(timed, monkeypatch, capsys):
+    monkeypatch.setenv("CXX", "/nonexistent")
+    kernels.cache_clear()
+    assert auto.choose("cpu", "ieee", 8, 3000, WIDTHS) == "loop"
+    assert timed[0][0] == ("grouped", "loop")
+    assert "cannot run /nonexistent" in capsys.readouterr().err
+
+
+def test_the_only_engine_that_can_run_is_not_timed(timed):
+    assert auto.choose("cpu", "fp16", 8, 3000, (64, 770)) == "loop"
+    assert auto.choose("fpga", "ieee", 8, 3000, WIDTHS) == "loop"
+    assert not timed
+
+
+def test_on_a_gpu_the_preferred_one_and_it_says_so(timed, monkeypatch, capsys):
+    monkeypatch.setattr(auto, "_refusal", lambda name, *_: "" if name in ("triton", "loop") else "no")
+    assert auto.choose("cuda", "bf16", 8, 3000, WIDTHS) == "triton" and not timed
+    assert capsys.readouterr().err == (
+        "engine=auto takes triton: the first in order of preference, because GPUs are not timed\n"
+    )
+
+
+def test_preferred_times_nothing(timed, has_compiler):
+    assert auto.preferred("cpu", "ieee", WIDTHS) == "cpu"
+    assert auto.preferred("cpu", "fp16", WIDTHS) == "grouped"
+    assert not timed

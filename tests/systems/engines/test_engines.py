@@ -1,17 +1,22 @@
 """The engines of CPUs against one expert after another in float64."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from systems.engines import ENGINES, Copies, find_engine
-from systems.engines.cpu import kernels
+from systems.engines import ENGINES, Copies, cpu, find_engine
+from systems.engines.cpu import MARCH, kernels, processor
 from systems.permute import group_by_expert
 
 CPU, D_MODEL, D_FF = torch.device("cpu"), 16, 32
 ON_CPU = ["loop", "grouped", "cpu"]
 TOLERANCE = {torch.float32: 1e-6, torch.bfloat16: 1e-2}
+NARROW = {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2", MARCH: "x86-64-v3"}
 ROUTES = {
     "uniform": [6, 6, 6, 6],
     "skewed": [40, 1, 3, 2],
@@ -22,6 +27,13 @@ ROUTES = {
     "no_expert": [],
     "many_rows": [150, 0, 61],
 }
+
+
+@pytest.fixture(autouse=True)
+def can_run(request: pytest.FixtureRequest) -> None:
+    """Tests of engine=cpu, which have it in their names or parameters, want a compiler."""
+    if "cpu" in request.node.name:
+        request.getfixturevalue("has_compiler")
 
 
 def error(
@@ -69,7 +81,7 @@ def test_any_counts(name, rows, padding):
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 @settings(deadline=None, max_examples=30)
 @given(
-    rows=st.lists(st.integers(0, 70), min_size=1, max_size=4),
+    rows=st.lists(st.integers(0, 130), min_size=1, max_size=4),  # up to four units of an expert
     d_model=st.integers(1, 150),
     d_ff=st.one_of(st.integers(1, 150), st.integers(760, 850)),
 )
@@ -140,6 +152,24 @@ def test_grouped_names_a_width_it_cannot_use(dtype, multiple, good, bad):
     )
     with pytest.raises(ValueError, match=sentence):
         find_engine("grouped").check(CPU, dtype, bad)
+
+
+@pytest.mark.skipif("avx512f" not in processor(), reason="this processor has no wider registers than AVX2's anyway")
+def test_all_of_this_with_the_registers_of_avx2(has_compiler):
+    here = [sys.executable, "-m", "pytest", "-q", "-n", "0", __file__, "-k", "cpu or loop or grouped"]
+    done = subprocess.run(here, capture_output=True, text=True, env=os.environ | NARROW)
+    assert done.returncode == 0, done.stdout
+    assert " passed" in done.stdout and "skipped" not in done.stdout
+
+
+def test_another_instruction_set_is_another_library(monkeypatch, tmp_path, has_compiler):
+    compiled = []
+    monkeypatch.setattr(cpu, "_compile", lambda compiler, target: compiled.append(cpu._flags()) or target.touch())
+    monkeypatch.setattr(cpu, "cache_folder", lambda: tmp_path)
+    monkeypatch.delenv(MARCH, raising=False)
+    wide = cpu._library()
+    monkeypatch.setenv(MARCH, "x86-64-v2")
+    assert cpu._library() != wide and [flags[-1] for flags in compiled] == ["-march=native", "-march=x86-64-v2"]
 
 
 def test_find_engine():
