@@ -30,10 +30,7 @@ def choose(
         chosen = probe.fastest(engines, work, threads or torch.get_num_threads())
         _say_once(_refusal_of_ours(device, precision, widths), chosen)
         return chosen
-    chosen = preferred(device, precision, widths)
-    if device == "cuda" and chosen == OURS[device]:
-        _say_once("the first in order of preference, because GPUs are not timed", chosen)
-    return chosen
+    return preferred(device, precision, widths)
 
 
 def preferred(device: str, precision: str, widths: tuple[int, int]) -> str:

@@ -161,10 +161,8 @@ def _model() -> str:
 
 @cache
 def _announce(threads: int) -> None:
-    where = cache_folder()
-    print(
-        f"engine=auto: timing engines on {threads} thread(s), once for each kind of size, in {where}", file=sys.stderr
-    )
+    if sys.stderr.isatty():  # for who waits; it is no part of what a command answers
+        print(f"engine=auto: timing engines on {threads} thread(s), once for each kind of size", file=sys.stderr)
 
 
 def _read(file: Path) -> list[dict[str, Any]]:

@@ -61,12 +61,10 @@ def test_the_only_engine_that_can_run_is_not_timed(timed):
     assert not timed
 
 
-def test_on_a_gpu_the_preferred_one_and_it_says_so(timed, monkeypatch, capsys):
+def test_on_a_gpu_the_preferred_one_without_timing(timed, monkeypatch, capsys):
     monkeypatch.setattr(auto, "_refusal", lambda name, *_: "" if name in ("triton", "loop") else "no")
     assert auto.choose("cuda", "bf16", 8, 3000, WIDTHS) == "triton" and not timed
-    assert capsys.readouterr().err == (
-        "engine=auto takes triton: the first in order of preference, because GPUs are not timed\n"
-    )
+    assert capsys.readouterr().err == ""
 
 
 def test_preferred_times_nothing(timed, has_compiler):
