@@ -45,8 +45,8 @@ FITTED = {
 METRICS = {"layer_moe_ms": "layer", "ttft_ms": "TTFT"}
 KEYS = ["system", "num_experts", "batch_size"]
 POINT = ["precision", "num_experts", "batch_size"]
-# The runs by which conf/device's `unrepeated` was chosen: all of this point.
-CHOSEN = ("bf16", 128, 10)
+# Of our own runs, those by which constants of conf/device were chosen: `unrepeated` and `scan_row_us`.
+CHOSEN_POINT, CHOSEN_SYSTEM = ("bf16", 128, 10), "deepspeed"
 
 
 def compare(campaign: Campaign, published: pd.DataFrame) -> pd.DataFrame:
@@ -76,7 +76,8 @@ def compare_measured(simulated: list[Campaign], measured: list[Campaign]) -> pd.
             key = run_key(run)
             if key not in ours:
                 raise ValueError(f"{campaign.folder} measured {key}, which {simulated[0].folder} has not simulated")
-            place = dict(zip(["system", *POINT], key, strict=True)) | {"fitted": key[1:] == CHOSEN}
+            place: dict[str, Any] = dict(zip(["system", *POINT], key, strict=True))
+            place["fitted"] = key[0] == CHOSEN_SYSTEM or key[1:] == CHOSEN_POINT
             rows.append(place | _beside(medians(campaign, cell), ours[key]))
     return pd.DataFrame(rows).sort_values([*POINT, "system"])
 
