@@ -19,7 +19,6 @@ from clusters.session import Session
 from experiments.agreement import sketch
 from experiments.ceilings import measure_ceilings, measure_link
 from experiments.configuration import (
-    DTYPES,
     build_router,
     find_class,
     instantiate,
@@ -36,6 +35,7 @@ from routers.drawn import PROFILE_FROM, DrawnRouter
 from systems.base import Account, System
 from systems.collectives import all_gather
 from systems.engines import find_engine
+from systems.engines.base import DTYPES
 from systems.engines.loop import LoopEngine
 from systems.planners.base import Profile, Rates
 from workloads.checkpoint import Checkpoint, open_checkpoint

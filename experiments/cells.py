@@ -12,7 +12,6 @@ import torch
 from clusters.session import ClusterSpec
 from experiments import environment
 from experiments.configuration import (
-    DTYPES,
     build_router,
     described_device,
     digest,
@@ -29,6 +28,7 @@ from routers.drawn import DrawnRouter
 from systems.base import System
 from systems.engines import find_engine
 from systems.engines.auto import choose, preferred
+from systems.engines.base import DTYPES
 from workloads.checkpoint import open_checkpoint
 from workloads.model import ModelShape
 

@@ -18,7 +18,6 @@ from workloads.batches import TokenSource
 from workloads.checkpoint import open_checkpoint
 from workloads.model import ModelShape
 
-DTYPES = {"ieee": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 TOLERANCES = {"ieee": 1e-5, "tf32": 5e-3, "bf16": 3e-2, "fp16": 5e-3}
 # What constructors of systems and routers get from the harness, not from a configuration.
 SUPPLIED = {"shape", "weights", "group", "span", "rates", "profile", "rank", "moe_blocks", "classifier"}

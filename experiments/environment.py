@@ -13,9 +13,10 @@ import psutil
 import torch
 
 PACKAGES = ("torch", "deepspeed", "transformers", "datasets", "tokenizers", "numpy", "triton", "stanford-stk")
+INSTRUCTIONS = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "HARNESS_MARCH")  # which a processor may be held to
 VARIABLES = (
     *("OMP_", "GOMP_", "KMP_", "MKL_", "MALLOC_", "NCCL_", "CUDA_VISIBLE_DEVICES", "DS_ACCELERATOR", "GLOO_"),
-    *("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "HARNESS_MARCH"),
+    *INSTRUCTIONS,
 )
 
 
@@ -39,8 +40,9 @@ def describe() -> dict[str, Any]:
 
 @cache
 def identity() -> dict[str, Any]:
-    """The part of `describe` that decides what is measured: versions and hardware."""
-    return {key: describe()[key] for key in ("python", "packages", "cpu", "cores", "gpus")}
+    """The part of `describe` that decides what is measured: versions, hardware, and instructions if they are chosen."""
+    known = {key: describe()[key] for key in ("python", "packages", "cpu", "cores", "gpus")}
+    return known | {name: os.environ[name] for name in INSTRUCTIONS if name in os.environ}
 
 
 def _lock_digest() -> str | None:

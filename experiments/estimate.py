@@ -8,9 +8,10 @@ from typing import Any
 
 from experiments.ceilings import core_flops_per_s
 from experiments.cells import Cell
-from experiments.configuration import DTYPES, build_router, instantiate, layer_shape, options, system_class
+from experiments.configuration import build_router, instantiate, layer_shape, options, system_class
 from experiments.plan import Plan, is_simulated
 from experiments.store import TO_MEASURE, Store
+from systems.engines.base import DTYPES
 from workloads.model import ModelShape
 
 LAUNCH_S = 5.0  # starting ranks, building and checking what runs on them

@@ -30,8 +30,9 @@ from experiments import environment
 from experiments.campaign import cache_dir
 from experiments.ceilings import core_flops_per_s
 from experiments.cells import check_precision, check_whole_number
-from experiments.configuration import DTYPES, instantiate
+from experiments.configuration import instantiate
 from experiments.plan import Point
+from systems.engines.base import DTYPES
 
 SECONDS = 0.5
 SCALED = {"_target_", "name", "base_us", "hop_us", "points", "bandwidth_gbs", "source"}  # of a device's link

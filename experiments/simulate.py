@@ -25,9 +25,10 @@ from clusters.session import Session
 from clusters.simulated import Simulated
 from clusters.simulated.timeline import Event, Timeline
 from experiments.ceilings import modelled_rate
-from experiments.configuration import DTYPES, described_device, instantiate, layer_shape
+from experiments.configuration import described_device, instantiate, layer_shape
 from experiments.recorder import Span
 from experiments.worker import follow_parent
+from systems.engines.base import DTYPES
 from systems.engines.declared import DECLARED
 
 SAID = "said.log"  # what the process of a launch prints

@@ -27,7 +27,7 @@ from transformers.models.switch_transformers.modeling_switch_transformers import
 from analysis.tables import Table, write_tables
 from experiments.configuration import TOLERANCES, set_precision
 from systems.engines import ENGINES, Copies, find_engine
-from systems.engines.auto import DTYPES
+from systems.engines.base import DTYPES
 
 matplotlib.use("Agg")
 ROUTINGS = {"uniform": 0.0, "skewed": 0.6}  # extra weight of the hot tenth of the experts, as the paper's alpha_r

@@ -19,6 +19,7 @@ from typing import Any
 from analysis.load import read_json, read_packed_runs
 from analysis.schema import RUNS
 from experiments.identity import code_digest
+from experiments.main import INTERRUPTED
 from experiments.pack import pack
 
 RESULTS = Path(__file__).parents[1] / "results"
@@ -113,7 +114,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     names = [] if options.manifest else options.names or list(CAMPAIGNS)
     print(f"samples: {len(names)} campaigns, about {sum(CAMPAIGNS[name][0] for name in names)} min")
-    failed = [name for name in names if measure(name)]
+    failed = []
+    try:
+        for name in names:
+            if (status := measure(name)) == INTERRUPTED:
+                raise KeyboardInterrupt
+            failed += [name] * (status != 0)
+    except KeyboardInterrupt:
+        print("samples: interrupted; the same command goes on")
+        return INTERRUPTED
     write_manifest()
     print(f"samples: {MANIFEST.name} describes {len(folders())}" + (f"; failed: {', '.join(failed)}" if failed else ""))
     return 1 if failed else 0

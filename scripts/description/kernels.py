@@ -11,8 +11,10 @@ import numpy as np
 import torch
 
 from devices import Device
-from scripts.description.measure import DTYPES, Machine, set_precision
+from experiments.configuration import set_precision
+from scripts.description.measure import Machine
 from systems.engines import Copies, find_engine
+from systems.engines.base import DTYPES
 
 ENGINES = {"cpu": {"cpu": "cpu"}, "cuda": {"triton": "triton", "block_sparse": "megablocks", "grouped": "grouped"}}
 TILES = {

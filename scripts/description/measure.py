@@ -13,11 +13,12 @@ import torch
 import torch.distributed as dist
 from torch.nn.functional import scaled_dot_product_attention
 
+from experiments.configuration import set_precision
 from scripts.description.tables import ascending, ascending_grid
 from scripts.description.timing import in_program_s, issue_in_program_s, issue_s, seconds_of
 from scripts.measure_overheads import collective_us
+from systems.engines.base import DTYPES
 
-DTYPES = {"ieee": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 PRECISIONS = {"cpu": ("ieee", "bf16"), "cuda": ("ieee", "tf32", "bf16", "fp16")}
 MEASURED = {"cpu": ("ieee", "bf16"), "cuda": ("ieee", "tf32", "bf16")}
 ROWS = {
@@ -162,11 +163,6 @@ def measure_attention(machine: Machine, precision: str, share: float) -> dict[st
 
 def _attention(q_BHLd: torch.Tensor, bias_1HLL: torch.Tensor) -> torch.Tensor:
     return scaled_dot_product_attention(q_BHLd, q_BHLd, q_BHLd, attn_mask=bias_1HLL)
-
-
-def set_precision(precision: str) -> None:
-    """float32 products in TF32 or not."""
-    torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
 
 
 def peaks_of(matmul: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:

@@ -9,10 +9,10 @@ from functools import cache
 import torch
 
 from systems.engines import find_engine, probe
+from systems.engines.base import DTYPES
 
 PREFERRED = ("triton", "cpu", "grouped", "loop")  # where nothing is measured
 OURS = {"cpu": "cpu", "cuda": "triton"}  # on each device
-DTYPES = {"ieee": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @cache

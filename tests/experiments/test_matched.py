@@ -12,13 +12,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from clusters.network import COLLECTIVES, Network
-from experiments.configuration import DTYPES, instantiate
+from experiments.configuration import instantiate
 from experiments.estimate import networks
 from experiments.main import known_rates
 from experiments.matched import match_networks
 from experiments.plan import Plan, Point, make_plan
 from experiments.run import experiment_points
 from experiments.store import Store
+from systems.engines.base import DTYPES
 from tests.experiments.tiny import CONF, configuration
 
 CONFIG = configuration("network=matched", "engine=loop")
