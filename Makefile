@@ -18,7 +18,7 @@ IN_RANGE    := import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))
 
 # Real ranks that are held against emulated ones; many short launches, because launches of both are compared.
 REAL_RANKS ?= 2
-FIDELITY    = cluster.world_size=$(REAL_RANKS) tier.iterations=4 tier.max_iterations=4 tier.instrumented=4
+FIDELITY    = cluster.world_size=$(REAL_RANKS) tier.rounds=4
 
 # torch's CUDA build brings the Triton it wants; beside the CPU build the tests run kernels in this one's interpreter.
 TRITON = triton==3.7.1

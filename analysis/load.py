@@ -215,6 +215,12 @@ def device_of(run: dict) -> str:
     return run.get("device", {}).get("name", "")
 
 
+def turn_of(run: dict) -> int:
+    """How many forward passes of a cell followed one another before the next system had its turn."""
+    schedule = run["schedule"]
+    return schedule["turn"] if "turn" in schedule else run["config"]["tier"]["block"]  # samples of earlier code
+
+
 def runs_of(campaign: Campaign, panel: dict | None = None) -> list[dict]:
     """run.json of the ok cells of a panel, or of all."""
     wanted = campaign.frames if panel is None else {cell for point in panel["points"] for cell in point["cells"]}

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from analysis.load import TRUSTED, Campaign, correctness, device_of, place_of
+from analysis.load import TRUSTED, Campaign, correctness, device_of, place_of, turn_of
 from analysis.reduce import expert_load, load_cube, reduce_cell
 
 
@@ -74,7 +74,7 @@ def collect_series(campaign: Campaign, reduced: dict[str, dict], cells: list[str
         one = found.setdefault(key, Series(*key))
         one.cells.append(cell)
         one.passed &= correctness(run) in TRUSTED
-        one.block, one.tier = run["config"]["tier"]["block"], run["tier"]
+        one.block, one.tier = turn_of(run), run["tier"]
         one.layers = sorted(campaign.frames[cell]["layer"].dropna().unique())
         if run["launch"] in one.launches:
             raise ValueError(f"Cell {cell} is the second of {run['system']} in launch {run['launch']} of one point.")

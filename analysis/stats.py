@@ -90,14 +90,15 @@ def ratio_interval(
     denominator: Sequence[ArrayLike],
     *,
     statistic: Statistic = median_ratio,
-    block: int = 5,
+    block: tuple[int, int] = (5, 5),
     confidence: float = 0.95,
 ) -> tuple[float, float, float]:
     """A ratio and its interval, from one array [I] or [I, L] for each launch that both sides have.
 
     Both sides of a launch share its conditions, so each launch gives one ratio. Several launches: the geometric mean of
-    their ratios with `t_interval`. One launch: blocks of `block` consecutive iterations, in which both sides took
-    turns, are the units (batch means), and the interval says nothing of other launches.
+    their ratios with `t_interval`. One launch: the turns that both sides took, each of so many consecutive iterations
+    (`block`, of numerator and denominator), are the units (batch means), and the interval says nothing of other
+    launches.
     Raises ValueError unless both sides have the same number of launches, at least one.
     """
     above, below = [as_IL(launch) for launch in numerator], [as_IL(launch) for launch in denominator]
@@ -106,7 +107,7 @@ def ratio_interval(
     if len(above) > 1:
         ratios = [statistic(*pair) for pair in zip(above, below, strict=True)]
         return t_interval(ratios, confidence=confidence)
-    pairs = zip(blocks(above[0], block), blocks(below[0], block), strict=False)
+    pairs = zip(blocks(above[0], block[0]), blocks(below[0], block[1]), strict=False)
     return t_interval([statistic(*pair) for pair in pairs], statistic(above[0], below[0]), confidence=confidence)
 
 

@@ -45,7 +45,7 @@ AA_RATIOS = {"aa_ratio_ttft": RATIOS["speedup_ttft"], "aa_ratio_layer": RATIOS["
 OBSERVER = {"observer_cost": ("ttft_instrumented_ms", "ttft_ms", median_ratio)}
 FLOOR_OF = {"speedup_ttft": "ttft_ms", "speedup_layer": "layer_moe_ms", "speedup_layer_paper": "layer_moe_ms"}
 FLOOR_OF |= {"speedup_by_layer": "layer_moe_ms"}
-LAUNCHES, ITERATIONS = 3, 30  # what claims rest on, iterations in each launch
+LAUNCHES, ITERATIONS = 3, 30  # what claims rest on, iterations in all launches together
 
 
 def summarise(campaign: Campaign) -> pd.DataFrame:
@@ -53,7 +53,7 @@ def summarise(campaign: Campaign) -> pd.DataFrame:
 
     Only cells in state ok have rows, and twins only as the A/A ratio of what they repeat. A speed-up is against the
     plan's baseline, and only where the outputs of both were checked and right. `claimable`: tier full, LAUNCHES
-    launches of ITERATIONS iterations, and for a speed-up an interval wholly outside the noise floor. A simulated number
+    launches, ITERATIONS iterations, and for a speed-up an interval wholly outside the noise floor. A simulated number
     repeats exactly: its interval is itself, its floor the model's error, and a validated device makes it claimable.
     Raises ValueError where the baseline of a point differs from a system in source, device or precision.
     """
@@ -100,10 +100,10 @@ def label(one: Series, rows: Iterator[dict]) -> Iterator[dict]:
 
 
 def row(metric: str, interval: tuple[float, float, float], launches: list[np.ndarray], unit: str, **place) -> dict:
-    """`n` counts iterations over all launches; `shortest` those of the launch that has fewest."""
+    """`n` counts iterations over all launches."""
     value, low, high = interval
     sizes = [len(values_IL) for values_IL in launches]
-    counts = {"n": sum(sizes), "launches": len(sizes), "shortest": min(sizes)}
+    counts = {"n": sum(sizes), "launches": len(sizes)}
     return {"metric": metric, "value": value, "ci_low": low, "ci_high": high, "unit": unit} | counts | place
 
 
@@ -136,7 +136,7 @@ def ratio_rows(above: Series, below: Series, ratios: dict) -> Iterator[dict]:
     for name, (numerator, denominator, statistic) in ratios.items():
         pairs = shared_launches(above.arrays(numerator), below.arrays(denominator))
         if pairs[0]:
-            interval = ratio_interval(*pairs, statistic=statistic, block=below.block)
+            interval = ratio_interval(*pairs, statistic=statistic, block=(above.block, below.block))
             yield row(name, interval, pairs[1], "ratio")
 
 
@@ -145,7 +145,8 @@ def layer_ratio_rows(above: Series, below: Series) -> Iterator[dict]:
     numerator, denominator = shared_launches(above.arrays("layer_moe_ms"), below.arrays("layer_moe_ms"))
     for at, layer in enumerate(below.layers if numerator else []):
         pairs = [v_IL[:, at] for v_IL in numerator], [v_IL[:, at] for v_IL in denominator]
-        yield row("speedup_by_layer", ratio_interval(*pairs, block=below.block), pairs[1], "ratio", layer=layer)
+        interval = ratio_interval(*pairs, block=(above.block, below.block))
+        yield row("speedup_by_layer", interval, pairs[1], "ratio", layer=layer)
 
 
 def shared_launches(above: dict[int, np.ndarray], below: dict[int, np.ndarray]) -> tuple[list, list]:
@@ -172,7 +173,7 @@ def floor_of_rows(rows: list[dict], plan: dict) -> dict[str, Floor]:
 
 def claimable(row: dict, floor: dict[str, Floor]) -> bool:
     """Whether a row may be claimed: full tier, enough launches and iterations (or a validated device), not noise."""
-    enough = row["tier"] == "full" and row["launches"] >= LAUNCHES and row["shortest"] >= ITERATIONS
+    enough = row["tier"] == "full" and row["launches"] >= LAUNCHES and row["n"] >= ITERATIONS
     enough = bool(floor) if row["source"] == SIMULATED else enough
     if not enough or row["metric"] not in FLOOR_OF:
         return enough

@@ -46,6 +46,33 @@ class HostClock:
         return nullcontext()
 
 
+class ThreadMark(NamedTuple):
+    """A moment of one thread: the CPU time it has used so far, and the time of day, both in seconds."""
+
+    cpu_s: float
+    wall_s: float
+
+
+class ThreadClock:
+    """The CPU time of the thread that asks, for a rank that computes with one thread and waits for nothing.
+
+    Time in which the thread was ready and another had its core does not count. `preempted_s` tells how much that was.
+    """
+
+    def mark(self) -> ThreadMark:
+        return ThreadMark(time.thread_time(), time.perf_counter())
+
+    def seconds(self, start: ThreadMark, end: ThreadMark) -> float:
+        return end.cpu_s - start.cpu_s
+
+    def preempted_s(self, start: ThreadMark, end: ThreadMark) -> float:
+        """Seconds of wall time between two marks in which the thread did not run."""
+        return max(0.0, (end.wall_s - start.wall_s) - (end.cpu_s - start.cpu_s))
+
+    def running(self) -> AbstractContextManager:
+        return nullcontext()
+
+
 class CudaClock:
     """CUDA events on the current stream: a mark costs about a microsecond and waits for nothing."""
 
@@ -131,6 +158,13 @@ class IdleClock(Protocol):
         ...
 
 
+@runtime_checkable
+class PreemptedClock(Protocol):
+    """A clock that leaves out the time in which others had the core, and tells how many seconds that were so far."""
+
+    preempted_s: float
+
+
 class VirtualMark(NamedTuple):
     """A moment in emulated time: a point of a segment, whose start the clock knows in seconds."""
 
@@ -164,6 +198,8 @@ class VirtualClock:
     A segment is what the rank computes between two collectives, alone on the device because it holds the baton.
     Outside `running` nobody takes turns and only transfers move the clock (set-up, gathering of results).
     link_free_s: when this rank's link has carried all that was issued so far. on_exchange is told of each collective.
+    preempted_s: how long other processes had this rank's core in the segments so far, which the clock leaves out; stays
+    0 where the stopwatch cannot tell.
     """
 
     on_exchange: Callable[[Exchange], None] | None = None
@@ -172,6 +208,7 @@ class VirtualClock:
         self.time_s = 0.0
         self.link_free_s = 0.0
         self.resumed_s = 0.0
+        self.preempted_s = 0.0
         self.baton = baton
         self.pending: deque[Any] = deque()  # collectives that were issued and are not carried out yet, over all groups
         self._stopwatch = stopwatch
@@ -232,5 +269,7 @@ class VirtualClock:
 
     def _pause(self) -> None:
         self.time_s = self.now_s()
+        if self._segment is not None and isinstance(self._stopwatch, ThreadClock):
+            self.preempted_s += self._stopwatch.preempted_s(self._segment, self._stopwatch.mark())
         self._segment = self._held_s = None
         self.baton.give()

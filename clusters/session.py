@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 
 from clusters import emulated
-from clusters.clocks import Baton, Clock, CudaClock, HostClock, VirtualClock
+from clusters.clocks import Baton, Clock, CudaClock, HostClock, ThreadClock, VirtualClock
 from clusters.network import NetworkModel
 
 KINDS = ("emulated", "simulated", "gloo", "nccl", "torchrun")
@@ -132,7 +132,7 @@ def connect(spec: ClusterSpec, network: NetworkModel, baton_path: Path) -> Itera
     """
     torch.set_num_threads(spec.threads_per_rank)
     device = _device(spec)
-    clock: Clock = CudaClock() if device.type == "cuda" else HostClock()
+    clock = _stopwatch(spec, device)
     backend = {"gloo": "gloo", "nccl": "nccl", "torchrun": "nccl" if device.type == "cuda" else "gloo"}.get(spec.kind)
     store, rank, world_size = next(dist.rendezvous("env://", timeout=timedelta(seconds=spec.timeout_s)))
     if spec.kind == "emulated":
@@ -166,6 +166,18 @@ def scheduling() -> str:
     """How this thread and those that it starts are scheduled: other (the default), batch, or the policy's number."""
     policy = os.sched_getscheduler(0)
     return {os.SCHED_OTHER: "other", os.SCHED_BATCH: "batch"}.get(policy, str(policy))
+
+
+def _stopwatch(spec: ClusterSpec, device: torch.device) -> Clock:
+    """What times this rank's own computation.
+
+    An emulated rank of one thread computes alone and waits for nothing, so its CPU time is what it takes on a core of
+    its own. Threads that wait for one another, and real ranks, need the clock on the wall.
+    """
+    if device.type == "cuda":
+        return CudaClock()
+    alone = spec.kind == "emulated" and spec.threads_per_rank == 1
+    return ThreadClock() if alone else HostClock()
 
 
 def _cores() -> int:

@@ -4,6 +4,7 @@ Letters in names: S systems, B sequences, L tokens of a sequence, T = B*L, D d_m
 """
 
 import hashlib
+from collections import Counter
 from functools import cache
 from typing import Any
 
@@ -46,8 +47,8 @@ def deviations(
 
 
 def agree(
-    sketches: dict[str, list[torch.Tensor]],
-    experts: dict[str, list[torch.Tensor]],
+    sketches: dict[str, dict[int, torch.Tensor]],
+    experts: dict[str, dict[int, torch.Tensor]],
     *,
     names: dict[str, str],
     twins: set[str],
@@ -55,29 +56,35 @@ def agree(
     num_layers: int,
     group: dist.ProcessGroup,
 ) -> dict[str, dict[str, Any]]:
-    """By cell: how far its outputs of all iterations are from those of the launch's other cells, on all ranks.
+    """By cell: how far its outputs are from those of the launch's other cells, on all ranks.
 
-    Empty where fewer than two cells can be compared. A system that drops tokens computes something else: the caller
-    leaves it out. The tolerance is that of one layer times the number of MoE layers.
+    sketches, experts: by cell and iteration. Each iteration is compared among the cells that had it; `iterations` says
+    how many of a cell's were. Empty where fewer than two cells can be compared. A system that drops tokens computes
+    something else: the caller leaves it out. The tolerance is that of one layer times the number of MoE layers.
     """
     cells = list(sketches)
     if len(cells) < 2:
         return {}
-    voters = [place for place, cell in enumerate(cells) if cell not in twins]
-    worst_S, left_out = torch.zeros(len(cells)), 0
-    for sketch_S, expert_S in zip(
-        zip(*sketches.values(), strict=True), zip(*experts.values(), strict=True), strict=True
-    ):
-        error_S, tokens = deviations(torch.stack(sketch_S).cpu(), torch.stack(expert_S).cpu(), voters)
-        worst_S, left_out = torch.maximum(worst_S, error_S), left_out + tokens
-    mine = torch.cat([worst_S.double(), torch.tensor([float(left_out)], dtype=torch.float64)])
-    device = next(iter(sketches.values()))[0].device
+    worst, compared, left_out = dict.fromkeys(cells, torch.zeros(())), Counter[str](), 0
+    for iteration in sorted(set().union(*sketches.values())):
+        present = [cell for cell in cells if iteration in sketches[cell]]
+        if len(present) < 2:
+            continue
+        voters = [place for place, cell in enumerate(present) if cell not in twins]
+        sketch_SBL = torch.stack([sketches[cell][iteration] for cell in present]).cpu()
+        expert_SBX = torch.stack([experts[cell][iteration] for cell in present]).cpu()
+        error_S, tokens = deviations(sketch_SBL, expert_SBX, voters)
+        left_out += tokens
+        compared.update(present)
+        worst |= {cell: torch.maximum(worst[cell], error) for cell, error in zip(present, error_S, strict=True)}
+    mine = torch.stack([*worst.values(), torch.tensor(float(left_out))]).double()
+    device = next(iter(next(iter(sketches.values())).values())).device
     ranks_GS = all_gather(mine.unsqueeze(0).to(device), group).cpu()
     tolerance = TOLERANCES[precision] * num_layers
     return {
         cell: {
             "with": [names[other] for other in cells if other != cell],
-            "iterations": len(sketches[cell]),
+            "iterations": compared[cell],
             "relative_error": error,
             "tolerance": tolerance,
             "tokens_routed_otherwise": int(ranks_GS[:, -1].sum()),

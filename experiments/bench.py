@@ -29,7 +29,7 @@ from experiments.configuration import (
 )
 from experiments.moe_layer import MoELayer
 from experiments.recorder import Recorder
-from experiments.schedule import PROFILED, is_steady, iterations_of
+from experiments.schedule import PROFILED, iterations_of
 from routers.base import Routing
 from routers.drawn import PROFILE_FROM, DrawnRouter
 from systems.base import Account, System
@@ -214,13 +214,11 @@ class Bench:
                             self.sketches[cell][iteration] = sketch(hidden_BLD)
         self.recorder.observing = False
 
-    def all_steady(self, cells: list[str], target: float) -> bool:
-        """Rank 0's decision, the same on all ranks: is every cell's median ttft_ms known within `target`?"""
-        mine_CI = torch.tensor([self.recorder.ttft_ms(cell, "measure") for cell in cells], dtype=torch.float64)
-        slowest_CI = all_gather(mine_CI.unsqueeze(0).to(self.device), self.session.group).amax(0).tolist()
-        decision = torch.tensor([int(all(is_steady(values, target) for values in slowest_CI))], device=self.device)
-        dist.broadcast(decision, src=0, group=self.session.group)
-        return bool(decision)
+    def last_ttft_s(self, cells: list[str], phase: str) -> dict[str, float]:
+        """Seconds of each cell's last forward pass of a phase, the slowest rank's; the same on all ranks."""
+        mine_C = torch.tensor([self.recorder.ttft_ms(cell, phase)[-1] for cell in cells], device=self.device)
+        slowest_C = all_gather(mine_C.unsqueeze(0), self.session.group).amax(0) / 1e3
+        return dict(zip(cells, slowest_C.tolist(), strict=True))
 
     def timed_forward(self, cell: str, iteration: int, *, phase: str) -> torch.Tensor:
         embedded_BLD = self._embed(iteration)

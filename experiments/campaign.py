@@ -141,7 +141,8 @@ def _outcome_of(
     cell: Cell, plan: Plan, started: str, outcome: dict[str, Any], tables: dict[str, pd.DataFrame]
 ) -> Outcome:
     correctness = outcome["correctness"][cell.id]
-    found = {key: outcome[key] for key in ("schedule", "ceilings", "seconds", "machine")}
+    found = {key: outcome[key] for key in ("ceilings", "seconds", "machine")}
+    found["schedule"] = outcome["schedule"].get(cell.id)
     run = document(cell, plan, started) | found | {"correctness": correctness}
     if correctness and (reason := _mismatch(correctness)):
         return run | {"state": "invalid", "reason": reason}, {}

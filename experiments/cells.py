@@ -38,7 +38,6 @@ DEFINING = (
     *("batch_size", "seq_len", "precision", "seed"),
 )
 SHOWING = ("experiment", "scale", "logger", "out")  # the other keys of a configuration
-OPTIONAL_PHASES = ("warmup", "instrumented")
 
 
 @dataclass(frozen=True)
@@ -153,16 +152,13 @@ def _check_workload(config: dict[str, Any]) -> None:
     cluster.check()
     tier = config["tier"]
     numbers = {"batch_size": config["batch_size"], "seq_len": config["seq_len"]}
-    numbers |= {f"tier.{key}": tier[key] for key in ("launches", "iterations", "max_iterations", "block")}
+    numbers |= {f"tier.{key}": tier[key] for key in ("launches", "rounds", "longest_turn")}
     for name, value in numbers.items():
         check_whole_number(name, value, 1)
-    for name, value in {"seed": config["seed"], **{f"tier.{key}": tier[key] for key in OPTIONAL_PHASES}}.items():
+    for name, value in {"seed": config["seed"], "tier.warmup": tier["warmup"]}.items():
         check_whole_number(name, value, 0)
-    if tier["max_iterations"] < tier["iterations"]:
-        least = f"tier.iterations ({tier['iterations']})"
-        raise ValueError(f"tier.max_iterations is {tier['max_iterations']}; it must be at least {least}")
-    if not isinstance(tier["target"], int | float) or not 0 < tier["target"] < 1:
-        raise ValueError(f"tier.target is {tier['target']!r}; it must be a share between 0 and 1")
+    if not isinstance(tier["turn_s"], int | float) or not tier["turn_s"] >= 0:
+        raise ValueError(f"tier.turn_s is {tier['turn_s']!r}; it must be a number of seconds of at least 0")
     check_precision(config["precision"], cluster.device)
     _check_device(config, cluster)
     set_precision(config["precision"])

@@ -44,14 +44,14 @@ def networks(plan: Plan) -> list[str]:
 
 
 def num_passes(cell: Cell) -> int:
-    """Forward passes of a cell: the first, warm-up, the end-to-end pass at its least, the instrumented pass.
+    """Forward passes of a cell: the first, warm-up, and in each round a turn of both passes, each of one at least.
 
     A simulated cell has warm-up and one pass for all.
     """
     tier = cell.config["tier"]
     if is_simulated(cell.config):
-        return tier["warmup"] + tier["iterations"]
-    return 1 + tier["warmup"] + tier["iterations"] + tier["instrumented"]
+        return tier["warmup"] + tier["rounds"]
+    return 1 + tier["warmup"] + 2 * tier["rounds"]
 
 
 def forward_flops(cell: Cell) -> float:

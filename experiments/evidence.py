@@ -61,19 +61,18 @@ def _loads(bench: Bench, tokens_E: torch.Tensor, block: int, iteration: int) -> 
 
 
 def agreement(bench: Bench, cells: list[str]) -> dict[str, dict[str, Any]]:
-    """How far each cell's outputs of all timed iterations are from the others'; see `agreement.agree`."""
+    """How far each cell's outputs are from the others' in the timed iterations; see `agreement.agree`."""
     lossless = [cell for cell in cells if not _drops(bench, cell)]
     shape_BX = (bench.config["batch_size"], -1)
-    timed = [sorted(bench.sketches[cell]) for cell in lossless[:1]]  # both passes; the same for all cells
     experts = {
-        cell: [
-            torch.cat([bench.routings[cell, block, i].expert_TK.reshape(shape_BX) for block in bench.layers], dim=1)
-            for i in timed[0]
-        ]
+        cell: {
+            i: torch.cat([bench.routings[cell, block, i].expert_TK.reshape(shape_BX) for block in bench.layers], dim=1)
+            for i in bench.sketches[cell]
+        }
         for cell in lossless
     }
     return agree(
-        {cell: [bench.sketches[cell][i] for i in timed[0]] for cell in lossless},
+        {cell: bench.sketches[cell] for cell in lossless},
         experts,
         names=bench.names,
         twins=bench.twins,
@@ -96,9 +95,9 @@ def inputs(bench: Bench, cells: list[str]) -> dict[str, dict[str, Any]]:
 
     Simulated weights have no values to digest.
 
-    Over the planned iterations, which every launch has; an early stop adds some.
+    Over the iterations that every system of every launch has.
     """
-    iterations = range(bench.config["tier"]["iterations"])
+    iterations = range(bench.config["tier"]["rounds"])
     shared = {
         "tokens": digest_strings([tokens_hash(bench.token_batch(i)) for i in iterations]),
         "dtype": str(bench.dtype).removeprefix("torch."),

@@ -33,7 +33,7 @@ def verify(bench: Bench, cell: str) -> dict[str, Any]:
         _draw_weights(bench)
     with bench.session.clock.running():
         bench.timed_forward(cell, iteration, phase="first")
-        errors, dropped = zip(*(_layer_error(bench, block) for block in bench.layers), strict=True)
+    errors, dropped = zip(*(_layer_error(bench, block) for block in bench.layers), strict=True)
     for layer in bench.layers.values():
         layer.remember, layer.seen = False, None
     accounts = bench.accounts([(cell, block, iteration) for block in bench.layers])

@@ -6,7 +6,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from clusters.clocks import Clock, Exchange, IdleClock, ModelledClock
+from clusters.clocks import Clock, Exchange, IdleClock, ModelledClock, PreemptedClock
 
 
 @dataclass(frozen=True)
@@ -58,6 +58,7 @@ class Recorder:
         self._intervals: list[Interval] = []
         self._seen: list[Seen] = []
         self._rows: list[dict[str, Any]] = []
+        self._known: list[dict[str, Any]] = []
         self._collectives: list[dict[str, Any]] = []
         if isinstance(clock, ModelledClock):
             clock.on_exchange = self._see
@@ -86,8 +87,12 @@ class Recorder:
     def iteration(self, **labels: Any) -> Iterator[None]:
         """Time one forward pass as ttft_ms; `labels` go into every row of it."""
         labels["time"] = time.time()
+        before_s = self._preempted_s
         with self._interval("ttft_ms"):
             yield
+        if isinstance(self._clock, PreemptedClock):
+            value = (self._preempted_s - before_s) * 1e3
+            self._known.append({**labels, "metric": "preempted_ms", "value": value, "unit": "ms"})
         for interval in self._intervals:
             self._rows.append({**labels, "interval": interval})
         for seen in self._seen:
@@ -99,7 +104,7 @@ class Recorder:
 
         On a simulated clock also `idle_*`: the time of it in which the device waited for its host to issue something.
         """
-        rows = [self._resolve(row) for row in self._rows]
+        rows = [self._resolve(row) for row in self._rows] + self._known
         timed = self._rows if isinstance(self._clock, IdleClock) else []
         return rows + [self._idle(row) for row in timed if row["interval"].metric != "entry_skew_ms"]
 
@@ -140,6 +145,10 @@ class Recorder:
         if self._layer_start is not None and self._layer is not None:
             here = sum(seen.layer == self._layer for seen in self._seen)
             self._seen.append(Seen(self._layer, self._section, here, self._layer_start, exchange))
+
+    @property
+    def _preempted_s(self) -> float:
+        return self._clock.preempted_s if isinstance(self._clock, PreemptedClock) else 0.0
 
     def ttft_ms(self, cell: str, phase: str) -> list[float]:
         """This rank's forward passes of one cell and phase so far; waits for the device."""

@@ -1,10 +1,8 @@
-"""In which order the systems of a point take turns."""
+"""In which order the systems of a point take turns, and how long a turn is."""
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
-
-from scipy.stats import quantile_test
 
 PROFILED = 4  # batches that placements are made from beforehand; their tokens follow those of the last phase
 
@@ -12,32 +10,35 @@ PROFILED = 4  # batches that placements are made from beforehand; their tokens f
 def iterations_of(tier: dict[str, Any]) -> dict[str, range]:
     """The iterations of each phase: no two share one, so that nothing kept from one phase can serve another.
 
-    The first forward pass, which is compared with the dense model, is the first of warmup, which is never empty here.
+    The timed phases have room for the longest turns. The first forward pass, which is compared with the dense model, is
+    the first of warmup, which is never empty here.
     """
+    room = tier["rounds"] * tier["longest_turn"]
     ranges, start = {}, 0
-    lengths = {"measure": tier["max_iterations"], "instrumented": tier["instrumented"], "warmup": tier["warmup"] + 1}
-    for phase, length in lengths.items():
+    for phase, length in {"measure": room, "instrumented": room, "warmup": tier["warmup"] + 1}.items():
         ranges[phase] = range(start, start + length)
         start += length
     return ranges
 
 
-def interleave(cells: list[str], iterations: range, block: int, seed: int) -> Iterator[list[tuple[str, range]]]:
-    """Rounds of blocks of iterations, [A B C] [C B A] ...: every system runs each block before the next round.
+def turns_of(ttft_s: Mapping[str, float], tier: dict[str, Any]) -> dict[str, int]:
+    """How many forward passes a turn of each system has, by how long one takes.
 
-    The first order is drawn from the seed and then reversed at each round, so that slow drift of the machine meets
-    all systems alike.
+    As many as fill `turn_s`, at least one and at most `longest_turn`: little wall time then narrows the intervals of
+    fast systems, whose few milliseconds vary most.
     """
-    order = sorted(cells)
+    return {cell: max(1, min(tier["longest_turn"], round(tier["turn_s"] / s))) for cell, s in ttft_s.items()}
+
+
+def interleave(turns: Mapping[str, int], rounds: int, seed: int, first: int = 0) -> Iterator[list[tuple[str, range]]]:
+    """Rounds of turns, [A B C] [C B A] ...: every system has its turn before the next round.
+
+    turns: the iterations of each system's turn; first: the number of everyone's first one. The first order is drawn
+    from the seed and then reversed at each round, so that slow drift of the machine meets all systems alike.
+    """
+    order = sorted(turns)
     random.Random(seed).shuffle(order)
-    for start in range(0, len(iterations), block):
-        yield [(cell, iterations[start : start + block]) for cell in order]
+    for place in range(rounds):
+        starts = {cell: first + place * turns[cell] for cell in order}
+        yield [(cell, range(starts[cell], starts[cell] + turns[cell])) for cell in order]
         order.reverse()
-
-
-def is_steady(values: Sequence[float], target: float) -> bool:
-    """Whether the 95 % order-statistic interval of the median is within `target` (a share) of it on both sides."""
-    interval = quantile_test(values, p=0.5).confidence_interval(0.95)
-    middle = sorted(values)[len(values) // 2]
-    # Too few values give no interval (nan), and every comparison with nan is false.
-    return middle * (1 - target) <= interval.low and interval.high <= middle * (1 + target)

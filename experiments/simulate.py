@@ -94,9 +94,14 @@ def simulate(spec: dict[str, Any]) -> None:
     for name in ("samples", "routing", "collectives"):
         frames = [_table(ranks, name).assign(cell=cell) for cell, ranks in seen.items()]
         (pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()).to_parquet(folder / f"{name}.parquet")
-    iterations = spec["workload"]["tier"]["iterations"]
-    schedule = {"iterations": iterations, "max_iterations": iterations, "converged": None}
-    shared = {"schedule": schedule, "ceilings": ceilings_of(spec["workload"]), "seconds": {}, "ranks_cpu_s": 0.0}
+    iterations = spec["workload"]["tier"]["rounds"]
+    schedule = {"iterations": iterations, "turn": 1}
+    shared = {
+        "schedule": dict.fromkeys(seen, schedule),
+        "ceilings": ceilings_of(spec["workload"]),
+        "seconds": {},
+        "ranks_cpu_s": 0.0,
+    }
     inputs = {
         cell: {name: [one.inputs[name] for one in ranks] for name in ranks[0].inputs} for cell, ranks in seen.items()
     }
@@ -147,15 +152,15 @@ def _simulate_rank(spec: dict[str, Any], cell: str, session: Session, timeline: 
     system, tier = spec["cells"][cell], workload["tier"]
     bench.add(cell, system["node"], system["engine"], system["twin"])
     with torch.no_grad():  # where composite operations come apart by themselves, as they do not in inference mode
-        for iteration in range(tier["iterations"], tier["iterations"] + tier["warmup"]):
+        for iteration in range(tier["rounds"], tier["rounds"] + tier["warmup"]):
             bench.prefetch(iteration)
             bench.timed_forward(cell, iteration, phase="warmup")
         bench.recorder.observing = True
-        for iteration in range(tier["iterations"]):
+        for iteration in range(tier["rounds"]):
             bench.prefetch(iteration)
             bench.timed_forward(cell, iteration, phase="measure")
         bench.recorder.observing = False
-    counted, routed = evidence.accounts(bench, cell, {"measure": range(tier["iterations"])})
+    counted, routed = evidence.accounts(bench, cell, {"measure": range(tier["rounds"])})
     seen = [row for row in bench.recorder.rows() if row["phase"] == "measure" or row["metric"] == "ttft_ms"]
     rows = [row if row["metric"] == "ttft_ms" else {**row, "phase": "instrumented"} for row in seen]
     memory = {"metric": "peak_memory_bytes", "value": float(timeline.peak_bytes), "unit": "bytes", "phase": "measure"}

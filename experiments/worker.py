@@ -17,7 +17,7 @@ import psutil
 
 from clusters.session import ClusterSpec, Session, connect
 from experiments.configuration import instantiate
-from experiments.schedule import interleave, iterations_of
+from experiments.schedule import interleave, iterations_of, turns_of
 
 # What the fork server imports once, so that a launch's ranks start in a second.
 PRELOAD = [
@@ -63,7 +63,7 @@ def run_launch(spec: dict[str, Any], session: Session) -> None:
     passed = [cell for cell in cells if correctness[cell]["passed"]]
     schedule = _measure(bench, passed, spec["workload"], progress, stopwatch)
     with stopwatch("account"):
-        outcome = _account(bench, passed, spec, schedule["iterations"], session)
+        outcome = _account(bench, passed, spec, schedule, session)
     if session.rank == 0:
         for cell in passed:
             correctness[cell]["agreement"] = outcome["agreement"].get(cell)
@@ -75,11 +75,11 @@ def run_launch(spec: dict[str, Any], session: Session) -> None:
 
 def _measure(
     bench: Any, cells: list[str], workload: dict[str, Any], progress: "Progress", stopwatch: "Stopwatch"
-) -> dict[str, Any]:
-    """Warm up, then the end-to-end pass until it is precise enough or at its cap, and the instrumented pass.
+) -> dict[str, dict[str, int]]:
+    """Warm up, then rounds in which every system has a turn end to end and one instrumented.
 
-    The two passes take turns, round by round, so that slow drift of the machine meets both alike and their ratio is
-    the observer's cost.
+    So slow drift of the machine meets both passes alike, and their ratio is the observer's cost. Returns each cell's
+    iterations of a pass and of a turn.
     """
     tier, seed = workload["tier"], workload["launch"]
     phases = iterations_of(tier)
@@ -88,31 +88,28 @@ def _measure(
         with stopwatch(phase):
             bench.measure(turns, phase, progress)
 
-    for turns in interleave(cells, phases["warmup"][1:], max(1, tier["warmup"]), seed):
-        run(turns, "warmup")
-    instrumented = interleave(cells, phases["instrumented"], tier["block"], seed)
-    done, converged = 0, None
-    for turns in interleave(cells, phases["measure"], tier["block"], seed):
-        run(turns, "measure")
-        run(next(instrumented, []), "instrumented")
-        done = max((iterations.stop for _, iterations in turns), default=0)
-        if cells and tier["iterations"] <= done and tier["iterations"] < tier["max_iterations"]:
-            converged = bench.all_steady(cells, tier["target"])
-            if converged:
-                break
-    for turns in instrumented:
-        run(turns, "instrumented")
-    return {"iterations": done, "max_iterations": tier["max_iterations"], "converged": converged}
+    if tier["warmup"]:
+        for visits in interleave(dict.fromkeys(cells, tier["warmup"]), 1, seed, phases["warmup"].start + 1):
+            run(visits, "warmup")
+    turns = turns_of(bench.last_ttft_s(cells, "warmup" if tier["warmup"] else "first"), tier)
+    observed = interleave(turns, tier["rounds"], seed, phases["instrumented"].start)
+    for visits in interleave(turns, tier["rounds"], seed):
+        run(visits, "measure")
+        run(next(observed), "instrumented")
+    return {cell: {"iterations": tier["rounds"] * turn, "turn": turn} for cell, turn in turns.items()}
 
 
-def _account(bench: Any, cells: list[str], spec: dict[str, Any], iterations: int, session: Session) -> dict[str, Any]:
+def _account(
+    bench: Any, cells: list[str], spec: dict[str, Any], schedule: dict[str, dict[str, Any]], session: Session
+) -> dict[str, Any]:
     """Everything that is known once the clock has stopped: rows to files on rank 0, and what goes into run.json."""
     from experiments import evidence
 
     counted, routed = [], []
-    passes = {"measure": range(iterations), "instrumented": iterations_of(spec["workload"]["tier"])["instrumented"]}
+    phases = iterations_of(spec["workload"]["tier"])
     for cell in cells:
-        rows = evidence.accounts(bench, cell, passes)
+        count = schedule[cell]["iterations"]
+        rows = evidence.accounts(bench, cell, {name: phases[name][:count] for name in ("measure", "instrumented")})
         counted += rows[0]
         routed += rows[1]
     started, folder = f"launch/{spec['launch_id']}", Path(spec["folder"])
@@ -155,8 +152,7 @@ class Progress:
 
     def __init__(self, spec: dict[str, Any], rank: int) -> None:
         tier, num_cells = spec["workload"]["tier"], len(spec["cells"])
-        visits = sum(_num_blocks(tier[key], tier["block"]) for key in ("max_iterations", "instrumented"))
-        self._steps, self._done = num_cells * (2 + (tier["warmup"] > 0) + visits), 0
+        self._steps, self._done = num_cells * (2 + (tier["warmup"] > 0) + 2 * tier["rounds"]), 0
         self._file = Path(spec["folder"]) / f"progress.{rank}"
         self._timeout_s = spec["cluster"]["timeout_s"]
 
@@ -175,10 +171,6 @@ def read_progress(folder: Path, rank: int = 0) -> dict[str, Any]:
         return json.loads((folder / f"progress.{rank}").read_text())
     except FileNotFoundError:
         return {"cell": None, "done": 0.0}
-
-
-def _num_blocks(iterations: int, block: int) -> int:
-    return -(-iterations // block)
 
 
 def _gather(key: str, rows: list[dict[str, Any]], session: Session) -> pd.DataFrame:

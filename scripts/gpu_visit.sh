@@ -83,7 +83,7 @@ alone() {  # PRECISION SECONDS: whole programs on this device by itself, which t
     local sizes=() cluster=(cluster=nccl)
     [ "$device" = cpu ] && cluster=(cluster=gloo) && sizes=("experiment.systems=[deepspeed,ep]" model.d_model=64 model.d_ff=128 seq_len=8)
     step "alone-$1" "$2" "$python" -m experiments.run experiment=alone "${cluster[@]}" "precision=$1" cluster.timeout_s=100 \
-        tier=smoke tier.iterations=10 tier.max_iterations=10 tier.instrumented=10 "${sizes[@]}" "out=$work/alone/$1"
+        tier=smoke tier.rounds=10 "${sizes[@]}" "out=$work/alone/$1"
     pack alone.tar.gz "$work" alone
 }
 
@@ -102,13 +102,12 @@ engines() {  # SECONDS: each engine in percent of a dense product
     [ ! -f "$work/engines/tables/engines.csv" ] || cp "$work/engines/tables/engines.csv" "$out/engines.csv"
 }
 
-layer() {  # PRECISION BATCH TIMED OBSERVED SYSTEMS: one launch of so many iterations, then all so far as one file
+layer() {  # PRECISION BATCH ROUNDS SYSTEMS: one launch, then all so far as one file
     local sizes=(scale=paper model.num_experts=128 model.num_blocks=2 "batch_size=$2" seq_len=120)
     [ "$device" = cpu ] && sizes=(model.num_experts=16 model.d_model=64 model.d_ff=128 batch_size=4 seq_len=32)
     step "layer-$1-$2" 170 "$python" -m experiments.run experiment=bench_layer "${sizes[@]}" "precision=$1" \
         cluster=emulated "cluster.device=$device" cluster.timeout_s=100 network=nvlink4 \
-        tier=smoke "tier.iterations=$3" "tier.max_iterations=$3" "tier.instrumented=$4" \
-        "experiment.systems=[$5]" "out=$work/layers/$1-$2"
+        tier=smoke "tier.rounds=$3" "experiment.systems=[$4]" "out=$work/layers/$1-$2"
     pack layers.tar.gz "$work" layers
 }
 
@@ -116,19 +115,19 @@ layers() {
     local others=moeshard,moeshard_published,ep,ep_round_robin gib
     local all=$others,deepspeed
     if [ "$device" = cpu ]; then
-        layer bf16 250 2 3 "$all"
-        layer ieee 250 2 3 "$all"
+        layer bf16 250 3 "$all"
+        layer ieee 250 3 "$all"
         return
     fi
     gib=$(timeout 20 nvidia-smi --query-gpu=memory.total --format=csv,noheader,nounits 2>/dev/null | head -1)
     gib=$((${gib:-0} / 1024))
     # At the paper's capacity factor DeepSpeed's buffers of 250 sequences take 14 GB a rank in float32, half in bf16, and
     # seconds on their way through the host's memory.
-    layer bf16 250 2 3 "$all"
-    if [ "$gib" -ge 100 ]; then layer tf32 250 2 3 "$all"; else layer tf32 250 5 5 "$others"; fi
-    layer tf32 10 10 10 "$all"
-    layer bf16 10 10 10 "$all"
-    [ "$gib" -ge 100 ] || layer tf32 125 2 3 "$all"
+    layer bf16 250 3 "$all"
+    if [ "$gib" -ge 100 ]; then layer tf32 250 3 "$all"; else layer tf32 250 5 "$others"; fi
+    layer tf32 10 10 "$all"
+    layer bf16 10 10 "$all"
+    [ "$gib" -ge 100 ] || layer tf32 125 3 "$all"
 }
 
 work=$(mktemp -d)

@@ -41,7 +41,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def spec_of(options: argparse.Namespace, folder: str) -> tuple[ClusterSpec, dict[str, Any]]:
     """The cluster, and what its one rank must know."""
-    tier = {"iterations": 2 * PASSES, "max_iterations": 2 * PASSES}
+    tier = {"rounds": 2 * PASSES}
     typed = [*WORKLOAD, f"cluster={'nccl' if options.device == 'cuda' else 'gloo'}", *options.overrides]
     typed += [f"tier.{name}={value}" for name, value in tier.items()]
     cells = [Cell(configuration([*typed, f"system={name}"]), 0) for name in options.systems]

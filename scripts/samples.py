@@ -24,8 +24,8 @@ from experiments.pack import pack
 
 RESULTS = Path(__file__).parents[1] / "results"
 MANIFEST = RESULTS / "samples.json"
-FIDELITY = "cluster.world_size=2 tier.launches=6 tier.iterations=4 tier.max_iterations=4 tier.instrumented=4"
-EXECUTOR = "tier.launches=16 tier.iterations=16 tier.max_iterations=16 tier.instrumented=16"
+FIDELITY = "cluster.world_size=2 tier.launches=6 tier.rounds=4"
+EXECUTOR = "tier.launches=16 tier.rounds=16"
 TWO_FORMS = "experiment.systems=[ep,ep_planned] experiment.baseline=ep experiment.twin=ep"
 # By name of the folder: minutes, and what is typed.
 CAMPAIGNS = {

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from analysis.load import Campaign
+from analysis.load import Campaign, turn_of
 
 PASS, WARN, FAIL, SKIP = "pass", "warn", "fail", "not applicable"
 SEVERITY = [SKIP, PASS, WARN, FAIL]  # the worst comes last
@@ -47,8 +47,8 @@ class Cell:
         return self.rows(phase, "ttft_ms").groupby("iteration")["value"].max()
 
     @property
-    def tier(self) -> dict:
-        return self.run["config"]["tier"]
+    def turn(self) -> int:
+        return turn_of(self.run)
 
     @property
     def world_size(self) -> int:

@@ -10,7 +10,7 @@ from scipy.stats import mannwhitneyu
 
 from analysis.checks.evidence import FAIL, PASS, SKIP, WARN, Cell, Evidence, Finding, expect, graded, holm, percent
 
-OBSERVER_LIMIT, DRIFT_LIMIT, FALSE_ALARMS = 1.05, 0.02, 0.05
+OBSERVER_LIMIT, DRIFT_LIMIT, FALSE_ALARMS, PREEMPTION_LIMIT = 1.05, 0.02, 0.05, 0.1
 # Metric: its unit and the passes it may come from.
 TIMED, OBSERVED, COUNTED = {"first", "warmup", "measure", "instrumented"}, {"instrumented"}, {"measure", "instrumented"}
 METRICS = {
@@ -18,6 +18,7 @@ METRICS = {
     **dict.fromkeys(["layer_moe_ms", "section_ms", "entry_skew_ms"], ("ms", OBSERVED)),
     **dict.fromkeys([f"idle_{what}_ms" for what in ("ttft", "layer_moe", "section")], ("ms", OBSERVED)),
     **dict.fromkeys(["rows_computed", "rows_useful"], ("rows", COUNTED)),
+    "preempted_ms": ("ms", TIMED),
     "dropped": ("tokens", COUNTED),
     **dict.fromkeys(["bytes_sent", "memory_bytes", "weight_bytes"], ("bytes", COUNTED)),
     "flops": ("flop", COUNTED),
@@ -94,7 +95,8 @@ def steady_state(evidence: Evidence) -> Iterator[Finding]:
     shifts = [half_against_half(cell.slowest("measure").to_numpy()) for cell in evidence.cells]
     adjusted = holm([p for _, p in shifts])
     for cell, (shift, _), p in zip(evidence.cells, shifts, adjusted, strict=True):
-        absent = [name for name in ("first", "warmup") if cell.rows(name, "ttft_ms").empty]
+        passes = ["first", *(["warmup"] if cell.run["config"]["tier"]["warmup"] else [])]
+        absent = [name for name in passes if cell.rows(name, "ttft_ms").empty]
         text = f"The second half of the iterations is {100 * shift:+.1f} % slower (p = {p:.2g} over all cells)."
         if absent:
             yield Finding(cell.id, FAIL, f"There are no rows of the pass {' and '.join(absent)}.")
@@ -110,17 +112,16 @@ def half_against_half(values_I: np.ndarray) -> tuple[float, float]:
     return float(np.median(second) / np.median(first) - 1), float(mannwhitneyu(first, second).pvalue)
 
 
-def early_stop(evidence: Evidence) -> Iterator[Finding]:
-    """V08: stopped because the interval was narrow, not because the cap was reached."""
+def preemption(evidence: Evidence) -> Iterator[Finding]:
+    """V08: how long other processes had the cores of emulated ranks, which their times leave out."""
     for cell in evidence.cells:
-        schedule = cell.run["schedule"]
-        ran = f"{schedule['iterations']} of at most {schedule['max_iterations']} iterations"
-        if schedule["converged"] is None:
-            yield Finding(cell.id, SKIP, f"No early stop: {ran}.")
-        elif schedule["converged"]:
-            yield Finding(cell.id, PASS, f"The interval of the median was within 2 % after {ran}.")
-        else:
-            yield Finding(cell.id, WARN, f"The interval of the median was not within 2 % after {ran}.")
+        taken, own = (cell.rows("measure", name)["value"].sum() for name in ("preempted_ms", "ttft_ms"))
+        if cell.rows("measure", "preempted_ms").empty:
+            yield Finding(cell.id, SKIP, "The clock of these ranks counts all time, preempted or not.")
+            continue
+        share = taken / (taken + own)
+        text = f"Others had the ranks' cores for {percent(share)} of the time, which is left out."
+        yield Finding(cell.id, WARN if share > PREEMPTION_LIMIT else PASS, text)
 
 
 def outliers(evidence: Evidence) -> Iterator[Finding]:
@@ -141,7 +142,9 @@ def interleaved_order(evidence: Evidence) -> Iterator[Finding]:
     for cells in evidence.groups(lambda cell: cell.run["launch_id"]):
         problem = order_problem(cells)
         if problem or len(cells) > 1:
-            text = f"{len(cells)} systems took turns in blocks of {cells[0].tier['block']}, each round reversed."
+            shortest, longest = (choose(cell.turn for cell in cells) for choose in (min, max))
+            lengths = f"{shortest} to {longest}" if shortest < longest else f"{longest}"
+            text = f"{len(cells)} systems took turns of {lengths} forward passes, each round reversed."
             yield from (expect(cell.id, [problem] if problem else [], text) for cell in cells)
         else:
             yield Finding(cells[0].id, SKIP, "One system alone in its launch.")
@@ -153,7 +156,7 @@ def order_problem(cells: list[Cell]) -> str:
     visits: Any = pd.concat(frames).drop_duplicates(["cell", "iteration"]).sort_values("order", ignore_index=True)
     if visits["order"].isna().any() or visits["time"].isna().any() or visits["order"].duplicated().any():
         return "Rows lack a place in the order or a wall time of their own"
-    visits["round"] = visits["iteration"] // cells[0].tier["block"]
+    visits["round"] = visits["iteration"] // visits["cell"].map({cell.id: cell.turn for cell in cells})
     blocks = visits.loc[(visits[["cell", "round"]].shift() != visits[["cell", "round"]]).any(axis=1)]
     if not blocks["round"].is_monotonic_increasing or blocks.duplicated(["cell", "round"]).any():
         return "A block of iterations was interrupted, or a system was a round ahead of another"

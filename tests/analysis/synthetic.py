@@ -113,8 +113,8 @@ def routing_rows(point: dict, iterations: int) -> pd.DataFrame:
 def document(cell: str, spec: dict) -> dict:
     """run.json of a quiet, correct cell, with whatever `spec` changes."""
     iterations = spec.get("iterations", 5)
-    tier = {"name": spec.get("tier", "quick"), "launches": 2, "warmup": 1, "iterations": iterations}
-    tier |= {"max_iterations": 2 * iterations, "instrumented": iterations, "block": BLOCK}
+    tier = {"name": spec.get("tier", "quick"), "launches": 2, "warmup": 1}
+    tier |= {"rounds": -(-iterations // BLOCK), "turn_s": 0, "longest_turn": BLOCK}
     quiet = {"load_1min": 0.1, "busy_share": 0.01, "gpus": []}
     during = {"busy_cpu_s": 10.0, "own_cpu_s": 9.9, "steal_s": 0.0, "wall_s": 10.0, "cores": 2}
     agreement = {"with": ["deepspeed", "moeshard"], "iterations": 2 * iterations, "relative_error": 1e-6}
@@ -130,7 +130,7 @@ def document(cell: str, spec: dict) -> dict:
     run |= {"engine": "grouped", "precision": "ieee", "source": "emulated", "launch": 0, "twin": False}
     run |= {"tier": tier["name"], "config": config, "seed": 0, "environment": host | {"gpus": []} | git}
     run |= {"correctness": correctness | {"agreement": agreement | {"tolerance": 2e-5, "passed": True}}}
-    run |= {"schedule": {"iterations": iterations, "max_iterations": 2 * iterations, "converged": True}}
+    run |= {"schedule": {"iterations": iterations, "turn": BLOCK}}
     run |= {"started": "2026-11-22T10:00:00", "finished": "2026-11-22T10:00:11", "seconds": seconds}
     run |= {"inputs": digests | settings, "machine": {"before": quiet, "after": quiet, "during": during}}
     run |= {"ceilings": CEILINGS, "launch_id": f"launch{spec.get('launch', 0)}", "checksums": {}}

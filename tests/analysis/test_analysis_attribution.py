@@ -160,11 +160,11 @@ def write_ladder(folder, *, told: bool = True, even: str = "balanced", xs=(128,)
 
 
 def config(router: str) -> dict:
-    tier = {"name": "quick", "launches": 3, "warmup": 1, "iterations": 5, "max_iterations": 10, "instrumented": 5}
+    tier = {"name": "quick", "launches": 3, "warmup": 1, "rounds": 1, "turn_s": 0, "longest_turn": 5}
     cluster = {"cluster": {"kind": "emulated", "device": "cpu"}, "network": {"name": "nvlink3"}}
     return cluster | {
         "router": {"name": router, "_target_": "x"},
-        "tier": tier | {"block": 5},
+        "tier": tier,
         "scale": {
             "name": "laptop",
         },

@@ -114,7 +114,7 @@ def test_ratio_interval_of_one_launch_covers_neighbours_that_resemble_one_anothe
     """Blocks of 5 iterations are the units; single iterations would cover 77 % of the time."""
 
     def interval(block):
-        return lambda rng: ratio_interval(*(draw(rng, 1, 30, 0, 0.5)[:1] for _ in "ab"), block=block)
+        return lambda rng: ratio_interval(*(draw(rng, 1, 30, 0, 0.5)[:1] for _ in "ab"), block=(block, block))
 
     assert coverage(interval(5), 1) > 0.9 > 0.8 > coverage(interval(1), 1)
 

@@ -10,8 +10,8 @@ from tests.experiments.tiny import configuration, point
 
 
 def test_passes_of_a_cell():
-    config = configuration("tier.warmup=2", "tier.iterations=7", "tier.max_iterations=9", "tier.instrumented=3")
-    assert num_passes(Cell(config, 0)) == 1 + 2 + 7 + 3
+    config = configuration("tier.warmup=2", "tier.rounds=5")
+    assert num_passes(Cell(config, 0)) == 1 + 2 + 2 * 5
 
 
 def test_flops_by_hand():
@@ -26,7 +26,7 @@ def test_flops_by_hand():
 def test_announcement(tmp_path, systems, cells):
     plan = make_plan([point(*systems, out=tmp_path)])
     text = announce(plan, Store(tmp_path))
-    assert re.match(rf"plan: 1 launch, {cells} cells, {cells * 6} forward passes; about \d+ s \(rough", text), text
+    assert re.match(rf"plan: 1 launch, {cells} cells, {cells * 5} forward passes; about \d+ s \(rough", text), text
 
 
 def test_lossless_capacity_is_estimated_from_the_intended_load():

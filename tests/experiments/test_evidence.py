@@ -61,14 +61,14 @@ def test_a_batch_that_comes_again_is_accounted_by_each_plan_it_had(tmp_path):
     """One recorded batch, whose tokens all go to the first rank's experts, and a planner that alternates."""
     trace = tmp_path / "trace.csv"
     trace.write_text("num_experts,layer,iteration,tokens_per_expert\n4,1,0,3 1 0 0\n")
-    overrides = ("router=trace", f"router.path={trace}", "router.held_out=0", "cluster=gloo", "tier.iterations=4")
-    overrides += ("tier.max_iterations=4",)
+    overrides = ("router=trace", f"router.path={trace}", "router.held_out=0", "cluster=gloo")
+    overrides += ("tier.rounds=2", "tier.turn_s=10", "tier.longest_turn=3")
     assert run_points([point("tests.experiments.tiny.RotatingExpertParallel", out=tmp_path, overrides=overrides)]) == 0
     (path,) = tmp_path.glob("cells/*/run.json")
     samples = pd.read_parquet(path.parent / "samples.parquet").query("metric == 'rows_computed' and rank == 0")
     rows = {phase: found.sort_values("iteration")["value"].tolist() for phase, found in samples.groupby("phase")}
-    # First, warm-up, then the passes in turn until the instrumented one is over.
-    assert rows == {"measure": [48, 48, 48, 0], "instrumented": [0, 0]}
+    # First, warm-up, then turns of three forward passes of one pass and the other.
+    assert rows == {"measure": 2 * [48, 0, 48], "instrumented": 2 * [0, 48, 0]}
     assert 1e6 < json.loads(path.read_text())["ceilings"]["link_bytes_per_s"] < 1e12
 
 

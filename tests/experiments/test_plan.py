@@ -281,7 +281,7 @@ MAKE = ("experiment=fig3", "scale=laptop", "cluster=emulated", "cluster.device=c
 
 
 def test_a_pinned_panel_keeps_its_cluster_and_scale_whatever_is_typed():
-    points = composed(*MAKE, "tier.iterations=9", "cluster.world_size=2")
+    points = composed(*MAKE, "tier.rounds=9", "cluster.world_size=2")
     simulated = [point for point in points if point.panel.endswith("_simulated")]
     assert len(simulated) == 6 + 4 == len(ran_here(points))
     for config in (config for point in simulated for config in point.configs):
@@ -289,7 +289,7 @@ def test_a_pinned_panel_keeps_its_cluster_and_scale_whatever_is_typed():
             *("simulated", "cuda"),
             4,
         )
-        assert (config["model"]["d_model"], config["precision"], config["tier"]["iterations"]) == (768, "tf32", 1)
+        assert (config["model"]["d_model"], config["precision"], config["tier"]["rounds"]) == (768, "tf32", 1)
     batches = [point.x for point in simulated if point.panel == "fig3b_simulated"]
     assert batches == [10, 100, 250, 450]  # the pinned scale divides by 1
     assert [point.x for point in ran_here(points) if point.panel == "fig3b"] == [1, 10, 25, 45]

@@ -20,7 +20,7 @@ from tests.experiments.tiny import configuration, point
 
 SIMULATED = (
     *("cluster=simulated", "device=a100_sxm", "network=device", "cluster.world_size=2", "precision=tf32"),
-    *("tier=once", "tier.iterations=2", "tier.max_iterations=2"),
+    *("tier=once", "tier.rounds=2"),
 )
 
 
