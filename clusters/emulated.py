@@ -14,9 +14,8 @@ ranks); their completion time comes from the time of issue, so computation in be
 a real link.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from datetime import timedelta
-from functools import partial, reduce
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,18 +24,10 @@ import torch.distributed as dist
 
 from clusters.clocks import Exchange, VirtualClock
 from clusters.network import COLLECTIVES, NetworkModel
+from clusters.reductions import reduction
 from clusters.shared_memory import Board
 
 BACKEND = "emulated"
-REDUCTIONS = {
-    dist.ReduceOp.SUM: torch.add,
-    dist.ReduceOp.PRODUCT: torch.mul,
-    dist.ReduceOp.MIN: torch.minimum,
-    dist.ReduceOp.MAX: torch.maximum,
-    dist.ReduceOp.BAND: torch.bitwise_and,
-    dist.ReduceOp.BOR: torch.bitwise_or,
-    dist.ReduceOp.BXOR: torch.bitwise_xor,
-}
 
 
 def register(clock: VirtualClock, network: NetworkModel) -> None:
@@ -174,7 +165,7 @@ class EmulatedGroup(dist.ProcessGroup):
         return self._issue("barrier", opts, self._now_s(opts), None, lambda sent_GG: None, self._equally(0))
 
     def allreduce(self, tensors: list[torch.Tensor], opts: Any) -> EmulatedWork:
-        issued_s, (tensor,), reduced = self._now_s(opts), tensors, _reduction(opts)
+        issued_s, (tensor,), reduced = self._now_s(opts), tensors, reduction(opts)
 
         def take(sent_GG: np.ndarray) -> None:
             tensor.copy_(reduced(self._board.read(tensor)))
@@ -212,7 +203,7 @@ class EmulatedGroup(dist.ProcessGroup):
         return self._issue("all_gather", opts, issued_s, input, take, self._equally(input.nbytes))
 
     def _reduce_scatter_base(self, output: torch.Tensor, input: torch.Tensor, opts: Any) -> EmulatedWork:
-        issued_s, reduced = self._now_s(opts), _reduction(opts)
+        issued_s, reduced = self._now_s(opts), reduction(opts)
 
         def take(sent_GG: np.ndarray) -> None:
             parts = self._board.read(input).view(self.size(), self.size(), *output.shape)
@@ -254,12 +245,3 @@ class EmulatedGroup(dist.ProcessGroup):
     all_gather_single = _allgather_base  # pyright: ignore[reportAssignmentType]
     reduce_scatter_single = _reduce_scatter_base  # pyright: ignore[reportAssignmentType]
     all_to_all_single = alltoall_base  # pyright: ignore[reportAssignmentType]
-
-
-def _reduction(opts: Any) -> Callable[[Iterable[torch.Tensor]], torch.Tensor]:
-    """What reduces tensors, in their order. Raises ValueError for what is not among REDUCTIONS."""
-    op = opts.reduceOp.op
-    if op not in REDUCTIONS:
-        known = ", ".join(known.name for known in REDUCTIONS)
-        raise ValueError(f"emulated ranks reduce with {known}; not with {op.name}")
-    return partial(reduce, REDUCTIONS[op])

@@ -8,21 +8,19 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from copy import copy
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from math import ceil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
 from clusters.network import HierarchicalNetwork, Network, NetworkModel
 from devices.grids import Curve, Grid
+from devices.parts import ITEMSIZE, Grouped, Host, how_to_describe
 
-CONF = Path(__file__).parents[1] / "conf/device"
 TABLES = Path(__file__).with_name("tables")
 RANKS_PER_NODE = 8
-ITEMSIZE = {"ieee": 4, "tf32": 4, "bf16": 2, "fp16": 2, "fp8": 1}
 # A precision that no table has costs what another does; docs/devices.md says why.
 SAME_RATE = {"fp16": "bf16"}
 # Of the writing of a large bf16 product, what its multiplying does not hide (A100, H100: 0.2 to 0.8).
@@ -33,51 +31,6 @@ IEEE_SHARE = 0.93  # of the peak that a large fp32 product reaches without tenso
 IEEE_TILES = {128: 1.0, 64: 0.85, 32: 0.6}  # side of a tile -> share of a large tile's rate
 # Attention against bf16: tf32 moves twice the bytes at half the rate, ieee multiplies in three tf32 parts.
 ATTENTION_COST = {"tf32": 2.0, "ieee": 6.0, "fp8": 1.0}
-
-
-@dataclass(frozen=True)
-class Host:
-    """What the processor that issues work pays, in microseconds.
-
-    operation_us: issuing one operation that launches a kernel (Python, dispatcher and launch). launch_us: each further
-    kernel of an operation that launches several. view_us: one that launches nothing (views, shape arithmetic).
-    collective_us: issuing one collective. synchronise_us: reading a value back, from the end of the device's work until
-    the host goes on. synchronous: True of a CPU, whose host is the device and waits for every operation. unrepeated:
-    what an operation costs that stands on a line which the host has not just executed, as it does in a loop, in parts
-    of one that does: the code is in no cache.
-    """
-
-    operation_us: float
-    launch_us: float
-    view_us: float
-    collective_us: float
-    synchronise_us: float
-    synchronous: bool
-    unrepeated: float = 1.0
-
-
-@dataclass(frozen=True)
-class Grouped:
-    """A kernel that multiplies each expert's rows by that expert's weights.
-
-    share: with the best tile, of the rate of a dense product of the same size, or of_peak: of the highest rate there
-    is, where weights are packed for the kernel. tiles: {rows of a tile: its rate in parts of the best tile's}; each
-    expert's rows are filled up to whole tiles. precisions: in which it is one kernel; in others, one product an expert.
-    expert_us: what each expert with rows costs beyond that.
-    """
-
-    share: float = 1.0
-    of_peak: bool = False
-    tiles: Mapping[int, float] = field(default_factory=lambda: {16: 1.0})
-    precisions: Sequence[str] = tuple(ITEMSIZE)
-    expert_us: float = 0.0
-
-    def __post_init__(self) -> None:
-        if self.share <= 0 or not self.tiles:
-            raise ValueError(f"a grouped kernel needs a positive share and tiles, got {self.share} and {self.tiles}")
-        tiles = {int(rows): float(rate) for rows, rate in self.tiles.items()}  # JSON has no whole numbers as keys
-        object.__setattr__(self, "tiles", tiles)
-        object.__setattr__(self, "precisions", tuple(self.precisions))
 
 
 class Device:
@@ -203,7 +156,7 @@ class Device:
     def _read(self, tables: str) -> dict[str, Any]:
         path = TABLES / f"{tables}.json"
         if not path.exists():
-            raise ValueError(f"device {self.name} has no table {path}; {_how_to_describe(self.name)}")
+            raise ValueError(f"device {self.name} has no table {path}; {how_to_describe(self.name)}")
         return json.loads(path.read_text())
 
     def _identify(self, measured: Mapping[str, Any]) -> str:
@@ -295,26 +248,3 @@ class Device:
         """Whether the ranks fill whole nodes that a described link joins."""
         whole = world_size > RANKS_PER_NODE and world_size % RANKS_PER_NODE == 0
         return whole and self._between_nodes is not None and RANKS_PER_NODE in self._counts()
-
-
-def load_device(name: str) -> Device:
-    """The device of conf/device/NAME.yaml, without Hydra; ValueError names those there are."""
-    path = CONF / f"{name}.yaml"
-    if not path.exists():
-        known = ", ".join(sorted(path.stem for path in CONF.glob("*.yaml")))
-        raise ValueError(f"there is no device {name}, only {known}; {_how_to_describe(name)}")
-    return _built(yaml.safe_load(path.read_text()))
-
-
-def _built(value: Any) -> Any:
-    """A node with the objects that its `_target_`s name."""
-    if not isinstance(value, dict):
-        return value
-    parts = {key: _built(part) for key, part in value.items()}
-    target = str(parts.pop("_target_", "")).rpartition(".")[2]
-    kinds = {kind.__name__: kind for kind in (Device, Host, Network, HierarchicalNetwork)}
-    return kinds[target](**parts) if target else parts
-
-
-def _how_to_describe(name: str) -> str:
-    return f"`python -m scripts.describe_device {name}` describes the machine at hand under that name"

@@ -88,10 +88,11 @@ def _measure(
         with stopwatch(phase):
             bench.measure(turns, phase, progress)
 
-    if tier["warmup"]:
-        for visits in interleave(dict.fromkeys(cells, tier["warmup"]), 1, seed, phases["warmup"].start + 1):
+    warmup: int = tier["warmup"]
+    if warmup:
+        for visits in interleave(dict.fromkeys(cells, warmup), 1, seed, phases["warmup"].start + 1):
             run(visits, "warmup")
-    turns = turns_of(bench.last_ttft_s(cells, "warmup" if tier["warmup"] else "first"), tier)
+    turns = turns_of(bench.last_ttft_s(cells, "warmup" if warmup else "first"), tier)
     observed = interleave(turns, tier["rounds"], seed, phases["instrumented"].start)
     for visits in interleave(turns, tier["rounds"], seed):
         run(visits, "measure")

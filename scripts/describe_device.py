@@ -29,7 +29,8 @@ import yaml
 
 from clusters.launch import PROCESS_ENVIRONMENT
 from devices import Device, Host
-from devices.device import CONF, TABLES
+from devices.device import TABLES
+from devices.load import CONF
 from experiments.environment import describe
 from experiments.machine import state
 from scripts.description.kernels import APART, measure_kernels

@@ -12,9 +12,12 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 
 from clusters.network import NetworkModel
 from clusters.session import Session
-from clusters.simulated.group import BACKEND, Ranks, register
-from clusters.simulated.operations import META, Declared, OnDevice, Simulation
+from clusters.simulated.group import BACKEND, register
+from clusters.simulated.meetings import Ranks
+from clusters.simulated.on_device import OnDevice
+from clusters.simulated.operations import Declared, Simulation
 from clusters.simulated.prices import Prices
+from clusters.simulated.schemas import META
 from clusters.simulated.timeline import Host, Timeline
 from clusters.simulated.values import Storages
 

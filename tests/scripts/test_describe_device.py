@@ -4,8 +4,7 @@ import pytest
 import torch
 import yaml
 
-from devices import device as module
-from devices import load_device
+from devices import device, load, load_device
 from scripts import describe_device
 from scripts.description import kernels, measure
 
@@ -14,8 +13,8 @@ from scripts.description import kernels, measure
 def small(monkeypatch, tmp_path):
     """A few sizes, and folders of the test's own."""
     (tmp_path / "tables").mkdir()
-    monkeypatch.setattr(module, "TABLES", tmp_path / "tables")
-    monkeypatch.setattr(module, "CONF", tmp_path)
+    monkeypatch.setattr(device, "TABLES", tmp_path / "tables")
+    monkeypatch.setattr(load, "CONF", tmp_path)
     monkeypatch.setattr(describe_device, "TABLES", tmp_path / "tables")
     monkeypatch.setitem(measure.ROWS, "cpu", (1, 64))
     monkeypatch.setitem(measure.WIDTHS, "cpu", (64, 256))

@@ -16,7 +16,9 @@ from clusters.launch import prepare
 from clusters.network import Network
 from clusters.session import ClusterSpec
 from clusters.simulated import Simulated
-from clusters.simulated.operations import META, OnDevice, Simulation
+from clusters.simulated.on_device import OnDevice
+from clusters.simulated.operations import Simulation
+from clusters.simulated.schemas import META
 from clusters.simulated.timeline import Event, Timeline
 from clusters.simulated.values import Storages
 

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from clusters.simulated import values
-from clusters.simulated.operations import META
+from clusters.simulated.schemas import META
 from clusters.simulated.values import NoValues
 from tests.clusters.simulated.stub import alone
 
