@@ -115,21 +115,21 @@ conf/network/gloo_here.yaml: scripts/calibrate_network.py $(wildcard scripts/cal
 
 fidelity: $(STAMP) conf/network/gloo_here.yaml  ## the emulator's error: the same cells on real processes and emulated
 	$(BIN)/python -m experiments.run experiment=fidelity tier=$(TIER) tier.launches=6 $(FIDELITY) $(ARGS)
-	$(BIN)/python -m analysis.fidelity results/fidelity --document docs/fidelity.md
+	$(BIN)/python -m analysis.studies.fidelity results/fidelity
 
 fidelity-hosts: $(STAMP)  ## the same on two hosts that this machine plays, joined by wires of 1 Gbit/s and 100 Mbit/s (root, Linux)
 	scripts/fidelity_hosts.sh $(BIN)/python $(TIER) $(FIDELITY)
 
 validate-devices: $(STAMP)  ## how far simulated A100s are from the published runs: docs/validation.md, devices/validated.json
 	$(BIN)/python -m experiments.run experiment=validate $(ARGS)
-	$(BIN)/python -m analysis.validation results/validate
+	$(BIN)/python -m analysis.studies.validation results/validate
 
 conf/device/here.yaml:
 	$(BIN)/python -m scripts.describe_device here
 
 validate-here: $(STAMP) conf/device/here.yaml  ## how far this machine, described, is from itself: measured and simulated cells (alone on the machine)
 	$(BIN)/python -m experiments.run experiment=validate_here tier=$(TIER) $(ARGS)
-	$(BIN)/python -m analysis.validation results/validate_here
+	$(BIN)/python -m analysis.studies.validation results/validate_here
 
 bench-engines: $(STAMP)  ## the engines in percent of a dense product
 	$(BIN)/python -m scripts.bench_engines $(ARGS)
@@ -158,7 +158,7 @@ report: $(STAMP)  ## rebuild report.html, figures and tables of the stored campa
 figures: report  ## the same
 
 verify-paper: $(STAMP)  ## published | recomputed | ours | verdict; CHECKOUT=the authors' repository, if you have it
-	$(BIN)/python -m analysis.paper $(CHECKOUT) --campaign $(if $(wildcard $(CAMPAIGN)/plan.json),$(CAMPAIGN),results/sample-paper)
+	$(BIN)/python -m analysis.studies.paper $(CHECKOUT) --campaign $(if $(wildcard $(CAMPAIGN)/plan.json),$(CAMPAIGN),results/sample-paper)
 
 docs: $(STAMP)  ## build the documentation site: site/index.html (the extra `docs` is installed if it is missing)
 	@$(BIN)/python -c 'import material, mkdocs, mkdocstrings_handlers.python' 2>/dev/null || \

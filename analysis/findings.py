@@ -6,14 +6,11 @@ from pathlib import Path
 
 import pandas as pd
 
-from analysis.claims import claims_table
 from analysis.load import Campaign, device_of, load_campaign, runs_of, simulated_on
 from analysis.model_error import model_sentence, tie_bands
-from analysis.reference import load_reference, published_points
 from analysis.stats import Floor
 from analysis.summary import noise_floor, summarise
 from analysis.validity import judge
-from analysis.verdict import verdict_table
 
 METRICS = {"ttft_ms": "TTFT", "layer_moe_ms": "one MoE layer"}
 
@@ -25,9 +22,6 @@ class Findings:
     campaign: Campaign
     summary: pd.DataFrame
     floor: dict[str, Floor]
-    published: pd.DataFrame
-    verdicts: pd.DataFrame
-    claims: pd.DataFrame
     checks: pd.DataFrame
 
     def floor_of(self, panel: dict) -> dict[str, Floor]:
@@ -52,16 +46,7 @@ def find(folder: Path | str) -> Findings:
     """
     campaign = load_campaign(folder)
     summary = summarise(campaign)
-    published = published_points(campaign.plan, load_reference())
-    return Findings(
-        campaign,
-        summary,
-        noise_floor(campaign, summary),
-        published,
-        verdict_table(summary, published),
-        claims_table(campaign, summary),
-        judge(campaign, summary),
-    )
+    return Findings(campaign, summary, noise_floor(campaign, summary), judge(campaign, summary))
 
 
 def campaign_folder(name: Path | str) -> Path:

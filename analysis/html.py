@@ -13,10 +13,9 @@ from analysis.accounting import environment_table, launch_seconds, time_table, u
 from analysis.checks.evidence import PASS, SEVERITY, SKIP
 from analysis.figures.canvas import Picture
 from analysis.findings import Findings, describe
-from analysis.hardware import hardware_sentence
-from analysis.labels import system_name, tone
+from analysis.labels import place_text, system_name, tone
 from analysis.load import coverage, simulated_on
-from analysis.maps import place_text
+from analysis.study import Section
 from analysis.tables import Table
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -25,11 +24,15 @@ NUMBER = r"$|–$|~?-?\d[\d.,]*(×| %)?( \[[^\]]*\])?$"
 
 
 def write_html(
-    findings: Findings, tables: Mapping[str, Table], panels: Sequence[tuple[dict, list[Picture], Table]]
+    findings: Findings,
+    tables: Mapping[str, Table],
+    panels: Sequence[tuple[dict, list[Picture], Table]],
+    sections: Sequence[Section],
 ) -> Path:
     """Write report.html into the campaign's folder.
 
-    tables: the campaign's tables by name. panels: each panel of the plan with its figures and its table.
+    tables: the campaign's tables by name. panels: each panel of the plan with its figures and its table. sections: what
+    studies add.
     """
     campaign = findings.campaign
     context = {
@@ -40,11 +43,11 @@ def write_html(
         "glance": glance(findings, tables["validity"]),
         "panels": [(panel, [(p, inline_svg(p, index, i)) for i, p in enumerate(pictures)], table)
                    for index, (panel, pictures, table) in enumerate(panels)],
+        "sections": sections,
         "tables": tables,
         "time": time_table(campaign),
         "environment": environment_table(campaign),
         "checks": check_details(findings),
-        "hardware": hardware_sentence(findings.claims),
     }  # fmt: skip
     path = campaign.folder / "report.html"
     path.write_text(template().render(context), encoding="utf-8")

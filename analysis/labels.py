@@ -1,6 +1,7 @@
 """How systems and numbers look everywhere: one name, colour and marker for each system; formats of numbers."""
 
 import zlib
+from collections.abc import Mapping
 
 import numpy as np
 import pandas as pd
@@ -119,6 +120,14 @@ def x_text(x_name: str, x: object) -> str:
     if isinstance(x, int | float) and x_name in PERCENT:
         return f"{100 * x:g} %"
     return f"{x:g}" if isinstance(x, float) else str(x)
+
+
+def place_text(row: Mapping) -> str:
+    """A point's place: `experts 64`, or `experts 64, world size 8` where the panel has two axes."""
+    first = f"{short_axis_name(row['x_name'])} {x_text(row['x_name'], row['x'])}"
+    if not isinstance(row.get("y_name"), str):
+        return first
+    return f"{first}, {short_axis_name(row['y_name'])} {x_text(row['y_name'], row['y'])}"
 
 
 def tone(text: object) -> str:

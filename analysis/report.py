@@ -9,26 +9,20 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from analysis.accounting import launch_seconds, useful_share
-from analysis.attribution.words import sentences
 from analysis.figures.canvas import Picture
-from analysis.figures.panels import draw_panel
 from analysis.findings import Findings, describe, find, floor_sentence
 from analysis.frames import select
-from analysis.hardware import hardware_sentence
 from analysis.html import verdict_counts, write_html
-from analysis.judges import NOT_MEASURED, NOT_TESTABLE, NOTHING
 from analysis.labels import UNSURE, tone
 from analysis.limits import limits_table
 from analysis.load import coverage, device_of, simulated_on
-from analysis.panel_tables import panel_table
+from analysis.panels import owner, studies
 from analysis.summary import write_summary
 from analysis.tables import (
     Table,
     checks_table,
     coverage_table,
     problems_table,
-    verdicts_table,
-    words_table,
     write_tables,
 )
 from analysis.validity import write_validity
@@ -50,50 +44,42 @@ def render(folder: Path | str, console: Console) -> None:
     Raises ValueError when the plan cannot be read.
     """
     findings = find(folder)
-    campaign = findings.campaign
-    panels = [(p, draw_panel(findings, p), panel_table(findings, p)) for p in campaign.plan["panels"]]
-    tables = campaign_tables(findings)
+    campaign, known = findings.campaign, studies(findings)
+    owned = [(panel, owner(panel, known)) for panel in campaign.plan["panels"]]
+    panels = [(panel, list(study.figures(panel)), study.table(panel)) for panel, study in owned]
+    tables = {table.name: table for table in campaign_tables(findings)}
+    added = [table for study in known for table in study.tables()]
     write_summary(campaign, findings.summary)
     write_validity(campaign, findings.checks)
-    write_tables(campaign.folder, [*(table for *_, table in panels), *tables.values()])
-    write_html(findings, tables, panels)
-    print_report(findings, tables, [table for *_, table in panels], console)
+    write_tables(campaign.folder, [*(table for *_, table in panels), *added, *tables.values()])
+    write_html(findings, tables, panels, [section for study in known for section in study.sections()])
+    told = [one for study in known for one in study.told()]
+    print_report(findings, tables, [table for *_, table in panels], told, console)
     print_files(campaign.folder, [picture for _, pictures, _ in panels for picture in pictures], console)
 
 
-def campaign_tables(findings: Findings) -> dict[str, Table]:
-    """The tables that are not a panel's, by name."""
+def campaign_tables(findings: Findings) -> list[Table]:
+    """The tables that are neither a panel's nor a study's."""
     cells = coverage(findings.campaign)
-    tables = [
-        words_table(findings.claims),
-        verdicts_table(findings.verdicts),
+    return [
         checks_table(findings.checks),
         coverage_table(cells),
         problems_table(cells),
         *(limits_table(findings.campaign, panel) for panel in findings.campaign.plan["panels"]),
     ]
-    return {table.name: table for table in tables}
 
 
-def print_report(findings: Findings, tables: dict[str, Table], panels: list[Table], console: Console) -> None:
-    """Panels, claims, problems, one line of checks, the noise floor."""
+def print_report(
+    findings: Findings, tables: dict[str, Table], panels: list[Table], told: list[str | Table], console: Console
+) -> None:
+    """Panels, what studies tell, problems, one line of checks, the noise floor."""
     plan = findings.campaign.plan
     console.print(Text.assemble((plan["experiment"], "bold"), "  ", describe(findings.campaign), "\n"))
     for table in panels:
         if len(table.shown):
             console.print(in_terminal(table.title, fitted(table.shown, console.width)), "")
-    for sentence in sentences(findings.campaign):
-        console.print(Text(sentence), "")
-    claims = tables["claims"]
-    tested = claims.shown.loc[~claims.shown["verdict"].isin([NOT_MEASURED, NOT_TESTABLE])]
-    simulated = [name for name in claims.shown if name == "on it" or name.startswith("simulated")]
-    if simulated:
-        tested = claims.shown.loc[claims.shown.index.isin(tested.index) | (claims.shown["on it"] != NOTHING)]
-    if len(tested):
-        columns = tested.filter(["claim", "system", "ours", "verdict", *simulated])
-        console.print(in_terminal(claims.title, columns), "")
-    if sentence := hardware_sentence(findings.claims):
-        console.print(Text(sentence), "")
+    for one in told:
+        console.print(Text(one) if isinstance(one, str) else in_terminal(one.title, one.shown), "")
     problems = tables["problems"]
     if len(problems.shown):
         console.print(in_terminal(problems.title, problems.shown), "")
@@ -105,7 +91,8 @@ def print_report(findings: Findings, tables: dict[str, Table], panels: list[Tabl
     console.print(Text(checks_line(tables["validity"].shown)))
     if not simulated_on(findings.campaign):
         console.print(Text(floor_sentence(findings.floor)))
-    if any(text.endswith(UNSURE) for table in [*panels, claims] for text in table.shown.astype(str).to_numpy().ravel()):
+    shown = [*panels, *(one for one in told if isinstance(one, Table))]
+    if any(text.endswith(UNSURE) for table in shown for text in table.shown.astype(str).to_numpy().ravel()):
         console.print(Text(f"{MARK}: {UNSURE}."))
     if (share := useful_share(launch_seconds(findings.campaign))) is not None:
         console.print(Text(f"Useful measuring: {100 * share:.0f} % of the wall time of all launches."))

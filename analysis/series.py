@@ -1,11 +1,16 @@
 """The launches of one system at one point, and which series are compared with which."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+import pandas as pd
 
 from analysis.load import TRUSTED, Campaign, correctness, device_of, place_of, turn_of
-from analysis.reduce import expert_load, load_cube, reduce_cell
+from analysis.reduce import SECTION, expert_load, load_cube, reduce_cell
+from analysis.stats import median_of
+
+TIMES = ("ttft_ms", "layer_moe_ms")
 
 
 @dataclass(eq=False)
@@ -80,6 +85,29 @@ def collect_series(campaign: Campaign, reduced: dict[str, dict], cells: list[str
             raise ValueError(f"Cell {cell} is the second of {run['system']} in launch {run['launch']} of one point.")
         one.launches[run["launch"]] = reduced[cell]
     return list(found.values())
+
+
+def launch_medians(campaign: Campaign, panels: Sequence[dict]) -> pd.DataFrame:
+    """One row a panel, point, system, twin, metric and launch: the median of the slowest rank's times.
+
+    Metrics are TIMES and the sections. Systems whose outputs were not verified are left out.
+    """
+    cells = {cell for panel in panels for point in panel["points"] for cell in point["cells"]} & campaign.frames.keys()
+    sizes = {cell: campaign.runs[cell]["point"]["world_size"] for cell in cells}
+    reduced = {cell: reduce_cell(campaign.frames[cell], size) for cell, size in sizes.items()}
+    rows = [
+        {"panel": panel["name"], "x": point["x"], "y": point.get("y"), "system": one.system, "twin": one.twin}
+        | {"source": one.source, "metric": metric, "launch": launch, "value": median_of(values)}
+        for panel in panels
+        for point in panel["points"]
+        for one in collect_series(campaign, reduced, point["cells"])
+        if one.passed
+        for metric in dict.fromkeys(name for launch in one.launches.values() for name in launch)
+        if metric in TIMES or metric.startswith(SECTION)
+        for launch, values in one.arrays(metric).items()
+    ]
+    columns = ["panel", "x", "y", "system", "twin", "source", "metric", "launch", "value"]
+    return pd.DataFrame(rows, columns=columns).astype({"twin": bool})
 
 
 def twin_of(one: Series, series: list[Series]) -> Series | None:

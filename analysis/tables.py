@@ -10,13 +10,9 @@ from pathlib import Path
 import pandas as pd
 
 from analysis.frames import select
-from analysis.judges import DIRECTION, FAILED, REPRODUCED
-from analysis.labels import UNSURE, short_axis_name, system_name, times, with_interval, x_text
+from analysis.labels import place_text, system_name, x_text
 from analysis.load import TRUSTED
-from analysis.maps import place_text
 from analysis.validity import verdicts_by_check
-
-JUDGED = {REPRODUCED, DIRECTION, FAILED}
 
 
 @dataclass(frozen=True)
@@ -27,42 +23,6 @@ class Table:
     title: str
     raw: pd.DataFrame
     shown: pd.DataFrame
-
-
-def verdicts_table(verdicts: pd.DataFrame) -> Table:
-    """Published against ours, point by point."""
-    rows = [
-        {
-            "figure": row["figure"],
-            "paper's point": f"{short_axis_name(row['x_name'])} {x_text(row['x_name'], row['published_x'])}",
-            "here": x_text(row["x_name"], row["x"]),
-            "system": row["series"],
-            "published, layer": times(row["published"]),
-            "ours, layer": with_interval(row["layer"], row["layer_low"], row["layer_high"], times),
-            "verdict": not_for_claims(row["verdict"], row["claimable"]),
-            "recomputed, TTFT": times(row["recomputed_ttft"]),
-            "ours, TTFT": with_interval(row["ttft"], row["ttft_low"], row["ttft_high"], times),
-        }
-        for row in verdicts.to_dict("records")
-    ]
-    return Table("verdicts", "Published points against ours", verdicts, pd.DataFrame(rows))
-
-
-def words_table(claims: pd.DataFrame) -> Table:
-    """What the paper says in words, against ours; rows of `claims_table`."""
-    columns = ["claim", "figure", "series", "published", "recomputed", "ours", "verdict"]
-    devices = sorted(set(claims["device"]) - {""})
-    columns += ["simulated", "on simulated"] if devices else []
-    shown = claims.filter([*columns, "cause"]).astype(object).fillna("").astype(str)
-    shown["verdict"] = [not_for_claims(*row) for row in claims[["verdict", "claimable"]].to_numpy()]
-    names = {"simulated": f"simulated, {'/'.join(devices)}", "on simulated": "on it"}
-    shown = shown.rename(columns={"series": "system", "cause": "likely cause"} | names)
-    return Table("claims", "What the paper says, and what was found here", claims, shown)
-
-
-def not_for_claims(verdict: str, claimable: bool) -> str:
-    """A verdict on too few measurements, or on noise, says so."""
-    return f"{verdict}, {UNSURE}" if verdict in JUDGED and not claimable else verdict
 
 
 def checks_table(checks: pd.DataFrame) -> Table:

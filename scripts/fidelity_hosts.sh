@@ -23,5 +23,5 @@ for rate in 1gbit 100mbit; do
         # shellcheck disable=SC2086
         "$python" -m experiments.run $cells cluster=emulated cluster.at_once=null network="$network" out="$out-emulated"
     done
-    "$python" -m analysis.fidelity "$out" --emulated "$out-emulated" --document docs/fidelity.md --block "$rate"
+    "$python" -m analysis.studies.fidelity "$out" --emulated "$out-emulated"
 done

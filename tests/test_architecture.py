@@ -20,6 +20,7 @@ MAY_IMPORT = {
     "clusters": {"clusters"},
     "devices": {"devices", "clusters.network"},
     "analysis": {"analysis"},
+    "analysis/studies": {"analysis"},
     "experiments": PACKAGES,
     "scripts": PACKAGES,
 }
@@ -56,6 +57,8 @@ def layer_violations(path: Path, modules: set[str]) -> Iterator[str]:
         ours = module.split(".")[0] in PACKAGES
         if ours and not any(within(module, allowed) for allowed in MAY_IMPORT[folder]):
             yield f"{path} imports {module}, but {folder} may only import {sorted(MAY_IMPORT[folder])}"
+        if folder == "analysis" and within(module, "analysis.studies"):
+            yield f"{path} imports {module}, but only studies may import one another"
 
 
 def library_violations(path: Path, modules: set[str]) -> Iterator[str]:
@@ -118,6 +121,7 @@ def test_every_package_is_there_to_be_checked():
         ("clusters/launch.py", "import routers", "routers"),
         ("devices/device.py", "from clusters.emulated import EmulatedGroup", "clusters.emulated.EmulatedGroup"),
         ("analysis/figures.py", "from workloads import encoder", "workloads.encoder"),
+        ("analysis/report.py", "from analysis.studies.paper import claims", "analysis.studies.paper.claims"),
         ("experiments/plan.py", "from hydra.utils import instantiate", "hydra.utils.instantiate"),
         ("systems/dense.py", "from omegaconf import DictConfig", "omegaconf.DictConfig"),
         ("scripts/convert.py", "import pickle", "pickle"),

@@ -21,10 +21,10 @@ def same_inputs(evidence: Evidence) -> Iterator[Finding]:
         by_precision = pd.DataFrame({"cell": cells, "precision": [cell.run["precision"] for cell in cells]})
         for _, group in by_precision.groupby("precision"):
             first = group["cell"].iloc[0]
-            yield from (compare_inputs(cell, first) for cell in group["cell"])
+            yield from (compare_inputs(cell, first, evidence) for cell in group["cell"])
 
 
-def compare_inputs(cell: Cell, first: Cell) -> Finding:
+def compare_inputs(cell: Cell, first: Cell, evidence: Evidence) -> Finding:
     """Whether a cell had the inputs of another one of its point, and its own ranks had the same."""
     ours, theirs = cell.run.get("inputs") or {}, first.run.get("inputs") or {}
     names = ("tokens", "routing", *ALIKE_ON_RANKS)
@@ -33,18 +33,22 @@ def compare_inputs(cell: Cell, first: Cell) -> Finding:
     wrong = [f"The {name} is not recorded" for name in names if not ours.get(name)]
     wrong += [f"The {name} differs between ranks" for name in ALIKE_ON_RANKS if len(set(ours.get(name) or [])) > 1]
     differ = [name for name in names if ours.get(name) != theirs.get(name)]
-    if not wrong and differ == ["routing"] and (ties := rerouted(cell)):
+    if not wrong and differ == ["routing"] and (ties := rerouted(cell, evidence)):
         text = f"A learned router sent {ties} tokens elsewhere for some system, whose outputs differ by rounding."
         return Finding(cell.id, WARN, text)
     wrong += [f"The {name} is not that of cell {first.id}" for name in differ]
     return expect(cell.id, wrong, f"The {', '.join(names)} are those of every cell of the point.")
 
 
-def rerouted(cell: Cell) -> int:
+def rerouted(cell: Cell, evidence: Evidence) -> int:
     """Tokens that the systems of a launch routed differently; 0 where the router does not look at them."""
-    learned = "learned" in cell.run["config"]["router"]["_target_"].lower()
     agreement = (cell.run.get("correctness") or {}).get("agreement") or {}
-    return agreement.get("tokens_routed_otherwise", 0) if learned else 0
+    return agreement.get("tokens_routed_otherwise", 0) if learned(evidence.campaign.routing(cell.id)) else 0
+
+
+def learned(routing: pd.DataFrame) -> bool:
+    """Whether a router chose by the tokens themselves, so that no load was asked for."""
+    return bool(routing["intended"].isna().any())
 
 
 def correct_outputs(evidence: Evidence) -> Iterator[Finding]:
@@ -111,7 +115,7 @@ def load_p_value(routing: Any) -> float | None:
     Exact routers give 1; ranks that draw the same routes, or another skew than asked for, give almost 0; a learned
     router, of which nothing was asked, gives None.
     """
-    if routing["intended"].isna().any():
+    if learned(routing):
         return None
     loads: Any = routing.groupby(["layer", "expert"])[["tokens", "intended"]].sum()
     total, expected = loads.groupby("layer").sum().T.to_numpy()

@@ -1,4 +1,4 @@
-"""A panel of the paper three times: as published, simulated on its GPUs, and as run here; ratios above, times below."""
+"""A panel from several sources side by side, such as simulated and as run here; ratios above, times below."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,11 +14,9 @@ from analysis.figures.canvas import FONT, HIDDEN, SMALL, Picture, drawing, margi
 from analysis.figures.speedup import draw_floor, draw_series
 from analysis.frames import select
 from analysis.labels import axis_name, system_name, x_text
-from analysis.reference import Reference, layer_ms
 from analysis.stats import Floor
 
 SPEEDUP, TIME_MS = "speedup_layer_paper", "layer_moe_ms"
-AUTHORS = {"deepspeed": ("deepspeed", "deepspeed"), "moeshard_authors": ("moeshard", "megablocks")}
 
 
 @dataclass(frozen=True)
@@ -29,18 +27,6 @@ class Column:
     points: list[dict]
     rows: pd.DataFrame
     floors: Mapping[str, Floor] = field(default_factory=dict)
-
-
-def published_column(panel: dict, published: pd.DataFrame, reference: Reference) -> Column:
-    """The paper's points and the authors' layers: like ours, at the paper's x, without intervals."""
-    points = [{"x": point["published_x"]} for point in panel["points"] if point["published_x"] is not None]
-    ratios = published.loc[published["engine"] != "loop"].drop_duplicates("published_x")
-    found = [("moeshard_authors", SPEEDUP, row["published_x"], row["published"]) for row in ratios.to_dict("records")]
-    for system, (theirs, engine) in AUTHORS.items():
-        times = {x: layer_ms(reference.runs, theirs, engine, panel["x_name"], x) for x in (p["x"] for p in points)}
-        found += [(system, TIME_MS, x, value) for x, value in times.items()]
-    rows = pd.DataFrame(found, columns=["system", "metric", "x", "value"]).assign(engine="", precision="")
-    return Column("published, 4×A100", points, rows.assign(ci_low=rows["value"], ci_high=rows["value"]))
 
 
 @drawing

@@ -1,23 +1,29 @@
-"""How many tokens each expert gets (the paper's Figure 1): the first and the last MoE layer of one workload point.
+"""How many tokens each expert gets: the first and the last MoE layer of one workload point.
 
 Shape letters: I iterations, E experts.
 """
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
 from analysis.figures.canvas import FONT, SMALL, Picture, column_title, drawing, margins, new_figure, save, tidy
-from analysis.frames import select
 from analysis.labels import BLACK, BLUE, SKY
 from analysis.reduce import gini
-from analysis.reference import FOLDER
 
-TRACES = FOLDER / "routing_traces.csv.gz"
-REAL = {"color": BLACK, "linestyle": (0, (4, 2)), "linewidth": 1.2, "label": "paper's model, real text"}
+ELSEWHERE: dict[str, Any] = {"color": BLACK, "linestyle": (0, (4, 2)), "linewidth": 1.2}
+
+
+class Recorded(NamedTuple):
+    """Loads that were recorded elsewhere, by MoE layer, [I, E]: their name in the legend, and a sentence on them."""
+
+    name: str
+    sentence: str
+    loads: Mapping[int, np.ndarray]
 
 
 def expert_tokens(routing: pd.DataFrame, num_experts: int) -> dict[int, np.ndarray]:
@@ -26,15 +32,6 @@ def expert_tokens(routing: pd.DataFrame, num_experts: int) -> dict[int, np.ndarr
     counts = counts.reindex(columns=range(num_experts)).fillna(0)
     layers = counts.index.get_level_values("layer")
     return {int(layer): counts.loc[layers == layer].to_numpy() for layer in layers.unique()}
-
-
-def recorded_loads(num_experts: int, path: Path = TRACES) -> dict[int, np.ndarray]:
-    """Loads of the paper's learned router by MoE layer, [I, E]; empty without the file or this number of experts."""
-    if not path.exists():
-        return {}
-    rows = select(pd.read_csv(path), num_experts=num_experts)
-    lists = rows["tokens_per_expert"].str.split().map(lambda counts: np.array(counts, dtype=float))
-    return {int(layer): np.stack(lists[rows["layer"] == layer].to_list()) for layer in rows["layer"].unique()}
 
 
 def load_statistics(tokens_IE: np.ndarray) -> dict[str, np.ndarray]:
@@ -55,20 +52,23 @@ def plot_load(
     *,
     title: str,
     note: str = "",
-    recorded: Mapping[int, np.ndarray] | None = None,
+    recorded: Recorded | None = None,
 ) -> Picture:
     """Bars by expert above, distribution over experts below; the first MoE layer left, the last right.
 
-    tokens: [I, E] by MoE layer (`expert_tokens`). recorded: real loads of as many experts.
+    tokens: [I, E] by MoE layer (`expert_tokens`). recorded: of as many experts.
     """
-    recorded, layers = recorded or {}, sorted({min(tokens), max(tokens)})
+    layers = sorted({min(tokens), max(tokens)})
     figure = new_figure(5.1)
     margins(figure, left=0.62, right=0.15, top=0.65, bottom=1.05, hspace=0.42, wspace=0.16)
     axes = figure.subplots(2, len(layers), squeeze=False, sharey="row")
     for column, layer, place in zip(axes.T, layers, (min, max), strict=False):
         draw_bars(column[0], tokens[layer])
         column_title(column[0], f"{'First' if place is min else 'Last'} MoE layer (block {layer})")
-        draw_distribution(column[1], tokens[layer], recorded[place(recorded)] if recorded else None)
+        if recorded:
+            others_IE = recorded.loads[place(recorded.loads)]
+            column[1].ecdf(relative(others_IE), **ELSEWHERE, label=recorded.name)
+        draw_distribution(column[1], tokens[layer])
     axes[0, 0].set_ylabel("tokens", fontsize=FONT)
     axes[1, 0].set_ylabel("share of experts with\nat most x tokens", fontsize=FONT)
     axes[1, 0].legend(frameon=False, fontsize=SMALL, loc="lower right")
@@ -102,14 +102,12 @@ def spanned(values_I: np.ndarray, form: str = ".0f") -> str:
     return mean if low == high else f"{mean} [{low}, {high}]"
 
 
-def draw_distribution(axis: Axes, tokens_IE: np.ndarray, recorded_IE: np.ndarray | None) -> None:
+def draw_distribution(axis: Axes, tokens_IE: np.ndarray) -> None:
     """Share of experts with at most x times the mean load: every iteration thin, all together thick."""
     tidy(axis, grid="both")
     for tokens_E in tokens_IE:
         axis.ecdf(tokens_E / tokens_E.mean(), color=SKY, linewidth=0.5, alpha=0.5)
     axis.ecdf(relative(tokens_IE), color=BLUE, linewidth=1.6, label="this campaign")
-    if recorded_IE is not None:
-        axis.ecdf(relative(recorded_IE), **REAL)
     axis.axvline(1, color=BLACK, linewidth=0.8, linestyle=":")
     axis.set_xscale("symlog", linthresh=1, base=2)
     axis.xaxis.set_major_formatter(lambda value, _: f"{value:g}×")

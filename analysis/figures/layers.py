@@ -1,4 +1,4 @@
-"""Latency of every MoE layer of every system (section 4.2 of the paper), at one workload point."""
+"""Latency of every MoE layer of every system at one workload point."""
 
 from pathlib import Path
 from typing import Any

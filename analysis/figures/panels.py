@@ -1,30 +1,18 @@
-"""From a campaign's plan to its figures: which figure a kind of panel gets, and what is said below it."""
+"""The figures of panels that any campaign may have, and what is said below a figure."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-import pandas as pd
-
-from analysis.fidelity import EMULATED, compare, launch_medians, paired
-from analysis.figures.attribution import draw_attribution
-from analysis.figures.beside import Column, plot_beside, published_column
+from analysis.figures.beside import Column, plot_beside
 from analysis.figures.canvas import Picture
-from analysis.figures.expert_load import expert_tokens, plot_load, recorded_loads
-from analysis.figures.fidelity import plot_fidelity
+from analysis.figures.expert_load import Recorded, expert_tokens, plot_load
 from analysis.figures.layers import plot_layers
-from analysis.figures.league import plot_league
-from analysis.figures.maps import plot_map
-from analysis.figures.scaling import plot_scaling
 from analysis.figures.sections import plot_sections, section_times
-from analysis.figures.speedup import plot_speedup
+from analysis.figures.speedup import Marks, plot_speedup
 from analysis.findings import Findings, describe
 from analysis.frames import select
-from analysis.labels import SERIES, series_names, short_axis_name, system_name, x_text
+from analysis.labels import place_text, short_axis_name, system_name, x_text
 from analysis.load import TRUSTED, Campaign, coverage, simulated_on
-from analysis.maps import METRICS, border_sentence, borders, map_frames, place_text
-from analysis.practice import known_loads, loads_sentence
-from analysis.reference import load_reference
-from analysis.scaling import scaling_frame
 from analysis.stats import Floor
 from analysis.summary import FLOOR_OF
 from analysis.tables import slug
@@ -35,45 +23,27 @@ STATISTICS = (
     "All else: medians of the slowest rank."
 )
 SLOWEST = "Medians of the slowest rank, 95 % intervals (cut: no cap); ranks meet before each layer."
-LEAGUE = "Medians of the slowest rank, 95 % intervals, cut at half; ranks meet before each layer."
 INSIDE = "Medians; black: the whole layer, 95 % interval (cut: no cap). Collectives include waiting for other ranks."
-PAPER_LAYERS = "Published (4×A100, E = 128, batch 250, learned router): DeepSpeed 177–180 ms, MoEShard 41.5–43.5 ms."
 TOKENS = "Bars: mean over iterations, all ranks together; blue lines: range over iterations; dotted: the mean load."
-MAP = "Second system's time ÷ the fastest one's, 95 % interval over launches; medians of the slowest rank."
 EXACT = "Simulated: the slowest rank of a forward pass, which repeats exactly."
-RANKS = "Medians of the slowest rank; memory of the rank that holds most, weights included."
-RECORDED = "Dashed: loads of the paper's learned router (batch 250 × 120 tokens, one GPU), first and last MoE layer."
 
 
-def draw_panel(findings: Findings, panel: dict) -> list[Picture]:
-    """Write the figures of a panel into the campaign's folder; none where there is nothing to show yet."""
-    kind = panel.get("kind", "speedup")
-    if kind not in KINDS:
-        raise ValueError(f"panel {panel['name']} has kind ({kind}); allowed are {', '.join(KINDS)}")
-    return list(KINDS[kind](findings, panel))
-
-
-def draw_speedup(findings: Findings, panel: dict) -> Iterator[Picture]:
-    """One figure of a panel that has more than one measured point."""
+def draw_speedup(findings: Findings, panel: dict, marks: Sequence[Marks] = ()) -> Iterator[Picture]:
+    """One figure of a panel that has more than one measured point; marks: numbers from elsewhere beside ours."""
     rows = select(findings.summary, experiment=panel["name"])
     if len(rows["x"].unique()) < 2:
         return
     if panel["name"].endswith(SIMULATED_PANEL):
         yield draw_beside(findings, panel)
         return
-    sentences = [
-        describe(findings.campaign, panel),
-        told(findings, panel, f"{STATISTICS} {findings.doubt(panel)}"),
-        absent(findings.campaign, panel),
-    ]
     yield plot_speedup(
         rows,
         panel,
-        findings.published if panel["published"] else findings.published.iloc[:0],
+        marks,
         findings.campaign.folder / slug(panel["name"]),
         baseline=findings.campaign.plan.get("baseline"),
         floors=floors_of(findings, panel),
-        note=" ".join(filter(None, sentences)),
+        note=note(findings, panel, told(findings, panel, f"{STATISTICS} {findings.doubt(panel)}")),
     )
 
 
@@ -83,127 +53,68 @@ def floors_of(findings: Findings, panel: dict) -> dict[str, Floor]:
     return {speedup: floor[metric] for speedup, metric in FLOOR_OF.items() if metric in floor}
 
 
-def draw_beside(findings: Findings, panel: dict) -> Picture:
-    """A simulated panel between the paper's and the panel of the same name that ran here, if that has numbers."""
-    partner = panel["name"].removesuffix(SIMULATED_PANEL)
-    published = select(findings.published, experiment=panel["name"])
-    columns = [published_column(panel, published, load_reference())] if len(published) else []
-    sentences = []
+def draw_beside(findings: Findings, panel: dict, first: Sequence[Column] = ()) -> Picture:
+    """A simulated panel before the panel of the same name that ran here, if that has numbers, and after `first`."""
+    partner, columns, sentences = panel["name"].removesuffix(SIMULATED_PANEL), list(first), []
     for one in (panel, *(other for other in findings.campaign.plan["panels"] if other["name"] == partner)):
         rows = select(findings.summary, experiment=one["name"])
         if len(rows):
             device = simulated_on(findings.campaign, one)
             title = f"simulated, {device}" if device else f"{rows['source'].iloc[0]} here"
             columns.append(Column(title, one["points"], rows, floors_of(findings, one)))
-            sentences += [describe(findings.campaign, one), findings.doubt(one), absent(findings.campaign, one)]
+            sentences.append(note(findings, one, findings.doubt(one)))
     baseline = findings.campaign.plan.get("baseline") or "baseline"
     title = f"{panel['title']}: {' | '.join(column.title for column in columns)}"
     path = findings.campaign.folder / slug(panel["name"])
-    note = " ".join(filter(None, sentences))
-    return plot_beside(columns, panel["x_name"], path, title=title, note=note, baseline=baseline)
+    return plot_beside(columns, panel["x_name"], path, title=title, note=joined(*sentences), baseline=baseline)
 
 
-def draw_load(findings: Findings, panel: dict) -> Iterator[Picture]:
-    """A figure a point; all systems of a point see the same routing, so any measured cell will do."""
+def draw_load(
+    findings: Findings, panel: dict, recorded: Callable[[int], Recorded | None] = lambda num_experts: None
+) -> Iterator[Picture]:
+    """A figure a point; all systems of a point see the same routing, so any measured cell will do.
+
+    recorded: gives loads of as many experts that were recorded elsewhere.
+    """
     for point, at, path in places(findings.campaign, panel):
         cell = next((cell for cell in point["cells"] if cell in findings.campaign.frames), None)
         if cell is None:
             continue
         num_experts = findings.campaign.runs[cell]["point"]["num_experts"]
-        tokens, recorded = expert_tokens(findings.campaign.routing(cell), num_experts), recorded_loads(num_experts)
-        sentences = [describe(findings.campaign, panel), TOKENS, RECORDED if recorded else ""]
-        title = f"{panel['title']}: tokens per expert{at}"
-        yield plot_load(tokens, path, title=title, note=" ".join(filter(None, sentences)), recorded=recorded)
+        tokens, others = expert_tokens(findings.campaign.routing(cell), num_experts), recorded(num_experts)
+        said = joined(describe(findings.campaign, panel), TOKENS, others.sentence if others else "")
+        yield plot_load(tokens, path, title=f"{panel['title']}: tokens per expert{at}", note=said, recorded=others)
 
 
-def draw_league(findings: Findings, panel: dict) -> Iterator[Picture]:
-    """A picture a point: the league table; none where nothing was measured."""
-    for point, at, path in places(findings.campaign, panel):
-        here = select(findings.summary, experiment=panel["name"], x=point["x"])
-        if here.empty:
-            continue
-        sentences = [describe(findings.campaign, panel), told(findings, panel, LEAGUE)]
-        sentences += [ties(here, findings, panel), absent(findings.campaign, panel)]
-        yield plot_league(here, path, title=f"{panel['title']}{at}", note=" ".join(filter(None, sentences)))
-
-
-def draw_layers(findings: Findings, panel: dict) -> Iterator[Picture]:
-    """A picture a point: the latency of each MoE layer; none where no layer was measured."""
+def draw_layers(findings: Findings, panel: dict, beside: str = "") -> Iterator[Picture]:
+    """A picture a point: the latency of each MoE layer; none where no layer was measured. beside: one more sentence."""
     for point, at, path in places(findings.campaign, panel):
         here = select(findings.summary, experiment=panel["name"], x=point["x"], metric="layer_moe_by_layer_ms")
         if here.empty:
             continue
-        sentences = [describe(findings.campaign, panel), told(findings, panel, SLOWEST), PAPER_LAYERS]
-        sentences.append(absent(findings.campaign, panel))
+        said = note(findings, panel, told(findings, panel, SLOWEST), beside)
         title, baseline = f"{panel['title']}: latency of each MoE layer{at}", findings.campaign.plan.get("baseline")
-        yield plot_layers(here, path, title=title, note=" ".join(filter(None, sentences)), baseline=baseline)
+        yield plot_layers(here, path, title=title, note=said, baseline=baseline)
 
 
 def draw_sections(findings: Findings, panel: dict) -> Iterator[Picture]:
     """A picture a point: the time of each section and rank; none where no section was measured."""
     for point, at, path in places(findings.campaign, panel):
         section_ms = section_times(findings.campaign, point["cells"])
-        if section_ms.empty:
-            continue
-        sentences = [describe(findings.campaign, panel), told(findings, panel, INSIDE)]
-        sentences.append(absent(findings.campaign, panel))
-        title = f"{panel['title']}: time in each section of an MoE layer{at}"
-        yield plot_sections(section_ms, path, title=title, note=" ".join(filter(None, sentences)))
+        if len(section_ms):
+            title = f"{panel['title']}: time in each section of an MoE layer{at}"
+            said = note(findings, panel, told(findings, panel, INSIDE))
+            yield plot_sections(section_ms, path, title=title, note=said)
 
 
-def draw_map(findings: Findings, panel: dict) -> Iterator[Picture]:
-    """One figure for each metric: MoE layers, and the full forward pass."""
-    loads, axes = known_loads(findings.campaign, panel), {"x_name": panel["x_name"], "y_name": panel["y_name"]}
-    for metric, frame in map_frames(findings.campaign, panel).items():
-        if frame.empty:
-            continue
-        floor = findings.floor_of(panel).get(metric)
-        sentences = [
-            border_sentence(borders(frame, floor=floor), **axes),
-            loads_sentence(loads),
-            told(findings, panel, f"{MAP} {findings.doubt(panel)}"),
-            describe(findings.campaign, panel),
-            absent(findings.campaign, panel),
-        ]
-        name = panel["name"] + ("" if metric == "layer_moe_ms" else "_ttft")
-        look = {"title": f"{panel['title']}: the fastest system, {METRICS[metric]}", "points": loads, "floor": floor}
-        note = " ".join(filter(None, sentences))
-        yield plot_map(frame, findings.campaign.folder / slug(name), note=note, **look, **axes)
+def note(findings: Findings, panel: dict, *said: str) -> str:
+    """What stands below a figure: where its numbers are from, what is said of them, and what is missing."""
+    return joined(describe(findings.campaign, panel), *said, absent(findings.campaign, panel))
 
 
-def draw_scaling(findings: Findings, panel: dict) -> Iterator[Picture]:
-    """A figure a y: layer time and memory against the number of ranks."""
-    frame = scaling_frame(findings.campaign, panel)
-    for y in frame["y"].unique():
-        here, at, end = frame.loc[frame["y"] == y], "", ""
-        if panel.get("y_name"):
-            at, end = f", {short_axis_name(panel['y_name'])} {x_text(panel['y_name'], y)}", f"_{y}"
-        sentences = [RANKS, describe(findings.campaign, panel), absent(findings.campaign, panel)]
-        path, note = findings.campaign.folder / slug(f"{panel['name']}{end}"), " ".join(filter(None, sentences))
-        yield plot_scaling(here, path, title=f"{panel['title']}{at}", note=note)
-
-
-def draw_fidelity(findings: Findings, panel: dict) -> Iterator[Picture]:
-    """A panel of real times beside its emulated partner, if the campaign has it."""
-    campaign, pair = findings.campaign, (panel["name"], panel["name"] + EMULATED)
-    times = launch_medians(campaign)
-    if set(pair) <= set(times["panel"]):
-        errors = compare(*paired(times.loc[times["panel"].isin(pair)]))
-        yield plot_fidelity(errors, campaign.folder / slug(panel["name"]), describe(campaign))
-
-
-KINDS: dict[str, Callable[[Findings, dict], Iterator[Picture]]] = {
-    "speedup": draw_speedup,
-    "load": draw_load,
-    "league": draw_league,
-    "layers": draw_layers,
-    "sections": draw_sections,
-    "map": draw_map,
-    "scaling": draw_scaling,
-    "attribution": draw_attribution,
-    "fidelity": draw_fidelity,
-    "counterfactual": lambda findings, panel: iter(()),  # measured for another panel
-}
+def joined(*sentences: str) -> str:
+    """Those that there are, one after the other."""
+    return " ".join(filter(None, sentences))
 
 
 def places(campaign: Campaign, panel: dict) -> Iterator[tuple[dict, str, Path]]:
@@ -217,18 +128,6 @@ def places(campaign: Campaign, panel: dict) -> Iterator[tuple[dict, str, Path]]:
 def told(findings: Findings, panel: dict, statistics: str) -> str:
     """What the numbers of a figure are: `statistics` of measurements, or what stands for them where simulated."""
     return f"{EXACT} {findings.doubt(panel)}" if simulated_on(findings.campaign, panel) else statistics
-
-
-def ties(here: pd.DataFrame, findings: Findings, panel: dict) -> str:
-    """Of one simulated point, which systems the model's error does not tell from the fastest."""
-    band = findings.floor_of(panel).get("ttft_ms")
-    if not simulated_on(findings.campaign, panel) or band is None:
-        return ""
-    passes = select(here, metric="ttft_ms").sort_values("value")
-    names, fastest = series_names(here), passes["value"].min()
-    near = passes.loc[passes["value"] <= fastest * (1 + band.value), SERIES].itertuples(index=False, name=None)
-    tied = [names[key] for key in near]
-    return f"{'Tied for the fastest' if len(tied) > 1 else 'Fastest'} forward pass: {', '.join(tied)}."
 
 
 def absent(campaign: Campaign, panel: dict) -> str:

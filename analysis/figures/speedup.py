@@ -1,6 +1,7 @@
 """A panel of speed-ups: the ratio above, absolute time below; one MoE layer left, the full forward pass right."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,6 @@ from analysis.figures.canvas import (
 from analysis.frames import select
 from analysis.labels import GREY, axis_name, number, series_names, system_name, system_styles, within_floor, x_text
 from analysis.reduce import single
-from analysis.reference import same_series
 from analysis.stats import Floor
 
 DODGE = 0.08  # of the distance between two points
@@ -49,18 +49,29 @@ UNCLAIMED: dict[str, Any] = {
     "markeredgecolor": GREY,
     "zorder": 3,
 }
-# Title of the column, its speed-up, its time, the published column that stands beside it, and what that is.
+# Title of the column, its speed-up, its time.
 COLUMNS = [
-    ("One MoE layer", "speedup_layer_paper", "layer_moe_ms", "published", "published, 4×A100"),
-    ("Full forward pass (TTFT)", "speedup_ttft", "ttft_ms", "recomputed_ttft", "authors' raw data, 4×A100"),
+    ("One MoE layer", "speedup_layer_paper", "layer_moe_ms"),
+    ("Full forward pass (TTFT)", "speedup_ttft", "ttft_ms"),
 ]
+
+
+@dataclass(frozen=True)
+class Marks:
+    """Speed-ups from elsewhere, by x: hollow markers around those of the system that they are held against."""
+
+    metric: str
+    system: str
+    name: str
+    values: Mapping[Any, float]
+    dashed: bool = False
 
 
 @drawing
 def plot_speedup(
     summary: pd.DataFrame,
     panel: dict,
-    published: pd.DataFrame,
+    marks: Sequence[Marks],
     path: Path,
     *,
     baseline: str | None = None,
@@ -69,28 +80,28 @@ def plot_speedup(
 ) -> Picture:
     """Draw one panel to `path`.png and `path`.svg.
 
-    summary: rows of `summarise`. published: rows of `published_points`, may be empty. floors: the A/A noise floor
-    (or the model's error) by speed-up, a band around 1x inside which points are grey. note: sentences under the axes.
-    Without speed-ups in the panel only the row of absolute times is drawn. Raises ValueError when sources are mixed.
+    summary: rows of `summarise`. floors: the A/A noise floor (or the model's error) by speed-up, a band around 1x
+    inside which points are grey. note: sentences under the axes. Without speed-ups in the panel only the row of
+    absolute times is drawn. Raises ValueError when sources are mixed.
     """
-    summary, published = select(summary, experiment=panel["name"]), select(published, experiment=panel["name"])
+    summary = select(summary, experiment=panel["name"])
     for origin in ("source", "device"):
         single(summary, origin)
     floors = floors or {}
     points = sorted(panel["points"], key=lambda point: point["x"]) if ordered(panel) else panel["points"]
     compared = {speedup for _, speedup, *_ in COLUMNS} & set(summary["metric"])
     figure, axes = empty_figure([1.25, 1.0] if compared else [1.0], longest_name(summary))
-    for axis_column, (title, speedup, time_ms, value, source) in zip(axes.T, COLUMNS, strict=True):
+    for axis_column, (title, speedup, time_ms) in zip(axes.T, COLUMNS, strict=True):
         if compared:
             draw_floor(axis_column[0], floors.get(speedup))
             draw_series(axis_column[0], select(summary, metric=speedup), points, summary, floors.get(speedup))
-            draw_published(axis_column[0], published, points, summary, value, source)
+            draw_marks(axis_column[0], [one for one in marks if one.metric == speedup], points, summary)
         draw_series(axis_column[-1], select(summary, metric=time_ms), points, summary)
         print_times(axis_column[-1], select(summary, metric=time_ms), baseline, points)
         finish_times(axis_column[-1], select(summary, metric=time_ms), panel["x_name"], points)
-        column_title(axis_column[0], title, pad=6 if published.empty else 18)
+        column_title(axis_column[0], title, pad=18 if marks else 6)
     if compared:
-        finish_speedup(axes[0, 0], summary.loc[summary["metric"].isin(list(compared))], published)
+        finish_speedup(axes[0, 0], summary.loc[summary["metric"].isin(list(compared))], marks)
         axes[0, 0].set_ylabel(f"speed-up over {system_name(baseline or 'baseline')}, log scale", fontsize=FONT)
     axes[-1, 0].set_ylabel("ms, log scale", fontsize=FONT)
     figure.align_ylabels()
@@ -168,39 +179,29 @@ def draw_floor(axis: Axes, floor: Floor | None) -> None:
         axis.axhspan(1 / (1 + floor.value), 1 + floor.value, color="#d9d9d9", linewidth=0, zorder=0.4)
 
 
-def draw_published(
-    axis: Axes, published: pd.DataFrame, points: list[dict], everything: pd.DataFrame, value: str, source: str
-) -> None:
-    """Published points as hollow markers around ours, for the series that the campaign has."""
+def draw_marks(axis: Axes, marks: Sequence[Marks], points: list[dict], everything: pd.DataFrame) -> None:
+    """Numbers from elsewhere as hollow markers around ours."""
     position = {point["x"]: index for index, point in enumerate(points)}
-    styles = system_styles(list(everything["system"].unique()))
-    hollow = []
-    series = published[["system", "engine"]].drop_duplicates().itertuples(index=False, name=None)
-    for system, engine in series:
-        rows = select(published, system=system, engine=engine)
-        beside = same_series(everything, system, engine)["system"].unique()
-        if not len(beside):
-            continue
-        colour, marker = styles[beside[0]]
-        name = source if engine != "loop" else "the same, loop" if hollow else f"{source}, loop"
-        line, size = ((0, (4, 3)), 7) if engine == "loop" else ((0, (1, 2)), 9)
-        look = {"color": colour, "marker": marker, "markerfacecolor": "none", "linestyle": line, "label": name}
-        hollow += axis.plot(
-            [position[x] for x in rows["x"]], rows[value], linewidth=1, markersize=size, zorder=1, **look
-        )
+    styles, hollow = system_styles(list(everything["system"].unique())), []
+    for one in marks:
+        colour, marker = styles[one.system]
+        line, size = ((0, (4, 3)), 7) if one.dashed else ((0, (1, 2)), 9)
+        look = {"color": colour, "marker": marker, "markerfacecolor": "none", "linestyle": line, "label": one.name}
+        places = [position[x] for x in one.values]
+        hollow += axis.plot(places, list(one.values.values()), linewidth=1, markersize=size, zorder=1, **look)
     place = {"loc": "lower left", "bbox_to_anchor": (-0.03, 0.985), "borderaxespad": 0.0, "columnspacing": 1.0}
     if hollow:
         axis.legend(handles=hollow, ncols=2, frameon=False, fontsize=SMALL, handletextpad=0.4, **place)
 
 
-def finish_speedup(axis: Axes, rows: pd.DataFrame, published: pd.DataFrame) -> None:
+def finish_speedup(axis: Axes, rows: pd.DataFrame, marks: Sequence[Marks]) -> None:
     """A log2 axis with ticks such as 0.25×; both columns share it, so it is set after both are drawn."""
     axis.set_yscale("log", base=2)
     axis.yaxis.set_major_formatter(FuncFormatter(lambda ratio, _: f"{ratio:g}×"))
     axis.yaxis.set_minor_locator(NullLocator())
     low, high = shown_range(rows)
-    theirs = published[[value for *_, value, _ in COLUMNS]].to_numpy(dtype=float)
-    axis.set_ylim(min(0.5, low, *theirs.ravel()) / 1.15, 1.15 * max(2, high, *theirs.ravel()))
+    theirs = [value for one in marks for value in one.values.values()]
+    axis.set_ylim(min(0.5, low, *theirs) / 1.15, 1.15 * max(2, high, *theirs))
 
 
 def finish_times(axis: Axes, rows: pd.DataFrame, x_name: str, points: list[dict]) -> None:

@@ -124,7 +124,10 @@ def document(cell: str, spec: dict) -> dict:
     git = {"git_commit": "1234567", "git_dirty": False, "lock_sha256": "ab" * 32, "variables": {}}
     host = {"python": "3.11.9", "packages": {"torch": "2.13.0"}, "platform": "Linux", "cpu": "a CPU", "cores": 2}
     config = {"cluster": {"kind": "emulated", "device": "cpu"}, "network": {"name": "nvlink3"}, "tier": tier}
-    config |= {"router": {"_target_": "routers.synthetic.SyntheticRouter"}, "scale": {"name": "laptop"}}
+    config |= {
+        "router": {"_target_": "routers.synthetic.SyntheticRouter", "name": "synthetic"},
+        "scale": {"name": "laptop"},
+    }
     seconds = {"build": 2.0, "verify": 1.0, "warmup": 1.0, "measure": 5.0, "instrumented": 2.0}
     run = {"schema": SCHEMA, "cell": cell, "campaign": "c1", "state": "ok", "reason": None, "traceback": None}
     run |= {"engine": "grouped", "precision": "ieee", "source": "emulated", "launch": 0, "twin": False}

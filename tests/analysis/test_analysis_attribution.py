@@ -12,13 +12,22 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from analysis.attribution.account import PARTS, RESIDUAL, TOTAL, exposures, intervals, parts, split, useful_share
-from analysis.attribution.ladder import LADDER, Rung, absent_rungs, attribute, merged
-from analysis.attribution.words import UNSEPARATED, attribution_table, in_words, sentences
-from analysis.figures.attribution import draw_attribution
 from analysis.findings import find
 from analysis.frames import select
 from analysis.load import load_campaign
+from analysis.studies.attribution.account import (
+    PARTS,
+    RESIDUAL,
+    TOTAL,
+    exposures,
+    intervals,
+    parts,
+    split,
+    useful_share,
+)
+from analysis.studies.attribution.ladder import LADDER, Rung, absent_rungs, attribute, merged
+from analysis.studies.attribution.study import Attribution
+from analysis.studies.attribution.words import UNSEPARATED, attribution_table, in_words
 from tests.analysis.synthetic import LAYERS, RANK_G, WORLD_SIZE, checksum, point, write_cell, write_plan
 
 LAYER_ILG = np.array([[[7.0, 8.0]]])
@@ -253,7 +262,7 @@ def test_sentences_say_what_the_table_says(ladder, rows):
     assert (
         pair.startswith("Against plain expert parallelism (EP) MoEShard saves 15.3 [") and "communication +3.3" in pair
     )
-    assert sentences(ladder) == [whole, pair]
+    assert Attribution(find(ladder.folder)).told() == [whole, pair]
 
 
 def test_table_shows_every_step_of_one_point_and_the_sum_of_the_others(ladder, rows):
@@ -269,7 +278,7 @@ def test_table_shows_every_step_of_one_point_and_the_sum_of_the_others(ladder, r
 
 def test_panel_is_drawn_and_its_counterfactual_is_not(ladder):
     findings = find(ladder.folder)
-    waterfall, shares = draw_attribution(findings, ladder.plan["panels"][0])
+    waterfall, shares = Attribution(findings).figures(ladder.plan["panels"][0])
     svg = waterfall.svg.read_text()
     assert "MoEShard" in svg and "even load" in svg and "not for claims" in svg
     assert "unexplained" in shares.svg.read_text()

@@ -1,7 +1,8 @@
 import pytest
 
-from analysis.claims import COLUMNS, claims_table, load_causes, load_claims, paper_points
-from analysis.judges import (
+from analysis.load import load_campaign
+from analysis.studies.paper.claims import COLUMNS, claims_table, load_causes, load_claims
+from analysis.studies.paper.judges import (
     DIRECTION,
     FAILED,
     JUDGES,
@@ -13,14 +14,14 @@ from analysis.judges import (
     declines,
     shown,
 )
-from analysis.load import load_campaign
-from analysis.reference import load_reference
+from analysis.studies.paper.points import paper_points
+from analysis.studies.paper.reference import load_reference
 from analysis.summary import summarise
 
 CLAIMS = {claim["id"]: claim for claim in load_claims()}
 FIELDS = {"id", "text", "where", "figure", "kind", "judge", "metrics", "series", "published", "transfer"}
 VERDICTS = {REPRODUCED, DIRECTION, FAILED, NOT_MEASURED, NOT_TESTABLE}
-LEARNED = {"router": {"_target_": "routers.learned.LearnedRouter"}}
+LEARNED = {"router": {"name": "learned"}}
 
 
 def table_of(folder):
@@ -199,15 +200,15 @@ def test_layers_and_loads_of_a_learned_router(tmp_path, store):
     assert table["ours"]["layers-ratio"].startswith("4.00×")
     # Expert 0 gets 2 of 129 shares of 30,000 tokens: 465.
     assert 430 < float(table["ours"]["fig1-busiest"]) < 500 and table["verdict"]["fig1-busiest"] == DIRECTION
-    assert table["verdict"]["fig1-empty"] == FAILED and table["series"]["fig1-empty"] == "router LearnedRouter"
+    assert table["verdict"]["fig1-empty"] == FAILED and table["series"]["fig1-empty"] == "router learned"
     assert table["verdict"]["fig3a-peak"].tolist() == [NOT_MEASURED] * 2
 
 
 def test_layers_of_a_synthetic_router_say_why_they_cannot_be_judged(tmp_path, store):
-    table = layers_campaign(tmp_path, store, {"router": {"_target_": "routers.synthetic.SyntheticRouter"}})
+    table = layers_campaign(tmp_path, store, {"router": {"name": "synthetic"}})
     row = table.droplevel("metric").loc["fig1-empty"]
     assert row["verdict"] == NOT_TESTABLE
-    assert row["ours"] == "needs a learned or trace router, here SyntheticRouter"
+    assert row["ours"] == "needs a learned or trace router, here synthetic"
 
 
 def test_a_campaign_that_shows_nothing_of_the_paper_has_no_claims(tmp_path, store):

@@ -1,4 +1,4 @@
-"""Errors of emulation: pairing, statistics, order of systems, the document's block."""
+"""Errors of emulation: pairing, statistics, order of systems."""
 
 import dataclasses
 
@@ -6,9 +6,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis import fidelity
-from analysis.figures.fidelity import plot_fidelity
 from analysis.load import Campaign, load_campaign
+from analysis.studies.fidelity import compare as fidelity
+from analysis.studies.fidelity import words
+from analysis.studies.fidelity.figure import plot_fidelity
 
 
 def times(source: str, **systems: list[float]) -> pd.DataFrame:
@@ -58,14 +59,14 @@ def test_panels_are_paired_by_name():
 def test_order_is_compared_where_the_real_difference_is_beyond_the_floor(moeshard, agree):
     order = fidelity.orderings(REAL, times("emulated", ep=[10.0] * 3, moeshard=moeshard))
     assert order["beyond_floor"].all() and (order["agree"] == agree).all() and len(order) == 2
-    said = fidelity.order_sentence(order)
+    said = words.order_sentence(order)
     assert ("agree in 2 of the 2" in said) == agree and ("Not: EP / MoEShard at 8" in said) == (not agree)
 
 
 def test_a_difference_inside_the_floor_is_not_held_against_the_emulator():
     real = times("measured", ep=[19.9, 20.1, 20.0], moeshard=[20.0] * 3, moeshard_twin=[22.0] * 3)
     order = fidelity.orderings(real, times("emulated", ep=[30.0] * 3, moeshard=[20.0] * 3))
-    assert not order["beyond_floor"].any() and "no two are known to differ" in fidelity.order_sentence(order)
+    assert not order["beyond_floor"].any() and "no two are known to differ" in words.order_sentence(order)
 
 
 def test_the_table_has_medians_and_worst_cells_and_ignores_small_sections():
@@ -75,21 +76,11 @@ def test_the_table_has_medians_and_worst_cells_and_ignores_small_sections():
         return pd.concat([frame, *scaled, layer.assign(metric="section_ms/route", value=layer["value"] * route)])
 
     real, emulated = with_sections(REAL, 0.5, 0.01), with_sections(REAL.assign(source="emulated"), 0.6, 0.05)
-    table = fidelity.by_system(fidelity.compare(real, emulated)).set_index("system")
+    table = words.by_system(fidelity.compare(real, emulated)).set_index("system")
     assert table.loc["all", "sections median"] == pytest.approx(20) == table.loc["ep", "sections worst"]
     assert table.loc["all", "cells"] == 2 and table.loc["ep", "ttft_ms worst"] == pytest.approx(0, abs=1e-9)
-    text = fidelity.markdown(fidelity.compare(real, emulated), fidelity.orderings(real, emulated), {})
+    text = words.markdown(fidelity.compare(real, emulated), fidelity.orderings(real, emulated), {})
     assert "| EP | 1 | 0.0 %, 0.0 % | 0.0 %, 0.0 % | 20.0 %, 20.0 % |" in text
-
-
-def test_a_block_is_replaced_between_its_markers():
-    text = (
-        "a\n<!-- fidelity:table -->\nold\n<!-- fidelity:end -->\nb\n<!-- fidelity:hosts -->\nx\n<!-- fidelity:end -->\n"
-    )
-    assert fidelity.replace_block(text, "table", "new \\1") == text.replace("old", "new \\1")
-    assert fidelity.replace_block(text, "hosts", "y") == text.replace("\nx\n", "\ny\n")
-    with pytest.raises(ValueError, match="there is no block <!-- fidelity:other -->"):
-        fidelity.replace_block(text, "other", "y")
 
 
 def test_the_figure_is_written(tmp_path):

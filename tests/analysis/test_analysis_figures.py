@@ -8,15 +8,17 @@ from hypothesis import strategies as st
 from matplotlib.image import imread
 
 from analysis.figures.canvas import new_figure, save, shown_range, spread
-from analysis.figures.expert_load import expert_tokens, load_statistics, load_text, plot_load, recorded_loads
-from analysis.figures.panels import draw_panel, slug
+from analysis.figures.expert_load import Recorded, expert_tokens, load_statistics, load_text, plot_load
 from analysis.figures.sections import present, section_times
 from analysis.figures.speedup import plot_speedup, tick_label
 from analysis.figures.timeline import plot_timeline, timeline
 from analysis.findings import find, floor_sentence
 from analysis.frames import select
 from analysis.labels import KNOWN, number, system_styles, times, tone, with_interval, within_floor, x_text
+from analysis.panels import draw_panel
 from analysis.stats import Floor
+from analysis.studies.paper.figures import learned_loads
+from analysis.tables import slug
 from tests.analysis.synthetic import write_fig3
 
 
@@ -56,7 +58,7 @@ def test_drawing_again_gives_the_same_bytes(findings):
 
 
 def test_unknown_kind_of_panel_is_named(findings):
-    with pytest.raises(ValueError, match=r"panel fig9 has kind \(pie\); allowed are speedup, load"):
+    with pytest.raises(ValueError, match=r"panel fig9 has kind \(pie\); allowed are attribution, counterfactual"):
         draw_panel(findings, {"name": "fig9", "kind": "pie"})
 
 
@@ -65,7 +67,7 @@ def test_points_inside_the_floor_are_grey(findings, tmp_path):
     panel = findings.campaign.plan["panels"][0]
     pictures = {}
     for name, floors in (("none", {}), ("some", {"speedup_ttft": Floor(0.05, 2)})):
-        arguments = findings.summary, panel, findings.published, tmp_path / name
+        arguments = findings.summary, panel, [], tmp_path / name
         pictures[name] = plot_speedup(*arguments, baseline="deepspeed", floors=floors).svg.read_text()
     assert "#b0b0b0" in pictures["some"] and "#b0b0b0" not in pictures["none"]
     assert "#d9d9d9" in pictures["some"] and "#d9d9d9" not in pictures["none"]
@@ -110,17 +112,17 @@ def test_load_statistics_stay_in_their_ranges(tokens):
     assert (of["busiest_to_mean"] >= 1 - 1e-12).all() and (of["busiest_to_mean"] <= 3 + 1e-12).all()
 
 
-def test_recorded_loads_of_the_paper(tmp_path):
-    path = tmp_path / "traces.csv"
-    path.write_text("num_experts,layer,iteration,tokens_per_expert\n2,1,0,3 5\n2,1,1,4 4\n2,3,0,8 0\n4,1,0,1 1 1 1\n")
-    loads = recorded_loads(2, path)
-    assert loads[1].tolist() == [[3, 5], [4, 4]] and loads[3].tolist() == [[8, 0]]
-    assert recorded_loads(16, path) == {} and recorded_loads(2, tmp_path / "absent.csv") == {}
+def test_loads_of_the_papers_router_are_those_that_were_recorded():
+    found = learned_loads(128)
+    assert found is not None and {loads_IE.shape[1] for loads_IE in found.loads.values()} == {128}
+    assert learned_loads(7) is None
 
 
 def test_load_of_one_layer_and_of_many_experts_can_be_drawn(tmp_path):
     tokens = {1: np.ones((2, 256))}
-    assert plot_load(tokens, tmp_path / "one", title="t", recorded={1: np.ones((1, 256))}).png.exists()
+    assert plot_load(
+        tokens, tmp_path / "one", title="t", recorded=Recorded("real", "", {1: np.ones((1, 256))})
+    ).png.exists()
 
 
 def test_section_times_are_medians_by_rank(findings):

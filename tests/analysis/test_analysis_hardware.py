@@ -5,16 +5,16 @@ import json
 import pytest
 from rich.console import Console
 
-from analysis.claims import claims_table
-from analysis.figures.panels import draw_panel
 from analysis.findings import find
-from analysis.hardware import hardware_sentence, nearness
-from analysis.judges import HOLDS, HOLDS_NOT, NOT_VALIDATED, NOTHING, WITHIN_ERROR, Ratio, apply_within
 from analysis.load import load_campaign
-from analysis.reference import layer_ms, load_reference
+from analysis.panels import draw_panel
 from analysis.report import render
+from analysis.studies.paper.claims import claims_table
+from analysis.studies.paper.hardware import hardware_sentence, nearness
+from analysis.studies.paper.judges import HOLDS, HOLDS_NOT, NOT_VALIDATED, NOTHING, WITHIN_ERROR, Ratio, apply_within
+from analysis.studies.paper.reference import layer_ms, load_reference
+from analysis.studies.paper.verdict import claims_rich
 from analysis.summary import summarise
-from analysis.verdict import claims_rich
 from tests.analysis.synthetic import SIMULATED, write_fig3
 
 

@@ -10,33 +10,25 @@ from hypothesis import strategies as st
 from matplotlib.image import imread
 from rich.console import Console
 
-from analysis.figures.maps import plot_map, position
-from analysis.figures.panels import draw_panel
 from analysis.findings import find
+from analysis.labels import place_text
 from analysis.load import coverage, load_campaign
-from analysis.maps import (
-    ALONE,
-    ALWAYS,
-    CROSSES,
-    NOT_MEASURED,
-    SEVERAL,
-    TIE,
-    UNCLEAR,
-    WINS,
-    border_sentence,
-    border_text,
-    borders,
-    map_frames,
-    map_rows,
-    place_text,
-    rivals,
-    winners,
-    zeros,
-)
-from analysis.panel_tables import panel_table
-from analysis.practice import LEARNED, SPREAD, SYNTHETIC, known_loads, loads_sentence, paper_imbalance, rank_imbalance
+from analysis.panels import draw_panel, panel_table
 from analysis.report import render
 from analysis.stats import Floor
+from analysis.studies.maps.borders import ALWAYS, CROSSES, NOT_MEASURED, SEVERAL, UNCLEAR, borders, rivals, zeros
+from analysis.studies.maps.figure import plot_map, position
+from analysis.studies.maps.practice import (
+    LEARNED,
+    SPREAD,
+    SYNTHETIC,
+    known_loads,
+    loads_sentence,
+    paper_imbalance,
+    rank_imbalance,
+)
+from analysis.studies.maps.winners import ALONE, TIE, WINS, map_frames, winners
+from analysis.studies.maps.words import border_sentence, border_text, map_rows
 from tests.analysis.synthetic import document, point, write_cell, write_plan
 
 XS, BATCHES = (1.0, 1.5, 2.0, 3.0), (5, 25)

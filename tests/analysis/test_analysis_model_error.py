@@ -8,10 +8,10 @@ from rich.console import Console
 from analysis import model_error
 from analysis.frames import select
 from analysis.load import load_campaign
-from analysis.maps import TIE, WINS, map_frames, winners
 from analysis.model_error import model_sentence, tie_bands
 from analysis.report import render
 from analysis.stats import Floor
+from analysis.studies.maps.winners import TIE, WINS, map_frames, winners
 from analysis.summary import summarise
 from analysis.validity import judge
 from tests.analysis.synthetic import DEVICE

@@ -8,9 +8,9 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
-from analysis.authors import find_runs, latencies, matching_run, read_settings, recompute
-from analysis.paper import main, verify
-from analysis.reference import load_reference, runs_behind
+from analysis.studies.paper.__main__ import main, verify
+from analysis.studies.paper.authors import find_runs, latencies, matching_run, read_settings, recompute
+from analysis.studies.paper.reference import load_reference, runs_behind
 
 ROOT = Path(__file__).parents[2]
 FOLDERS = {"deepspeed": "deepspeed", "megablocks": "mgblcks", "loop": "sliced"}
@@ -111,7 +111,7 @@ def test_learned_router_layers_of_a_checkout(tmp_path):
 
 
 def test_command_line():
-    command = [sys.executable, "-m", "analysis.paper"]
+    command = [sys.executable, "-m", "analysis.studies.paper"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     assert "Finding:" in done.stdout and "6.45×" in done.stdout
 

@@ -6,7 +6,7 @@ import pytest
 from analysis.accounting import environment_table, launch_seconds, time_table, useful_share
 from analysis.findings import campaign_folder, find
 from analysis.load import coverage, load_campaign
-from analysis.panel_tables import panel_table
+from analysis.panels import panel_table
 from analysis.tables import Table, coverage_table, markdown, problems_table, write_tables
 from tests.analysis.synthetic import write_fig3
 

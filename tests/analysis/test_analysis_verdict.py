@@ -2,12 +2,12 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from analysis.claims import claims_table
-from analysis.judges import DIRECTION, FAILED, NOT_MEASURED, REPRODUCED, point_verdict
 from analysis.load import load_campaign
-from analysis.reference import load_reference, published_points, recomputed_layers, recorded_loads
+from analysis.studies.paper.claims import claims_table
+from analysis.studies.paper.judges import DIRECTION, FAILED, NOT_MEASURED, REPRODUCED, point_verdict
+from analysis.studies.paper.reference import load_reference, published_points, recomputed_layers, recorded_loads
+from analysis.studies.paper.verdict import claims_rich, verdict_table
 from analysis.summary import summarise
-from analysis.verdict import claims_rich, verdict_table
 
 
 def verdicts_of(folder):

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.load import Campaign
-from analysis.reference import load_reference, recorded_loads
+from analysis.studies.paper.reference import load_reference, recorded_loads
 
 PAPER_SKEW = {"alpha": 0.6, "share": 0.1}  # the paper's synthetic router: extra weight and share of the hot experts
 RECORDED_BATCH = 250  # of 120 tokens, per GPU: what the published loads were recorded with

@@ -18,9 +18,11 @@ from matplotlib.patches import Patch, Rectangle
 
 from analysis.figures.canvas import FONT, HALO, SMALL, WIDTH, Picture, drawing, margins, new_figure, save
 from analysis.labels import BLACK, GREY, axis_name, system_name, system_styles, times, x_text
-from analysis.maps import ALONE, CROSSES, TIE, borders, geometric, sorted_values, winners
 from analysis.reduce import single
 from analysis.stats import Floor
+from analysis.studies.maps.borders import CROSSES, borders, geometric
+from analysis.studies.maps.winners import ALONE, TIE, winners
+from analysis.studies.maps.words import sorted_values
 
 FULL = 2.0  # the margin from which a colour is at its strongest
 PALE, STRONG = 0.18, 0.72  # share of the colour at a margin of 1x and of FULL or more

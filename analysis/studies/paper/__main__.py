@@ -1,4 +1,4 @@
-"""`python -m analysis.paper [CHECKOUT] [--campaign FOLDER]`: the paper's statistics again, beside ours.
+"""`python -m analysis.studies.paper [CHECKOUT] [--campaign FOLDER]`: the paper's statistics again, beside ours.
 
 From the authors' raw data when given a checkout of sacs-epfl/moe-inference, else from the summary of their runs in
 results/reference/. Prints published | recomputed | ours | verdict | likely cause.
@@ -13,13 +13,14 @@ import pandas as pd
 from rich.console import Console
 from rich.markup import escape
 
-from analysis.authors import learned_layers, recompute
-from analysis.claims import claims_table, load_causes, load_claims, name_of, paper_points
-from analysis.hardware import hardware_sentence
-from analysis.judges import NOT_MEASURED, NOTHING, apply
 from analysis.labels import short_axis_name, times, with_interval
 from analysis.load import load_campaign
-from analysis.reference import (
+from analysis.studies.paper.authors import learned_layers, recompute
+from analysis.studies.paper.claims import claims_table, load_causes, load_claims, name_of
+from analysis.studies.paper.hardware import hardware_sentence
+from analysis.studies.paper.judges import NOT_MEASURED, NOTHING, apply
+from analysis.studies.paper.points import paper_points
+from analysis.studies.paper.reference import (
     Reference,
     load_reference,
     published_points,
@@ -27,8 +28,8 @@ from analysis.reference import (
     recomputed_ttft,
     runs_behind,
 )
+from analysis.studies.paper.verdict import claims_rich, coloured, plain_table, verdict_table
 from analysis.summary import summarise
-from analysis.verdict import claims_rich, coloured, plain_table, verdict_table
 
 OWN_TOLERANCE = 0.12  # of the authors' numbers: medians instead of means make up to 11 %
 OURS = {"series": NOTHING, "layer": np.nan, "layer_low": np.nan, "layer_high": np.nan, "ttft": np.nan}
@@ -37,7 +38,7 @@ OURS |= {"ttft_low": np.nan, "ttft_high": np.nan, "verdict": NOT_MEASURED, "clai
 
 def main(arguments: list[str] | None = None) -> int:
     """Print published, recomputed and ours; 1 where a file cannot be read or does not fit."""
-    parser = argparse.ArgumentParser(prog="python -m analysis.paper", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m analysis.studies.paper", description=__doc__)
     parser.add_argument("checkout", nargs="?", type=Path, help="a checkout of sacs-epfl/moe-inference")
     parser.add_argument("--campaign", type=Path, help="a campaign's folder, such as results/fig3, to stand beside it")
     given = parser.parse_args(arguments)

@@ -1,14 +1,14 @@
-"""An attribution as a table and in words; `analysis.attribution.ladder.attribute` has the numbers."""
+"""An attribution as a table and in words; `attribute` has the numbers."""
 
 from collections.abc import Callable
 
 import pandas as pd
 
-from analysis.attribution.account import PARTS, RESIDUAL, TOTAL, panel_named, split
-from analysis.attribution.ladder import BALANCED, CAUSES, attribute
 from analysis.frames import select
 from analysis.labels import number, short_axis_name, system_name, times, with_interval, x_text
 from analysis.load import SIMULATED, Campaign
+from analysis.studies.attribution.account import PARTS, RESIDUAL, TOTAL, panel_named, split
+from analysis.studies.attribution.ladder import BALANCED, CAUSES, PLAIN, SHARDED, SHOWN
 from analysis.tables import Table, slug
 
 PART_NAMES = {
@@ -25,12 +25,10 @@ PART_NAMES = {
 }
 VALUE, PERCENT = ["value", "ci_low", "ci_high"], ["percent", "percent_low", "percent_high"]
 RESIDUAL_SHARE = "unexplained, %"
-REFERENCE = {"num_experts": 128}  # the paper's point, of which every step is shown
 UNSEPARATED = (
     "This cluster does not tell when transfers began: communication, waiting and the computation in the sections that "
     "exchange data cannot be told apart."
 )
-PLAIN, SHARDED = "ep", "moeshard"  # the pair of the second sentence
 
 
 def rung_name(name: str) -> str:
@@ -39,9 +37,9 @@ def rung_name(name: str) -> str:
 
 
 def shown_x(rows: pd.DataFrame) -> object:
-    """The point that is shown step by step: the paper's where it was measured, else the last one."""
+    """The point that is shown step by step: that of SHOWN where it was measured, else the last one."""
     found = list(dict.fromkeys(rows["x"]))
-    wanted = REFERENCE.get(rows["x_name"].iloc[0])
+    wanted = SHOWN.get(rows["x_name"].iloc[0])
     return wanted if wanted in found else found[-1]
 
 
@@ -128,12 +126,6 @@ def in_words(campaign: Campaign, rows: pd.DataFrame) -> list[str]:
     if {PLAIN, SHARDED} <= set(here["above"]):
         found.append(pair_sentence(split(campaign, here["experiment"].iloc[0], shown_x(rows), PLAIN, SHARDED)))
     return found + ([UNSEPARATED] if "waiting" in present_parts(here) else [])
-
-
-def sentences(campaign: Campaign) -> list[str]:
-    """`in_words` of every attribution panel of a campaign."""
-    panels = [panel["name"] for panel in campaign.plan["panels"] if panel.get("kind") == "attribution"]
-    return [sentence for name in panels for sentence in in_words(campaign, attribute(campaign, name))]
 
 
 def where(campaign: Campaign, here: pd.DataFrame) -> str:

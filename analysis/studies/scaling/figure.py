@@ -11,12 +11,12 @@ from analysis.figures.canvas import FONT, SMALL, Picture, column_title, drawing,
 from analysis.frames import select
 from analysis.labels import system_name, system_styles
 from analysis.reduce import single
-from analysis.scaling import COLUMNS
+from analysis.studies.scaling.frame import COLUMNS
 
 
 @drawing
 def plot_scaling(frame: pd.DataFrame, path: Path, *, title: str, note: str) -> Picture:
-    """frame: rows of `analysis.scaling.scaling_frame` of one y. Raises ValueError when sources are mixed."""
+    """frame: rows of `scaling_frame` of one y. Raises ValueError when sources are mixed."""
     single(frame, "source")
     figure = new_figure(4.0)
     margins(figure, left=0.62, right=1.25, top=0.72, bottom=1.15, wspace=0.32)

@@ -6,8 +6,8 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from analysis.attribution.account import TOTAL, accounts_of, cells_of, intervals, panel_named, tells_transfers
 from analysis.load import Campaign
+from analysis.studies.attribution.account import TOTAL, accounts_of, cells_of, intervals, panel_named, tells_transfers
 
 COLUMNS = [
     *["experiment", "x_name", "x", "kind", "step", "above", "below", "cause", "change", "part"],
@@ -42,6 +42,8 @@ LADDER = [
     Rung("moeshard_no_megablocks", "implementation", "static shapes, no metadata"),
     Rung("moeshard", "engine", "our engine instead of a loop"),
 ]
+PLAIN, SHARDED = "ep", "moeshard"  # the two that are held against one another apart from the ladder
+SHOWN = {"num_experts": 128}  # the point of which every step is shown
 CAUSES = ["padding", "padded layout", "imbalance", "sharding", "implementation", "engine"]
 
 

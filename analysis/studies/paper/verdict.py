@@ -8,7 +8,10 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from analysis.frames import select
-from analysis.judges import (
+from analysis.labels import series_names, system_name
+from analysis.load import SIMULATED
+from analysis.model_error import tie_bands
+from analysis.studies.paper.judges import (
     DIRECTION,
     FAILED,
     HOLDS,
@@ -21,10 +24,7 @@ from analysis.judges import (
     WITHIN_ERROR,
     point_verdict,
 )
-from analysis.labels import series_names, system_name
-from analysis.load import SIMULATED
-from analysis.model_error import tie_bands
-from analysis.reference import same_series
+from analysis.studies.paper.reference import same_series
 
 GREY = "bright_black"
 COLOURS = {REPRODUCED: "green", DIRECTION: "yellow", FAILED: "red", NOT_MEASURED: GREY, NOT_TESTABLE: GREY}

@@ -4,10 +4,19 @@ from collections.abc import Mapping
 
 import pandas as pd
 
-from analysis.judges import HOLDS, HOLDS_NOT, NOT_MEASURED, NOT_VALIDATED, NOTHING, WITHIN_ERROR, Points, apply_within
 from analysis.labels import system_name
 from analysis.model_error import model_error, model_sentence
-from analysis.reference import AS_PUBLISHED
+from analysis.studies.paper.judges import (
+    HOLDS,
+    HOLDS_NOT,
+    NOT_MEASURED,
+    NOT_VALIDATED,
+    NOTHING,
+    WITHIN_ERROR,
+    Points,
+    apply_within,
+)
+from analysis.studies.paper.reference import AS_PUBLISHED
 from analysis.summary import FLOOR_OF
 
 VERDICTS = (HOLDS, HOLDS_NOT, WITHIN_ERROR, NOT_VALIDATED)

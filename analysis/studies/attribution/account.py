@@ -108,8 +108,6 @@ def account(campaign: Campaign, cell: str, separable: bool) -> dict[str, float] 
         waits |= {"idle": observed["idle_layer_moe_ms"], "idle_in_experts": idle_experts_ILG}
     parts_I = parts(layer_ILG, observed.get(f"{SECTION}experts", nothing_ILG), waits, useful_share(measured))
     parts_I["non_moe"] = observed["ttft_ms"].max(axis=(1, 2)) - layer_ILG.max(axis=2).sum(axis=1)
-    if not separable:
-        parts_I["waiting"], parts_I["imbalance"] = parts_I["imbalance"], parts_I["waiting"]
     found = {name: float(np.median(parts_I[name])) for name in PARTS}
     total = float(np.median(measured["ttft_ms"].max(axis=(1, 2))))
     return found | {TOTAL: total, RESIDUAL: total - sum(found.values())}
@@ -120,7 +118,8 @@ def parts(
 ) -> dict[str, np.ndarray]:
     """The parts [I] of all MoE layers: their sum is the sum over layers of the slowest rank's time.
 
-    waits: by the names of WAITS; with IDLES what is not computing of experts is split into host and other kernels.
+    waits: by the names of WAITS; without transfers the time that ranks are held up is `waiting`, with them `imbalance`;
+    with IDLES what is not computing of experts is split into host and other kernels.
     """
     exposed, transfer, weights, in_experts, idle, idle_in_experts = (
         waits.get(name, 0.0 * layer_ILG) for name in (*WAITS, *IDLES)
@@ -129,12 +128,13 @@ def parts(
     computing_ILG = experts_ILG - in_experts - idle_in_experts
     useful_IL, moved_IL = (useful_LG * computing_ILG).mean(axis=2), transfer.mean(axis=2)
     experts_IL, weights_IL = computing_ILG.mean(axis=2), weights.mean(axis=2)
+    held_up_IL, none_IL = layer_ILG.max(axis=2) - own_IL - moved_IL, 0.0 * own_IL
     found_IL = {
         "padding": experts_IL - useful_IL,
         "experts": useful_IL,
-        "imbalance": layer_ILG.max(axis=2) - own_IL - moved_IL,
+        "imbalance": held_up_IL if "transfer" in waits else none_IL,
         "communication": moved_IL - weights_IL,
-        "waiting": 0.0 * own_IL,
+        "waiting": none_IL if "transfer" in waits else held_up_IL,
         "weights": weights_IL,
     }
     rest_IL, idle_IL = own_IL - experts_IL, idle.mean(axis=2)

@@ -18,7 +18,7 @@ NOTE = (
 
 @drawing
 def plot_fidelity(errors: pd.DataFrame, path: Path, note: str) -> Picture:
-    """Write `path`.png and .svg from `fidelity.compare`."""
+    """Write `path`.png and .svg from `compare`."""
     systems = list(dict.fromkeys(errors["system"]))
     styles = system_styles(systems)
     figure = new_figure(height=3.4)

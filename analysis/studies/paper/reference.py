@@ -9,7 +9,7 @@ import pandas as pd
 
 from analysis.frames import select
 
-FOLDER = Path(__file__).parent.parent / "results" / "reference"
+FOLDER = Path(__file__).parents[3] / "results" / "reference"
 # What the paper holds constant while the other factor varies.
 PAPER_POINT = {"num_experts": 128, "batch_size": 250}
 COLUMNS = [

@@ -1,0 +1,1 @@
+"""One folder a study; `analysis.study` says what one is."""

@@ -1,0 +1,1 @@
+"""How far emulated times are from real ones."""

@@ -1,0 +1,1 @@
+"""All systems at one point, the fastest first."""

@@ -1,0 +1,1 @@
+"""Which system wins where: maps over two factors."""

@@ -1,0 +1,1 @@
+"""Layer time and memory against the number of ranks."""

@@ -1,0 +1,1 @@
+"""How far simulated times of described devices are from real ones."""
