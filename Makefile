@@ -8,6 +8,7 @@ DEVICE   ?= $(if $(SIMULATED),a100_sxm,$(if $(filter nccl,$(CLUSTER)),cuda,cpu))
 TIER     ?= $(if $(SIMULATED),once,quick)
 CAMPAIGN ?= results/all
 CHECKOUT ?=
+CONFIG_DIR ?=
 SYSTEM   ?=
 ARGS        ?=
 PYTEST_ARGS ?=
@@ -120,9 +121,9 @@ fidelity: $(STAMP) conf/network/gloo_here.yaml  ## the emulator's error: the sam
 fidelity-hosts: $(STAMP)  ## the same on two hosts that this machine plays, joined by wires of 1 Gbit/s and 100 Mbit/s (root, Linux)
 	scripts/fidelity_hosts.sh $(BIN)/python $(TIER) $(FIDELITY)
 
-validate-devices: $(STAMP)  ## how far simulated A100s are from the published runs: docs/validation.md, devices/validated.json
+validate-devices: $(STAMP)  ## how far simulated A100s are from the published runs: results/validate/validation.md (make samples renews the page)
 	$(BIN)/python -m experiments.run experiment=validate $(ARGS)
-	$(BIN)/python -m analysis.studies.validation results/validate
+	$(BIN)/python -m analysis.studies.validation results/validate $(TRACKED)
 
 conf/device/here.yaml:
 	$(BIN)/python -m scripts.describe_device here
@@ -143,8 +144,9 @@ gpu: $(STAMP)  ## what needs a GPU, on one that plays four ranks: tests, engines
 gpu-visit: $(STAMP)  ## the same in ten minutes on a borrowed one: results/gpu-visit (VISIT_DEVICE=cpu rehearses it; docs/gpus.md)
 	scripts/gpu_visit.sh $(BIN)/python results/gpu-visit
 
-samples: $(STAMP)  ## measure the samples under results/ anew, pack and describe them (two hours on two cores; resumable; ARGS='fig3 zoo')
+samples: $(STAMP)  ## measure the samples under results/ and the page of validation anew (two hours on two cores; resumable; ARGS='fig3 zoo')
 	$(BIN)/python -m scripts.samples $(ARGS)
+	$(if $(ARGS),,$(MAKE) validate-devices TRACKED='--document docs/validation.md --errors devices/validated.json')
 
 status: $(STAMP)  ## where the campaign CAMPAIGN stands
 	$(BIN)/python -m experiments.status $(CAMPAIGN)
@@ -160,10 +162,10 @@ figures: report  ## the same
 verify-paper: $(STAMP)  ## published | recomputed | ours | verdict; CHECKOUT=the authors' repository, if you have it
 	$(BIN)/python -m analysis.studies.paper $(CHECKOUT) --campaign $(if $(wildcard $(CAMPAIGN)/plan.json),$(CAMPAIGN),results/sample-paper)
 
-docs: $(STAMP)  ## build the documentation site: site/index.html (the extra `docs` is installed if it is missing)
+docs: $(STAMP)  ## build the documentation site: site/index.html (CONFIG_DIR=a folder with system/*.yaml of your own: their cards too)
 	@$(BIN)/python -c 'import material, mkdocs, mkdocstrings_handlers.python' 2>/dev/null || \
 		$(INSTALL) --no-build-isolation -e '.[docs]'
-	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --clean --quiet
+	CONFIG_DIR=$(CONFIG_DIR) NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --clean --quiet
 	@$(BIN)/python -m scripts.docs_site.check site
 
 clean:  ## remove .venv, caches and the built site, keep results

@@ -1,10 +1,13 @@
 """How systems and numbers look everywhere: one name, colour and marker for each system; formats of numbers."""
 
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from functools import cache
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import yaml
 
 from analysis.stats import Floor, outside
 
@@ -15,35 +18,11 @@ BLACK, ORANGE, SKY, GREEN, BLUE, VERMILLION, PURPLE, YELLOW = (
     "#F0E442",
 )
 GREY = "#777777"
-KNOWN = {
-    "deepspeed": ("DeepSpeed", BLACK, "s"),
-    "deepspeed_lossless": ("DeepSpeed lossless", PURPLE, "X"),
-    "deepspeed_dropless": ("DeepSpeed dropless", PURPLE, "s"),
-    "moeshard": ("MoEShard", VERMILLION, "o"),
-    "moeshard_published": ("MoEShard as published", VERMILLION, "p"),
-    "moeshard_authors": ("MoEShard, its authors' program", PURPLE, "h"),
-    "moeshard_authors_loop": ("MoEShard, its authors' loop", GREEN, "h"),
-    "moeshard_chunked": ("MoEShard in chunks", VERMILLION, "d"),
-    "moeshard_no_megablocks": ("MoEShard loop", ORANGE, "h"),
-    "ep": ("EP", BLUE, "^"),
-    "ep_round_robin": ("EP round-robin", SKY, "v"),
-    "ep_planned": ("EP, planned", BLUE, ">"),
-    "megablocks": ("MegaBlocks", BLUE, "P"),
-    "eplb_profiled": ("EPLB (profiled)", SKY, "P"),
-    "lazarus_profiled": ("Lazarus MRO (profiled)", SKY, "<"),
-    "lazarus_balanced_profiled": ("Lazarus balanced (profiled)", SKY, ">"),
-    "fastermoe_oracle": ("FasterMoE (oracle)", PURPLE, "P"),
-    "prophet_lagged": ("Prophet (lagged)", PURPLE, "<"),
-    "smartmoe_lagged": ("SmartMoE (lagged)", PURPLE, ">"),
-    "moetuner_profiled": ("MoETuner (profiled)", SKY, "*"),
-    "exflow_profiled": ("ExFlow, placement (profiled)", SKY, "X"),
-    "lina_predicted": ("Lina (predicted)", PURPLE, "*"),
-    "tutel": ("Tutel", GREEN, "P"),
-    "tutel_overlap": ("Tutel overlapped", GREEN, "*"),
-    "tutel_gathered_weights": ("Tutel gathered weights", GREEN, "<"),
-    "gshard": ("GShard", BLACK, "P"),
-    "dense": ("dense", GREEN, "D"),
-}
+COLOURS = {"black": BLACK, "orange": ORANGE, "sky": SKY, "green": GREEN, "blue": BLUE, "vermillion": VERMILLION}
+COLOURS |= {"purple": PURPLE}
+CONF = Path(__file__).parents[1] / "conf/system"
+REMEMBERED: dict[str, dict] = {}  # by system, the block `about` of a run that was loaded
+MARKERS = set("oshdDpPXv^<>*")
 OTHERS = [(GREEN, "P"), (PURPLE, "X"), (BLUE, "<"), (SKY, ">"), (ORANGE, "p")]
 # In the order in which a layer runs them.
 SECTIONS = {
@@ -77,15 +56,35 @@ TONES = {
 }
 
 
+def remember(runs: Iterable[dict]) -> None:
+    """What the systems of stored runs say of themselves, for the names and looks of all tables and figures."""
+    for run in runs:
+        if about := run.get("config", {}).get("system", {}).get("about"):
+            REMEMBERED[run["system"]] = about
+
+
+@cache
+def declared() -> dict[str, dict]:
+    """By name, what the systems of this repository say of themselves: older runs have not stored it."""
+    documents = (yaml.safe_load(path.read_text()) for path in CONF.glob("*.yaml"))
+    return {document["name"]: document.get("about", {}) for document in documents}
+
+
+def about(system: str) -> dict:
+    """The block `about` of a system's configuration; {} where it has none."""
+    return REMEMBERED.get(system) or declared().get(system, {})
+
+
 def system_name(system: str) -> str:
-    """As tables and figures call a system; one that is not in KNOWN by its own name."""
-    return KNOWN[system][0] if system in KNOWN else system
+    """As tables and figures call a system; one that has no label by its own name."""
+    return about(system).get("label", system)
 
 
 def system_styles(systems: list[str]) -> dict[str, tuple[str, str]]:
-    """Colour and marker by system; one not in KNOWN keeps its pair from figure to figure unless two want the same."""
-    styles = {system: KNOWN[system][1:] for system in systems if system in KNOWN}
-    for system in sorted(set(systems) - set(KNOWN)):
+    """Colour and marker by system; where none is told the pair stays from figure to figure unless two want the same."""
+    told = {system: (COLOURS.get(about(system).get("colour", "")), about(system).get("marker")) for system in systems}
+    styles = {system: (colour, marker) for system, (colour, marker) in told.items() if colour and marker in MARKERS}
+    for system in sorted(set(systems) - styles.keys()):
         first = zlib.crc32(system.encode()) % len(OTHERS)
         wanted = OTHERS[first:] + OTHERS[:first]
         used = {colour for colour, _ in styles.values()}

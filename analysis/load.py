@@ -12,6 +12,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from analysis.labels import remember
 from analysis.schema import COLLECTIVE_COLUMNS, NEW, RUNS, SCHEMA, join_shared
 
 SIMULATED = "simulated"  # the source of numbers of a described device
@@ -72,6 +73,7 @@ def load_campaign(folder: Path | str) -> Campaign:
             runs[cell], frame = load_cell(folder / "cells" / cell)
         if frame is not None:
             frames[cell] = frame
+    remember(runs.values())
     return Campaign(folder, plan, runs, frames)
 
 

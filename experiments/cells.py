@@ -54,7 +54,7 @@ class Cell:
     @cached_property
     def id(self) -> str:
         """12 hexadecimal digits of a hash of what defines the cell, code, versions and machine included."""
-        system = self.config["system"]
+        system = without(self.config["system"], "about")  # which says what documentation says
         origin = [code_digest(self.config), data_digest(self.config), environment.identity()]
         if "_target_" in self.config["device"]:
             origin.append(described_device(self.config).identity)

@@ -70,7 +70,7 @@ def find_class(node: dict[str, Any]) -> Any:
 
 def options(node: dict[str, Any]) -> dict[str, Any]:
     """The arguments of a system's or router's class in its node; ValueError names one that the class does not have."""
-    given = without(node, "_target_", "name", "engine")
+    given = without(node, "_target_", "name", "engine", "about")
     for name in given.keys() - (_parameters(find_class(node)) - SUPPLIED):
         raise ValueError(f"{node['name']} has no option {name!r}")
     return {name: instantiate(value) if is_node(value) else value for name, value in given.items()}

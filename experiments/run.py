@@ -37,6 +37,7 @@ class Job:
 JOBS: list[Job] = []
 # What cluster=simulated means where nothing else is asked for: the paper's layer on its GPUs, once.
 SIMULATED = {"device": "a100_sxm", "network": "device", "tier": "once", "scale": "paper", "precision": "tf32"}
+LEAGUE = "league"  # in the place of a panel's systems: all that are in it
 ON_THIS_MACHINE = ("scale", "precision")  # what device=here does not change
 
 
@@ -74,7 +75,7 @@ def _panel_points(name: str, panel: DictConfig, config: DictConfig, typed: list[
     if panel.get("pinned"):  # its axes are those of the scale that is pinned
         panel = _compose(tuple(typed), None).experiment.panels[name]
     overrides = tuple(_panel_overrides(panel, typed))
-    cells = [_without_panels(_compose(overrides, system)) for system in _systems(config, panel, typed)]
+    cells = [_without_panels(_compose(overrides, system)) for system in _systems(config, panel, overrides)]
     y_key = panel.get("y")
     y_axis = _axis(y_key, panel.get("y_values"), panel.get("y_divide_by"), config, typed) if y_key else [(None, None)]
     x_axis = _axis(panel.x, panel["values"], panel.get("divide_by"), config, typed)
@@ -127,11 +128,19 @@ def _placed(
     return _resolved(cell)
 
 
-def _systems(config: DictConfig, panel: DictConfig, typed: list[str]) -> list[str | None]:
+def _systems(config: DictConfig, panel: DictConfig, overrides: tuple[str, ...]) -> list[str | None]:
     """The panel's systems, unless the command line names others; None is the composed one."""
-    if any(override.startswith("system=") for override in typed):
+    if any(override.startswith("system=") for override in overrides):
         return [None]
-    return list(config.experiment.systems or panel.systems or [None])
+    chosen = config.experiment.systems or panel.systems or [None]
+    return _league(overrides) if chosen == LEAGUE else list(chosen)
+
+
+def _league(overrides: tuple[str, ...]) -> list[str | None]:
+    """The systems that declare themselves in the league, wherever configurations come from."""
+    loader = GlobalHydra.instance().config_loader()
+    names = loader.get_group_options("system", config_name="config", overrides=list(overrides))
+    return [name for name in names if OmegaConf.select(_compose(overrides, name), "system.about.league")]
 
 
 def _panel_overrides(panel: DictConfig, typed: list[str]) -> list[str]:

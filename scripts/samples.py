@@ -38,6 +38,7 @@ CAMPAIGNS = {
     "executor": (8, f"experiment=sections {TWO_FORMS} {EXECUTOR}"),
     "bench-layer": (5, "experiment=bench_layer tier.launches=1 experiment.panels.bench_layer.values=[32,64]"),
 }
+THEN = {"fidelity": "analysis.studies.fidelity"}  # what makes of a campaign's cells the table that a page shows
 DERIVED = ("validity.json", "report.html", "tables", "*.svg", ".lock")  # which `make report` makes again
 
 
@@ -52,6 +53,8 @@ def measure(name: str) -> int:
     status = subprocess.run(command, cwd=RESULTS.parent, check=False).returncode
     if status == 0:
         pack(folder)
+        if name in THEN:
+            subprocess.run([sys.executable, "-m", THEN[name], str(folder)], cwd=RESULTS.parent, check=True)
         _remove(folder, DERIVED)
     return status
 

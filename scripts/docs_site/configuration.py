@@ -4,6 +4,7 @@ from scripts.docs_site.keys import Key, group_keys, groups, meanings, options, t
 
 LONGEST = 40  # characters of a value that a table shows
 FEW = 4  # options whose names stand beside a value
+OWN = ("about",)  # keys that no two files have alike
 OF_EACH_FILE = ("experiment", "panel")  # groups whose options differ in all values: they are listed by option
 
 
@@ -44,7 +45,7 @@ def _types(key: Key) -> str:
 
 def _values(group: str, key: Key) -> str:
     """The values in the files, each with the options that have it; the value of most has none."""
-    if group in OF_EACH_FILE:
+    if group in OF_EACH_FILE or key.name in OWN:
         return "of each file"
     by_value: dict[str, list[str]] = {}
     for option, value in key.values.items():

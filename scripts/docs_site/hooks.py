@@ -1,12 +1,13 @@
 """What mkdocs does to the pages of docs/, which are plain Markdown that GitHub shows as well.
 
-Files of the repository that a page links to come along under `repository/`; tables of the reference are filled in where
-a page says `<!-- generated: NAME -->`; figures of samples say when and by which code they were measured; layout that
-only GitHub's Markdown reads is written as Python-Markdown wants it.
+Files of the repository that a page links to come along under `repository/`; tables are filled in where a page says
+`<!-- generated: NAME -->`; each system has a page of its own; figures of samples say when and by which code they were
+measured; layout that only GitHub's Markdown reads is written as Python-Markdown wants it.
 """
 
 import posixpath
 import re
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from mkdocs.plugins import event_priority  # pyright: ignore[reportMissingImport
 from mkdocs.structure.files import File  # pyright: ignore[reportMissingImports]
 
 from analysis.schema import RUNS
+from scripts.docs_site import cards
 from scripts.docs_site.configuration import configuration
 from scripts.docs_site.stored import TABLES
 from scripts.samples import RESULTS, caption
@@ -24,12 +26,21 @@ MARKER = re.compile(r"<!-- generated: (\w+) -->")
 FIGURE = re.compile(r"^!\[[^\]]*\]\((?:\.\./)+results/(sample-[\w-]+)/[^)]+\)$", re.MULTILINE)
 PICTURES = {".png", ".svg"}
 FOLDER = "repository"
+COMPARED = {"fidelity": "fidelity", "fidelity_1gbit": "hosts-1gbit", "fidelity_100mbit": "hosts-100mbit"}
+GENERATED: Mapping[str, Callable[[], str]] = {
+    **TABLES,
+    **{name: (RESULTS / f"sample-{sample}" / "fidelity.md").read_text for name, sample in COMPARED.items()},
+    "configuration": configuration,
+    "systems": cards.index,
+}
 
 
 @event_priority(-100)  # after the offline plugin, which names a script on another host
 def on_config(config: Any) -> Any:
     """What lets pages that are opened as files be searched comes along."""
     config.extra["polyfills"] = ["assets/local_search.js"]
+    (results,) = (entry["Results"] for entry in config.nav if "Results" in entry)
+    results[-1]["Systems"] += [f"systems/{key}.md" for key in cards.systems()]
     return config
 
 
@@ -39,6 +50,8 @@ def on_files(files: Any, config: Any) -> Any:
     found = {path for page in pages for path in outside(Path(page.abs_src_path).read_text(), page.src_uri)}
     for path in sorted(found):
         files.append(File.generated(config, brought(path), abs_src_path=str(ROOT / path)))
+    for key, text in cards.pages().items():
+        files.append(File.generated(config, f"systems/{key}.md", content=text))
     return files
 
 
@@ -56,7 +69,7 @@ def _with_caption(figure: re.Match[str]) -> str:
 
 def generated(name: str) -> str:
     """A table of the reference by its name."""
-    return configuration() if name == "configuration" else TABLES[name]()
+    return GENERATED[name]()
 
 
 def outside(markdown: str, page: str) -> set[str]:

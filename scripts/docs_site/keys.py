@@ -19,7 +19,7 @@ MEANINGS = ROOT / "docs/reference/meanings.yaml"
 TAGS = {"int": "int", "float": "float", "bool": "bool", "str": "str", "seq": "list", "map": "mapping"}
 INTERPOLATION = re.compile(r"\$\{([a-z_.]+)\}")
 HIDDEN = {"defaults", "hydra", "_target_"}
-WHOLE = {"devices", "grouped"}  # mappings that are data, not keys of their own
+WHOLE = {"devices", "grouped", "about"}  # mappings that are data, not keys of their own
 # What the harness gives to constructors, or what stands elsewhere in a configuration.
 HIDDEN_PARAMETERS = {"self", "seed", "rank", "engine", "planner", "tables", "late", "num_experts", "probabilities_E"}
 OF_THIS_MACHINE = {"network": "*_here.yaml", "device": "here.yaml"}  # as .gitignore has them

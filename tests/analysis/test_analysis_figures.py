@@ -14,7 +14,7 @@ from analysis.figures.speedup import plot_speedup, tick_label
 from analysis.figures.timeline import plot_timeline, timeline
 from analysis.findings import find, floor_sentence
 from analysis.frames import select
-from analysis.labels import KNOWN, number, system_styles, times, tone, with_interval, within_floor, x_text
+from analysis.labels import VERMILLION, number, system_styles, times, tone, with_interval, within_floor, x_text
 from analysis.panels import draw_panel
 from analysis.stats import Floor
 from analysis.studies.paper.figures import learned_loads
@@ -170,7 +170,7 @@ def test_labels_are_moved_apart_about_their_mean():
 
 def test_each_system_keeps_its_look():
     alone, together = system_styles(["moeshard"]), system_styles(["deepspeed", "moeshard", "a", "b", "c", "d", "e"])
-    assert alone["moeshard"] == together["moeshard"] == KNOWN["moeshard"][1:]
+    assert alone["moeshard"] == together["moeshard"] == (VERMILLION, "o")
     assert len(set(together.values())) == 7
 
 

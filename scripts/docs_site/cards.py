@@ -1,14 +1,11 @@
-"""Write a card for every system: what the code declares, what its authors say, and what was measured.
+"""A page for every system: what the code declares, what its authors say, and what was measured.
 
-    python -m scripts.write_cards results/sample-zoo
-
-From conf/system/*.yaml, the classes' docstrings, docs/systems/cards.yaml and a campaign of `make zoo`, into
-docs/systems/*.md.
+From the systems' configurations (the block `about` has what neither code nor a campaign knows), the docstrings of their
+classes and the sample of `make zoo`.
 """
 
-import argparse
 import inspect
-from collections.abc import Sequence
+import os
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +13,14 @@ import pandas as pd
 import yaml
 from jinja2 import Environment, StrictUndefined
 
-from analysis.labels import number, system_name, times
+from analysis.labels import number, times
 from analysis.load import load_campaign
 from experiments.configuration import find_class
 
-ROOT = Path(__file__).parents[1]
-FOLDER = ROOT / "docs/systems"
-TOLD = ("_target_", "name", "engine", "planner", "loads", "mover")
+ROOT = Path(__file__).parents[2]
+CAMPAIGN = ROOT / "results/sample-zoo"
+SAID = ("source", "published", "left_out", "unconfirmed", "proved")
+TOLD = ("_target_", "name", "engine", "planner", "loads", "mover", "about")
 METRICS = {
     "ttft_ms": ("forward pass, ms", number),
     "speedup_ttft": ("over EP", times),
@@ -34,12 +32,6 @@ METRICS = {
     "dropped": ("tokens dropped", number),
     "foreseen": ("loads foreseen, share", number),
 }
-LEGEND = """\
-A card each, written by `python -m scripts.write_cards CAMPAIGN` from code and measurements. In their tables
-"over EP" is EP's forward pass divided by the system's (above 1: faster); bytes are those that all ranks send and
-tokens those that all drop in a forward pass; expert weights are the most that a rank held; planning is timed within
-the layer; loads foreseen is the share of layers in which the busiest experts were those that Lina expected.
-"""
 CARD = """\
 # {{ name }}
 
@@ -64,30 +56,26 @@ Measured here ({{ source }}):
 {% endfor %}{% endif %}"""
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Write a card for each system in conf/system, and their index."""
-    parser = argparse.ArgumentParser(description="Write a card for every system.", allow_abbrev=False)
-    parser.add_argument("campaign", type=Path, help="a campaign of make zoo")
-    campaign = parser.parse_args(arguments).campaign
-    measured = measured_rows(campaign)
-    nodes = {path.stem: yaml.safe_load(path.read_text()) for path in sorted((ROOT / "conf/system").glob("*.yaml"))}
-    for key, node in nodes.items():
-        (FOLDER / f"{key}.md").write_text(card(key, node, measured.get(key, []), source_of(campaign)))
-    (FOLDER / "README.md").write_text(index(nodes))
-    print(f"wrote {len(nodes)} cards in {FOLDER.relative_to(ROOT)}")
-    return 0
+def systems() -> dict[str, dict[str, Any]]:
+    """The configuration of every system by the name of its file, those of the folder CONFIG_DIR too."""
+    folders = [ROOT / "conf", *map(Path, filter(None, [os.environ.get("CONFIG_DIR")]))]
+    paths = [path for folder in folders for path in sorted((folder / "system").glob("*.yaml"))]
+    return {path.stem: yaml.safe_load(path.read_text()) for path in paths}
+
+
+def pages() -> dict[str, str]:
+    """The text of every card by the name of its system."""
+    measured, source = measured_rows(CAMPAIGN), source_of(CAMPAIGN)
+    return {key: card(key, node, measured.get(key, []), source) for key, node in systems().items()}
 
 
 def card(key: str, node: dict[str, Any], rows: list[dict[str, str]], source: str) -> str:
-    """The text of a card, with the columns that some row has.
-
-    Raises KeyError for a system that docs/systems/cards.yaml lacks.
-    """
-    told = yaml.safe_load((FOLDER / "cards.yaml").read_text())[key]
+    """The text of a card, with the columns that some row has."""
+    told = dict.fromkeys(SAID, "not said") | node.get("about", {})
     template = Environment(trim_blocks=True, undefined=StrictUndefined).from_string(CARD)
     headings = [title for title, _ in METRICS.values() if any(title in row for row in rows)]
     cells = [[row["routing"], *(row.get(title, "–") for title in headings)] for row in rows]
-    known = {"key": key, "name": system_name(key), "facts": facts(node), "mechanism": mechanism(node), "card": told}
+    known = {"key": key, "name": name_of(key, node), "facts": facts(node), "mechanism": mechanism(node), "card": told}
     return template.render(**known, rows=cells, headings=headings, source=source).rstrip() + "\n"
 
 
@@ -128,15 +116,14 @@ def source_of(campaign: Path) -> str:
     """Where a campaign's numbers come from, in words."""
     run = next(iter(load_campaign(campaign).runs.values()))
     scale, ranks = run["config"]["scale"]["name"], run["point"]["world_size"]
-    return f"{run['source']}, {ranks} ranks, scale {scale}, tier {run['tier']}; {campaign}"
+    return f"{run['source']}, {ranks} ranks, scale {scale}, tier {run['tier']}; {campaign.relative_to(ROOT)}"
 
 
-def index(nodes: dict[str, Any]) -> str:
-    """The page that lists all cards."""
-    lines = [f"- [{system_name(key)}]({key}.md): {facts(node)}" for key, node in nodes.items()]
-    head = f"# Systems\n\n{LEGEND}\n"
-    return "\n".join([head, *lines]) + "\n"
+def index() -> str:
+    """A line for each card."""
+    return "\n".join(f"- [{name_of(key, node)}]({key}.md): {facts(node)}" for key, node in systems().items())
 
 
-if __name__ == "__main__":
-    raise SystemExit(main())
+def name_of(key: str, node: dict[str, Any]) -> str:
+    """As tables and figures call the system."""
+    return node.get("about", {}).get("label", key)
