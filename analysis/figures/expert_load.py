@@ -65,10 +65,8 @@ def plot_load(
     for column, layer, place in zip(axes.T, layers, (min, max), strict=False):
         draw_bars(column[0], tokens[layer])
         column_title(column[0], f"{'First' if place is min else 'Last'} MoE layer (block {layer})")
-        if recorded:
-            others_IE = recorded.loads[place(recorded.loads)]
-            column[1].ecdf(relative(others_IE), **ELSEWHERE, label=recorded.name)
-        draw_distribution(column[1], tokens[layer])
+        others = {recorded.name: recorded.loads[place(recorded.loads)]} if recorded else {}
+        draw_distribution(column[1], tokens[layer], others)
     axes[0, 0].set_ylabel("tokens", fontsize=FONT)
     axes[1, 0].set_ylabel("share of experts with\nat most x tokens", fontsize=FONT)
     axes[1, 0].legend(frameon=False, fontsize=SMALL, loc="lower right")
@@ -102,12 +100,14 @@ def spanned(values_I: np.ndarray, form: str = ".0f") -> str:
     return mean if low == high else f"{mean} [{low}, {high}]"
 
 
-def draw_distribution(axis: Axes, tokens_IE: np.ndarray) -> None:
+def draw_distribution(axis: Axes, tokens_IE: np.ndarray, others: Mapping[str, np.ndarray]) -> None:
     """Share of experts with at most x times the mean load: every iteration thin, all together thick."""
     tidy(axis, grid="both")
     for tokens_E in tokens_IE:
         axis.ecdf(tokens_E / tokens_E.mean(), color=SKY, linewidth=0.5, alpha=0.5)
     axis.ecdf(relative(tokens_IE), color=BLUE, linewidth=1.6, label="this campaign")
+    for name, others_IE in others.items():
+        axis.ecdf(relative(others_IE), **ELSEWHERE, label=name)
     axis.axvline(1, color=BLACK, linewidth=0.8, linestyle=":")
     axis.set_xscale("symlog", linthresh=1, base=2)
     axis.xaxis.set_major_formatter(lambda value, _: f"{value:g}×")
