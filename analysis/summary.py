@@ -1,12 +1,12 @@
 """Statistics of a campaign in long form: one row a panel, point, system and metric (and section or layer)."""
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
+from analysis.frames import write_whole
 from analysis.load import SIMULATED, Campaign
 from analysis.model_error import tie_bands
 from analysis.reduce import SECTION
@@ -181,13 +181,6 @@ def claimable(row: dict, floor: dict[str, Floor]) -> bool:
 
 
 def write_summary(campaign: Campaign, summary: pd.DataFrame | None = None) -> Path:
-    """Write summary.csv into the campaign's folder; a reader sees the old file or the new one, never half of one."""
+    """Write summary.csv into the campaign's folder."""
     summary = summarise(campaign) if summary is None else summary
-    path = campaign.folder / "summary.csv"
-    partial_path = path.with_suffix(f".{os.getpid()}.tmp")
-    try:
-        summary.to_csv(partial_path, index=False)
-        os.replace(partial_path, path)
-    finally:
-        partial_path.unlink(missing_ok=True)
-    return path
+    return write_whole(campaign.folder / "summary.csv", summary.to_csv(index=False))

@@ -1,7 +1,6 @@
 """The 24 validity checks of a stored campaign: run them, and write validity.json."""
 
 import json
-import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -22,6 +21,7 @@ from analysis.checks.timing import (
     preemption,
     steady_state,
 )
+from analysis.frames import write_whole
 from analysis.load import SCHEMA, SIMULATED, Campaign
 from analysis.summary import summarise
 
@@ -109,21 +109,15 @@ def verdicts_by_check(findings: pd.DataFrame) -> pd.DataFrame:
 
 
 def write_validity(campaign: Campaign, findings: pd.DataFrame | None = None) -> Path:
-    """Write validity.json into the campaign's folder, whole or not at all; `findings` from `judge`."""
+    """Write validity.json into the campaign's folder; `findings` from `judge`."""
     findings = judge(campaign) if findings is None else findings
     checks = [
         {"id": row["check"], "title": row["title"], "verdict": row["verdict"], "detail": row["detail"]}
         | {"cells": cells_of(findings.loc[findings["check"] == row["check"]])}
         for row in verdicts_by_check(findings).to_dict("records")
     ]
-    path = campaign.folder / "validity.json"
-    partial_path = path.with_suffix(f".{os.getpid()}.tmp")
-    try:
-        partial_path.write_text(json.dumps({"schema": SCHEMA, "checks": checks}, indent=1) + "\n")
-        os.replace(partial_path, path)
-    finally:
-        partial_path.unlink(missing_ok=True)
-    return path
+    text = json.dumps({"schema": SCHEMA, "checks": checks}, indent=1) + "\n"
+    return write_whole(campaign.folder / "validity.json", text)
 
 
 def cells_of(findings: pd.DataFrame) -> dict[str, dict[str, str]]:

@@ -16,10 +16,10 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-import matplotlib
 import numpy as np
 import pandas as pd
 import torch
+from matplotlib.figure import Figure
 from tqdm import tqdm
 from transformers import SwitchTransformersConfig
 from transformers.models.switch_transformers.modeling_switch_transformers import SwitchTransformersExperts
@@ -29,7 +29,6 @@ from experiments.configuration import TOLERANCES, set_precision
 from systems.engines import ENGINES, Copies, find_engine
 from systems.engines.base import DTYPES
 
-matplotlib.use("Agg")
 ROUTINGS = {"uniform": 0.0, "skewed": 0.6}  # extra weight of the hot tenth of the experts, as the paper's alpha_r
 D_MODEL = 768
 FEWEST = 9  # rounds
@@ -198,12 +197,11 @@ def table(found: pd.DataFrame) -> Table:
 
 def draw(found: pd.DataFrame, path: Path) -> None:
     """Percent of the dense rate against the number of experts; a panel for each type, width and skew."""
-    import matplotlib.pyplot as plt
-
     shown = found[~found.engine.str.startswith("dense")]
     rows = [*product(shown.precision.unique(), shown.routing.unique())]
     columns = [*product(shown.width.unique(), shown.tokens.unique())]
-    figure, axes = plt.subplots(len(rows), len(columns), figsize=(4 * len(columns), 2.6 * len(rows)), squeeze=False)
+    figure = Figure(figsize=(4 * len(columns), 2.6 * len(rows)))
+    axes = figure.subplots(len(rows), len(columns), squeeze=False)
     for (i, (precision, routing)), (j, (width, tokens)) in product(enumerate(rows), enumerate(columns)):
         axis = axes[i][j]
         here = (shown.precision == precision) & (shown.routing == routing)
@@ -219,17 +217,15 @@ def draw(found: pd.DataFrame, path: Path) -> None:
         axis.set_xlabel("number of experts")
     for line in axes:
         line[0].set_ylabel("% of the dense rate")
-    handles, labels = axes[0][0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="upper center", ncols=len(labels), frameon=False)
+    lines = axes[0][0].get_legend_handles_labels()
+    figure.legend(*lines, loc="upper center", ncols=len(lines[1]), frameon=False)
     figure.tight_layout(rect=(0, 0, 1, 0.96))
     figure.savefig(path, dpi=150)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Time, write the table and the plot."""
-    parser = argparse.ArgumentParser(
-        description="Time the engines on the same expert FFN in turns.", allow_abbrev=False
-    )
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0], allow_abbrev=False)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--precisions", nargs="+", choices=DTYPES, default=["ieee", "bf16"])
     parser.add_argument("--experts", nargs="+", type=int, default=[8, 32, 128, 256])

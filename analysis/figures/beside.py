@@ -6,11 +6,22 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-from analysis.figures.canvas import FONT, HIDDEN, SMALL, Picture, drawing, margins, new_figure, save, shown_range, tidy
+from analysis.figures.canvas import (
+    FONT,
+    HIDDEN,
+    SMALL,
+    Picture,
+    drawing,
+    margins,
+    new_figure,
+    ratio_axis,
+    save,
+    shown_range,
+    tidy,
+    time_axis,
+)
 from analysis.figures.speedup import draw_floor, draw_series
 from analysis.frames import select
 from analysis.labels import axis_name, system_name, x_text
@@ -44,36 +55,18 @@ def plot_beside(
             rows = select(column.rows, metric=metric)
             draw_series(axis, rows, column.points, column.rows, column.floors.get(metric))
         draw_floor(above, column.floors.get(SPEEDUP))
-        finish_times(below, select(column.rows, metric=TIME_MS))
+        low, high = shown_range(select(column.rows, metric=TIME_MS))
+        time_axis(below, low / 1.3, high * 1.3)
         above.set_title(column.title, fontsize=FONT, loc="left", fontweight="bold")
         below.set_xticks(range(len(column.points)), [x_text(x_name, point["x"]) for point in column.points])
         below.set_xlim(-0.45, len(column.points) - 0.55)
         below.set_xlabel(axis_name(x_name), fontsize=FONT)
-    finish_ratios(axes[0, 0], pd.concat([select(column.rows, metric=SPEEDUP) for column in columns]))
+    ratio_axis(axes[0, 0], *shown_range(pd.concat([select(column.rows, metric=SPEEDUP) for column in columns])))
     axes[0, 0].set_ylabel(f"speed-up over {system_name(baseline)}", fontsize=SMALL)
     axes[1, 0].set_ylabel("one MoE layer, ms", fontsize=SMALL)
     figure.align_ylabels()
     name_series(figure, axes)
     return save(figure, title, note, path, lines=6)
-
-
-def finish_ratios(axis: Axes, rows: pd.DataFrame) -> None:
-    """A log2 axis with ticks such as 0.25×, which all columns share."""
-    axis.set_yscale("log", base=2)
-    axis.yaxis.set_major_formatter(FuncFormatter(lambda ratio, _: f"{ratio:g}×"))
-    axis.yaxis.set_minor_locator(NullLocator())
-    low, high = shown_range(rows)
-    axis.set_ylim(min(0.5, low) / 1.15, 1.15 * max(2, high))
-
-
-def finish_times(axis: Axes, rows: pd.DataFrame) -> None:
-    """A log axis in ms."""
-    axis.set_yscale("log")
-    low, high = shown_range(rows)
-    axis.set_ylim(low / 1.3, high * 1.3)
-    axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axis.yaxis.set_minor_locator(NullLocator())
 
 
 def name_series(figure: Figure, axes: np.ndarray) -> None:

@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patheffects import AbstractPathEffect, withStroke
+from matplotlib.ticker import LogLocator, NullLocator
 
 from analysis.labels import GREY
 
@@ -74,6 +75,23 @@ def shown_range(rows: pd.DataFrame) -> tuple[float, float]:
         return 1.0, 1.0
     spans = np.clip(rows.filter(["value", *BOUNDS]), rows["value"].min() / CUT, rows["value"].max() * CUT)
     return float(np.nanmin(spans)), float(np.nanmax(spans))
+
+
+def ratio_axis(axis: Axes, low: float, high: float) -> None:
+    """A log2 axis of ratios with ticks such as 0.25×, from half to twice at least."""
+    axis.set_yscale("log", base=2)
+    axis.yaxis.set_major_formatter(lambda ratio, _: f"{ratio:g}×")
+    axis.yaxis.set_minor_locator(NullLocator())
+    axis.set_ylim(min(0.5, low) / 1.15, 1.15 * max(2, high))
+
+
+def time_axis(axis: Axes, low: float, high: float) -> None:
+    """A log axis of times with ticks at 1, 2 and 5 times powers of ten."""
+    axis.set_yscale("log")
+    axis.set_ylim(low, high)
+    axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axis.yaxis.set_minor_locator(NullLocator())
 
 
 def spread(heights: list[float], gap: float) -> list[float]:

@@ -6,7 +6,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.ticker import LogLocator, NullLocator
 
 from analysis.figures.canvas import (
     BOUNDS,
@@ -21,6 +20,7 @@ from analysis.figures.canvas import (
     save,
     shown_range,
     tidy,
+    time_axis,
 )
 from analysis.frames import select
 from analysis.labels import SERIES, number, series_names, system_styles
@@ -68,11 +68,7 @@ def finish(axis: Axes, latencies: pd.DataFrame, layers: list[int]) -> None:
     """Milliseconds from zero, or on a marked log axis where a linear one would hide the fast systems."""
     low, high = shown_range(latencies)
     if high > WIDE * low:
-        axis.set_yscale("log")
-        axis.set_ylim(low / 1.2, high * 1.3)
-        axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axis.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
-        axis.yaxis.set_minor_locator(NullLocator())
+        time_axis(axis, low / 1.2, high * 1.3)
         axis.set_ylabel("ms, log scale", fontsize=FONT)
     else:
         axis.set_ylim(0, 1.15 * high)

@@ -9,7 +9,6 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from analysis.figures.canvas import (
     BOUNDS,
@@ -24,9 +23,11 @@ from analysis.figures.canvas import (
     label_lines,
     margins,
     new_figure,
+    ratio_axis,
     save,
     shown_range,
     tidy,
+    time_axis,
 )
 from analysis.frames import select
 from analysis.labels import GREY, axis_name, number, series_names, system_name, system_styles, within_floor, x_text
@@ -101,7 +102,10 @@ def plot_speedup(
         finish_times(axis_column[-1], select(summary, metric=time_ms), panel["x_name"], points)
         column_title(axis_column[0], title, pad=18 if marks else 6)
     if compared:
-        finish_speedup(axes[0, 0], summary.loc[summary["metric"].isin(list(compared))], marks)
+        # Both columns share it, so it is set after both are drawn.
+        theirs = [value for one in marks for value in one.values.values()]
+        low, high = shown_range(summary.loc[summary["metric"].isin(list(compared))])
+        ratio_axis(axes[0, 0], min([low, *theirs]), max([high, *theirs]))
         axes[0, 0].set_ylabel(f"speed-up over {system_name(baseline or 'baseline')}, log scale", fontsize=FONT)
     axes[-1, 0].set_ylabel("ms, log scale", fontsize=FONT)
     figure.align_ylabels()
@@ -194,25 +198,11 @@ def draw_marks(axis: Axes, marks: Sequence[Marks], points: list[dict], everythin
         axis.legend(handles=hollow, ncols=2, frameon=False, fontsize=SMALL, handletextpad=0.4, **place)
 
 
-def finish_speedup(axis: Axes, rows: pd.DataFrame, marks: Sequence[Marks]) -> None:
-    """A log2 axis with ticks such as 0.25×; both columns share it, so it is set after both are drawn."""
-    axis.set_yscale("log", base=2)
-    axis.yaxis.set_major_formatter(FuncFormatter(lambda ratio, _: f"{ratio:g}×"))
-    axis.yaxis.set_minor_locator(NullLocator())
-    low, high = shown_range(rows)
-    theirs = [value for one in marks for value in one.values.values()]
-    axis.set_ylim(min(0.5, low, *theirs) / 1.15, 1.15 * max(2, high, *theirs))
-
-
 def finish_times(axis: Axes, rows: pd.DataFrame, x_name: str, points: list[dict]) -> None:
     """A log axis in ms, and the points evenly spaced whatever their distance."""
-    axis.set_yscale("log")
     low, high = shown_range(rows)
     room = max((high / low) ** 0.14, 1.1)
-    axis.set_ylim(low / room, high * room)
-    axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axis.yaxis.set_minor_locator(NullLocator())
+    time_axis(axis, low / room, high * room)
     axis.set_xticks(range(len(points)), [tick_label(x_name, point) for point in points])
     axis.tick_params(axis="x", labelsize=5.9 if any(map(rescaled, points)) else SMALL)
     axis.set_xlim(-0.45, len(points) - 0.55)

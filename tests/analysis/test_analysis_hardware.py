@@ -9,11 +9,11 @@ from analysis.findings import find
 from analysis.load import load_campaign
 from analysis.panels import draw_panel
 from analysis.report import render
+from analysis.studies.paper.__main__ import claims_shown
 from analysis.studies.paper.claims import claims_table
 from analysis.studies.paper.hardware import hardware_sentence, nearness
 from analysis.studies.paper.judges import HOLDS, HOLDS_NOT, NOT_VALIDATED, NOTHING, WITHIN_ERROR, Ratio, apply_within
 from analysis.studies.paper.reference import layer_ms, load_reference
-from analysis.studies.paper.verdict import claims_rich
 from analysis.summary import summarise
 from tests.analysis.synthetic import SIMULATED, write_fig3
 
@@ -85,7 +85,7 @@ def test_what_holds_on_the_paper_s_hardware_is_said_from_the_numbers(mixed, vali
     assert "faster than DeepSpeed at batch 10 (" not in said and "6.4x; " in said
     assert f"{len(held)} of " in said and "Does not hold: " in said and "validated on 22 runs" in said
     console = Console(record=True, width=250)
-    console.print(claims_rich(claims))
+    console.print(claims_shown(claims))
     text = console.export_text()
     assert "simulated" in text and HOLDS_NOT in text
 

@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -187,11 +189,11 @@ def test_write_summary_is_atomic(one_point, monkeypatch):
     before = path.read_bytes()
     assert list(pd.read_csv(path).columns) == COLUMNS
 
-    def half_written(self, target, **_):
-        target.write_text("experiment,sys")
+    def half_written(self, text):
+        self.write_bytes(text[:10].encode())
         raise OSError("disk full")
 
-    monkeypatch.setattr(pd.DataFrame, "to_csv", half_written)
+    monkeypatch.setattr(Path, "write_text", half_written)
     with pytest.raises(OSError, match="disk full"):
         write_summary(campaign)
     assert path.read_bytes() == before

@@ -3,10 +3,11 @@ import pytest
 from rich.console import Console
 
 from analysis.load import load_campaign
+from analysis.studies.paper.__main__ import claims_shown
 from analysis.studies.paper.claims import claims_table
 from analysis.studies.paper.judges import DIRECTION, FAILED, NOT_MEASURED, REPRODUCED, point_verdict
 from analysis.studies.paper.reference import load_reference, published_points, recomputed_layers, recorded_loads
-from analysis.studies.paper.verdict import claims_rich, verdict_table
+from analysis.studies.paper.verdict import verdict_table
 from analysis.summary import summarise
 
 
@@ -111,6 +112,6 @@ def test_loop_engine_stands_beside_figure_4(fig3, system):
 def test_printed(fig3):
     campaign = load_campaign(fig3())
     summary, console = summarise(campaign), Console(record=True, width=200)
-    console.print(claims_rich(claims_table(campaign, summary)))
+    console.print(claims_shown(claims_table(campaign, summary)))
     text = console.export_text()
     assert "6.45×" in text and "likely cause" in text and "not testable here" in text and "not for claims" in text

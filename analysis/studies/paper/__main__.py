@@ -12,11 +12,13 @@ import numpy as np
 import pandas as pd
 from rich.console import Console
 from rich.markup import escape
+from rich.table import Table as RichTable
 
-from analysis.labels import short_axis_name, times, with_interval
+from analysis.labels import UNSURE, short_axis_name, times, with_interval
 from analysis.load import load_campaign
+from analysis.report import MARK, in_terminal
 from analysis.studies.paper.authors import learned_layers, recompute
-from analysis.studies.paper.claims import claims_table, load_causes, load_claims, name_of
+from analysis.studies.paper.claims import COLUMNS, claims_table, load_causes, load_claims, name_of
 from analysis.studies.paper.hardware import hardware_sentence
 from analysis.studies.paper.judges import NOT_MEASURED, NOTHING, apply
 from analysis.studies.paper.points import paper_points
@@ -28,7 +30,8 @@ from analysis.studies.paper.reference import (
     recomputed_ttft,
     runs_behind,
 )
-from analysis.studies.paper.verdict import claims_rich, coloured, plain_table, verdict_table
+from analysis.studies.paper.tables import not_for_claims, words_table
+from analysis.studies.paper.verdict import verdict_table
 from analysis.summary import summarise
 
 OWN_TOLERANCE = 0.12  # of the authors' numbers: medians instead of means make up to 11 %
@@ -58,13 +61,14 @@ def verify(console: Console, checkout: Path | None = None, campaign: Path | None
     ours, claims = our_points(campaign, reference)
     origin = f"the raw data in {checkout}" if checkout else "the summary of the authors' runs in results/reference"
     console.print(f"Recomputed from {escape(origin)}.", highlight=False, soft_wrap=True)
-    console.print(points_rich(points, ours, campaign is not None))
+    title = "Figures 3 and 4: speed-up of MoEShard over DeepSpeed"
+    console.print(in_terminal(title, points_table(points, ours, campaign is not None)))
     if campaign is None:
         console.print("No campaign of yours: the verdicts below judge the authors' own data (--campaign FOLDER).")
     for verdict in [name for name in load_causes() if name in set(ours["verdict"])]:
         console.print(f"Likely cause of {verdict}: {load_causes()[verdict]}", highlight=False, soft_wrap=True)
-    console.print(claims_rich(claims))
-    if "on simulated" in claims and (sentence := hardware_sentence(claims)):
+    console.print(claims_shown(claims))
+    if sentence := hardware_sentence(claims):
         console.print(sentence, highlight=False, markup=False, soft_wrap=True)
     console.print(finding(points), highlight=False, soft_wrap=True)
     for engine, model, low, high in learned_layers(checkout) if checkout else ():
@@ -103,25 +107,30 @@ def authors_claims(reference: Reference) -> pd.DataFrame:
             row = {"claim": name_of(claim, metric), "published": claim["published"], "recomputed": recomputed}
             row |= {"ours": NOTHING, "verdict": verdict, "series": NOTHING, "claimable": True}
             rows.append(row | {"cause": claim.get("causes", {}).get("recomputed", "")})
+    return pd.DataFrame(rows).assign(device="").reindex(columns=COLUMNS)
+
+
+def points_table(points: pd.DataFrame, ours: pd.DataFrame, measured: bool) -> pd.DataFrame:
+    """One row a published point and series of ours."""
+    rows = []
+    for point in points.to_dict("records"):
+        row = {"figure": point["figure"], "at": f"{short_axis_name(point['x_name'])} {point['x']}"}
+        names = {"published": "value", "recomputed, layer": "recomputed_layer", "recomputed, TTFT": "recomputed_ttft"}
+        row |= {title: times(point[name]) for title, name in names.items()}
+        beside = ours.loc[(ours["figure"] == point["figure"]) & (ours["published_x"] == point["x"])].to_dict("records")
+        for one in (beside or [OURS]) if measured else [OURS]:
+            layer, ttft = (with_interval(one[m], one[f"{m}_low"], one[f"{m}_high"], times) for m in ("layer", "ttft"))
+            mine = {"system": one["series"], "ours, layer": layer, "ours, TTFT": ttft}
+            mine |= {"verdict": not_for_claims(one["verdict"], one["claimable"])}
+            rows.append(row | (mine if measured else {}))
     return pd.DataFrame(rows)
 
 
-def points_rich(points: pd.DataFrame, ours: pd.DataFrame, measured: bool):
-    """One row a published point and series of ours."""
-    table = plain_table("Figures 3 and 4: speed-up of MoEShard over DeepSpeed")
-    names = ["figure", "at", "published", "recomputed\nlayer", "recomputed\nTTFT"]
-    for name in [*names, *(["system", "ours, layer", "ours, TTFT", "verdict"] if measured else [])]:
-        table.add_column(name, overflow="fold")
-    for point in points.to_dict("records"):
-        ratios = [times(point[name]) for name in ("value", "recomputed_layer", "recomputed_ttft")]
-        row = [point["figure"], f"{short_axis_name(point['x_name'])} {point['x']}", *ratios]
-        beside = ours.loc[(ours["figure"] == point["figure"]) & (ours["published_x"] == point["x"])].to_dict("records")
-        for one in beside or [OURS]:
-            layer, ttft = (with_interval(one[m], one[f"{m}_low"], one[f"{m}_high"], times) for m in ("layer", "ttft"))
-            verdict = coloured(one["verdict"], one["claimable"])
-            mine = [str(one["series"]), layer, ttft, verdict]
-            table.add_row(*row, *(mine if measured else []))
-    return table
+def claims_shown(claims: pd.DataFrame) -> RichTable:
+    """Published, recomputed, ours, verdict and its likely cause; of which system where there are several."""
+    table = words_table(claims)
+    left_out = ["figure", *(["system"] if len(set(claims["series"]) - {NOTHING}) < 2 else [])]
+    return in_terminal(f"{table.title} ({MARK}: {UNSURE})", table.shown.drop(columns=left_out))
 
 
 def finding(points: pd.DataFrame) -> str:

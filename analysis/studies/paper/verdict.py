@@ -4,31 +4,14 @@ from collections.abc import Iterator
 
 import numpy as np
 import pandas as pd
-from rich.box import SIMPLE_HEAD
-from rich.table import Table
 
 from analysis.frames import select
 from analysis.labels import series_names, system_name
 from analysis.load import SIMULATED
 from analysis.model_error import tie_bands
-from analysis.studies.paper.judges import (
-    DIRECTION,
-    FAILED,
-    HOLDS,
-    HOLDS_NOT,
-    NOT_MEASURED,
-    NOT_TESTABLE,
-    NOT_VALIDATED,
-    NOTHING,
-    REPRODUCED,
-    WITHIN_ERROR,
-    point_verdict,
-)
+from analysis.studies.paper.judges import NOT_VALIDATED, WITHIN_ERROR, point_verdict
 from analysis.studies.paper.reference import same_series
 
-GREY = "bright_black"
-COLOURS = {REPRODUCED: "green", DIRECTION: "yellow", FAILED: "red", NOT_MEASURED: GREY, NOT_TESTABLE: GREY}
-COLOURS |= {HOLDS: "green", HOLDS_NOT: "red", WITHIN_ERROR: "yellow", NOT_VALIDATED: GREY, NOTHING: GREY}
 # Short name of a ratio in the table's columns, and the metric. The paper's points are compared with the first.
 METRICS = {"layer": "speedup_layer_paper", "ttft": "speedup_ttft"}
 
@@ -72,37 +55,3 @@ def interval_columns(short: str, rows: pd.DataFrame) -> dict[str, float]:
     """`short`, `short`_low and `short`_high of the one row there is; nan without one."""
     value, low, high = rows[["value", "ci_low", "ci_high"]].to_numpy()[0] if len(rows) else [np.nan] * 3
     return {short: value, f"{short}_low": low, f"{short}_high": high}
-
-
-def plain_table(title: str) -> Table:
-    """An empty table for the terminal."""
-    return Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-
-
-def claims_rich(claims: pd.DataFrame) -> Table:
-    """Published, recomputed, ours, verdict and its likely cause; grey where it is not for claims."""
-    table = plain_table("What the paper says in words (grey: quick or within the noise floor, not for claims)")
-    simulated = "on simulated" in claims and set(claims["on simulated"]) != {NOTHING}
-    several = len(set(claims["series"]) - {NOTHING}) > 1
-    for name in (
-        "claim",
-        *(["system"] if several else []),
-        "published",
-        "recomputed",
-        "ours",
-        "verdict",
-        *(["simulated", "on it"] if simulated else []),
-        "likely cause",
-    ):
-        table.add_column(name, overflow="fold")
-    for row in claims.to_dict("records"):
-        verdict = coloured(row["verdict"], row["claimable"])
-        said = [row["claim"], *([row["series"]] if several else []), row["published"], row["recomputed"], row["ours"]]
-        beside = [row["simulated"], coloured(row["on simulated"])] if simulated else []
-        table.add_row(*said, verdict, *beside, row["cause"])
-    return table
-
-
-def coloured(verdict: str, claimable: bool = True) -> str:
-    """A verdict in console markup; grey where it is not for claims."""
-    return f"[{COLOURS[verdict] if claimable else GREY}]{verdict}[/]"
