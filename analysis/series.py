@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 import numpy as np
 import pandas as pd
 
-from analysis.load import TRUSTED, Campaign, correctness, device_of, place_of, turn_of
+from analysis.load import SIMULATED, TRUSTED, Campaign, correctness, device_of, place_of, turn_of
 from analysis.reduce import SECTION, expert_load, load_cube, reduce_cell
-from analysis.stats import median_of
+from analysis.stats import median_of, ratio_interval
 
 TIMES = ("ttft_ms", "layer_moe_ms")
 
@@ -108,6 +108,22 @@ def launch_medians(campaign: Campaign, panels: Sequence[dict]) -> pd.DataFrame:
     ]
     columns = ["panel", "x", "y", "system", "twin", "source", "metric", "launch", "value"]
     return pd.DataFrame(rows, columns=columns).astype({"twin": bool})
+
+
+def time_ratio(here: pd.DataFrame, above: str, below: str) -> tuple[float, float, float]:
+    """Time of `above` / time of `below` at one point, with its interval over the launches that both have."""
+    pairs = launch_pairs(here, (above, below))
+    if pairs.empty:
+        return np.nan, np.nan, np.nan
+    if "source" in here and set(here["source"]) == {SIMULATED}:  # repeats exactly
+        ratio = float((pairs[above] / pairs[below]).iloc[0])
+        return ratio, ratio, ratio
+    return ratio_interval(*([[value] for value in pairs[system]] for system in (above, below)))
+
+
+def launch_pairs(here: pd.DataFrame, pair: tuple[str, str]) -> pd.DataFrame:
+    """Times of two systems, a row a launch that both have."""
+    return here.pivot(index="launch", columns="system", values="value").reindex(columns=list(pair)).dropna()
 
 
 def twin_of(one: Series, series: list[Series]) -> Series | None:

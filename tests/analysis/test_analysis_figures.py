@@ -17,7 +17,7 @@ from analysis.frames import select
 from analysis.labels import VERMILLION, number, system_styles, times, tone, with_interval, within_floor, x_text
 from analysis.panels import draw_panel
 from analysis.stats import Floor
-from analysis.studies.paper.figures import learned_loads
+from analysis.studies.paper.study import learned_loads
 from analysis.tables import slug
 from tests.analysis.synthetic import write_fig3
 

@@ -8,8 +8,8 @@ import pandas as pd
 from scipy.stats import ttest_ind
 
 from analysis.load import Campaign
-from analysis.series import launch_medians
-from analysis.stats import Floor, noise_floor_of, outside, ratio_interval
+from analysis.series import launch_medians, time_ratio
+from analysis.stats import Floor, noise_floor_of, outside
 
 SHARED = ("model", "router", "corpus", "tier", "batch_size", "seq_len", "precision", "seed")
 METRICS = {"ttft_ms": "TTFT", "layer_moe_ms": "MoE layer"}
@@ -98,29 +98,17 @@ def real_floor(real: pd.DataFrame) -> dict[str, Floor]:
 def orderings(real: pd.DataFrame, emulated: pd.DataFrame) -> pd.DataFrame:
     """Every pair of systems at a point: real and emulated ratio, whether the real one is beyond the A/A floor, and
     whether both name the same system the faster one."""
-    floors, rows = real_floor(real), []
-    for (panel, x, metric), here in real.loc[~real["twin"] & real["metric"].isin(METRICS)].groupby(
-        ["panel", "x", "metric"]
-    ):
-        there = emulated.loc[~emulated["twin"] & (emulated["panel"] == panel) & (emulated["x"] == x)]
-        times = [by_launch(here), by_launch(there.loc[there["metric"] == metric])]
-        for one, other in itertools.combinations(sorted(times[0].keys() & times[1].keys()), 2):
-            (ratio, low, high), (emulated_ratio, *_) = (system_ratio(side[one], side[other]) for side in times)
-            known = outside(low, high, floors.get(str(metric)))
+    floors, rows, keys = real_floor(real), [], ["panel", "x", "metric"]
+    theirs = dict(iter(emulated.loc[~emulated["twin"]].groupby(keys)))
+    for place, here in real.loc[~real["twin"] & real["metric"].isin(METRICS)].groupby(keys):
+        there = theirs.get(place, emulated.iloc[:0])
+        for one, other in itertools.combinations(sorted({*here["system"]} & {*there["system"]}), 2):
+            ratio, low, high = time_ratio(here, one, other)
+            emulated_ratio = time_ratio(there, one, other)[0]
+            known = outside(low, high, floors.get(str(place[2])))
             rows.append(
-                {"panel": panel, "x": x, "metric": metric, "one": one, "other": other, "real": ratio}
+                dict(zip(keys, place, strict=True))
+                | {"one": one, "other": other, "real": ratio}
                 | {"emulated": emulated_ratio, "beyond_floor": known, "agree": (ratio > 1) == (emulated_ratio > 1)}
             )
     return pd.DataFrame(rows)
-
-
-def by_launch(rows: pd.DataFrame) -> dict[str, pd.Series]:
-    """The times of each system, indexed by launch."""
-    return {str(system): pd.Series(group.set_index("launch")["value"]) for system, group in rows.groupby("system")}
-
-
-def system_ratio(one: pd.Series, other: pd.Series) -> tuple[float, float, float]:
-    """one / other over the launches that both have, with its interval."""
-    shared = one.index.intersection(other.index)
-    sides = ([np.array([time]) for time in side.loc[shared]] for side in (one, other))
-    return ratio_interval(*sides)

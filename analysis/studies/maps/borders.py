@@ -12,8 +12,9 @@ import numpy as np
 import pandas as pd
 
 from analysis.frames import select
+from analysis.series import launch_pairs, time_ratio
 from analysis.stats import Floor, t_interval
-from analysis.studies.maps.winners import launch_pairs, time_ratio, told_apart, winners
+from analysis.studies.maps.winners import told_apart, winners
 
 CROSSES, ALWAYS, UNCLEAR, SEVERAL, NOT_MEASURED = "crosses", "always", "unclear", "several", "not measured"
 WIDE = 10  # an axis that spans more than this factor is interpolated in its logarithm

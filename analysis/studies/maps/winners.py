@@ -9,9 +9,9 @@ from collections.abc import Iterator
 import numpy as np
 import pandas as pd
 
-from analysis.load import SIMULATED, Campaign
-from analysis.series import launch_medians
-from analysis.stats import Floor, outside, ratio_interval
+from analysis.load import Campaign
+from analysis.series import launch_medians, time_ratio
+from analysis.stats import Floor, outside
 
 COLUMNS = ["x", "y", "system", "launch", "value", "source"]
 METRICS = {"layer_moe_ms": "one MoE layer", "ttft_ms": "full forward pass (TTFT)"}
@@ -55,22 +55,6 @@ def winner(here: pd.DataFrame, floor: Floor | None) -> dict:
     margin, low, high = time_ratio(here, second, first) if second else (np.nan, np.nan, np.nan)
     verdict = (WINS if told_apart(low, high, floor) else TIE) if second else ALONE
     return {"winner": first, "second": second, "margin": margin, "low": low, "high": high, "verdict": verdict}
-
-
-def time_ratio(here: pd.DataFrame, above: str, below: str) -> tuple[float, float, float]:
-    """Time of `above` / time of `below` at one point, with its interval over the launches that both have."""
-    pairs = launch_pairs(here, (above, below))
-    if pairs.empty:
-        return np.nan, np.nan, np.nan
-    if "source" in here and set(here["source"]) == {SIMULATED}:  # repeats exactly
-        ratio = float((pairs[above] / pairs[below]).iloc[0])
-        return ratio, ratio, ratio
-    return ratio_interval(*([[value] for value in pairs[system]] for system in (above, below)))
-
-
-def launch_pairs(here: pd.DataFrame, pair: tuple[str, str]) -> pd.DataFrame:
-    """Times of two systems, a row a launch that both have."""
-    return here.pivot(index="launch", columns="system", values="value").reindex(columns=list(pair)).dropna()
 
 
 def told_apart(low: float, high: float, floor: Floor | None) -> bool:

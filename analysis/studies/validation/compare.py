@@ -1,6 +1,6 @@
 """Real runs beside the same runs, simulated: their errors, and those of ratios and orders of two programs."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from itertools import combinations
 from typing import Any
 
@@ -119,22 +119,27 @@ def summary(runs: pd.DataFrame) -> dict[str, dict[str, float]]:
     return found
 
 
+def pairs(runs: pd.DataFrame) -> Iterator[tuple[dict, dict]]:
+    """Two programs at one point, every pair once."""
+    for _, point in runs.groupby(POINT):
+        yield from combinations(point.to_dict("records"), 2)
+
+
 def ratios(runs: pd.DataFrame, metric: str) -> np.ndarray:
     """The errors of all ratios of two programs at one point that are not both of fitted runs, as positive shares."""
-    found = []
-    for _, point in runs.groupby(POINT):
-        for one, other in combinations(point.to_dict("records"), 2):
-            if not (one["fitted"] and other["fitted"]):
-                found.append(abs(np.log((1 + one[f"{metric}/error"]) / (1 + other[f"{metric}/error"]))))
+    found = [
+        abs(np.log((1 + one[f"{metric}/error"]) / (1 + other[f"{metric}/error"])))
+        for one, other in pairs(runs)
+        if not (one["fitted"] and other["fitted"])
+    ]
     return np.expm1(np.array(found))
 
 
 def orders(runs: pd.DataFrame, metric: str, least: float = 0.1) -> tuple[int, int]:
     """(in how many comparisons of two programs at one point the order is right, of how many that differ by `least`)."""
     right = total = 0
-    for _, point in runs.groupby(POINT):
-        for one, other in combinations(point.to_dict("records"), 2):
-            real, ours = (one[f"{metric}/{of}"] / other[f"{metric}/{of}"] for of in ("real", "simulated"))
-            if abs(np.log(real)) > np.log1p(least):
-                total, right = total + 1, right + ((real > 1) == (ours > 1))
+    for one, other in pairs(runs):
+        real, ours = (one[f"{metric}/{of}"] / other[f"{metric}/{of}"] for of in ("real", "simulated"))
+        if abs(np.log(real)) > np.log1p(least):
+            total, right = total + 1, right + ((real > 1) == (ours > 1))
     return right, total
