@@ -177,7 +177,7 @@ def test_claims_rest_on_a_full_campaign_and_effects_outside_the_floor(full):
     assert summary["fig3a", 8, "moeshard", "speedup_layer"].all()
 
 
-@pytest.mark.parametrize("change", [{"tier": "quick"}, {"launches": 2}, {"iterations": 29}])
+@pytest.mark.parametrize("change", [{"tier": "quick"}, {"launches": 2}, {"iterations": 9}])
 def test_a_smaller_campaign_claims_nothing(fig3, change):
     options = {"experts": (64,), "batches": (), "launches": 3, "iterations": 30, "tier": "full"}
     assert not summarise(load_campaign(fig3(**(options | change))))["claimable"].any()

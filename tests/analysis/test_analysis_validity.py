@@ -55,8 +55,8 @@ def test_every_check_has_a_verdict_on_a_sound_campaign(two_points):
     assert list(findings.columns) == COLUMNS
     by_check = verdicts_by_check(findings).set_index("check")["verdict"]
     assert list(by_check.index) == [f"V{number:02d}" for number in range(1, 25)] == [c for c, _, _ in CHECKS]
-    # DeepSpeed drops tokens here; no GPU takes part.
-    assert by_check[by_check != "pass"].to_dict() == {"V15": "warn", "V18": "not applicable"}
+    # The clock of these rows says nothing of preemption; DeepSpeed drops tokens here; no GPU takes part.
+    assert by_check[by_check != "pass"].to_dict() == {"V08": "not applicable", "V15": "warn", "V18": "not applicable"}
     assert findings["detail"].str.match(r"[A-Z0-9+-].*\.$").all() and findings["detail"].str.len().max() < 240
 
 
@@ -260,7 +260,7 @@ def test_written_whole(sound, tmp_path):
     order = next(check for check in written["checks"] if check["id"] == "V11")
     assert order["verdict"] == "pass" and order["cells"][CELL] == {
         "verdict": "pass",
-        "detail": "3 systems took turns in blocks of 5, each round reversed.",
+        "detail": "3 systems took turns of 5 forward passes, each round reversed.",
     }
     assert [p.name for p in tmp_path.iterdir()] == ["validity.json"]
 

@@ -135,14 +135,14 @@ def test_experiments_of_the_paper(experiment, num_points):
     """Figure 3 has 6 and 4 points, of which one, 128 experts and batch 250, is in both panels."""
     overrides = [f"experiment={experiment}", "scale=paper", "tier=quick"]
     plan = make_plan(ran_here(composed(*overrides)))
-    assert len(plan.launches) == 3 * num_points
+    assert len(plan.launches) == 6 * num_points
     if experiment == "fig3":
         published = [[point["published_x"] for point in panel["points"]] for panel in plan.document["panels"]]
         assert published == [[8, 16, 32, 64, 128, 256], [10, 100, 250, 450]]
         assert cells_of(plan, 0, 4) == cells_of(plan, 1, 2)
-        assert len(plan.cells) == 3 * 9 * (5 + 1)
+        assert len(plan.cells) == 6 * 9 * (5 + 1)
         twins = [cell for cell in plan.cells.values() if cell.twin]
-        assert {cell.system for cell in twins} == {"moeshard"} and len(twins) == 3 * 9
+        assert {cell.system for cell in twins} == {"moeshard"} and len(twins) == 6 * 9
 
 
 def test_laptop_divides_the_batches_of_the_paper():
@@ -313,7 +313,7 @@ def test_simulated_launches_come_first_and_once_without_a_twin():
     plan = make_plan(composed(*MAKE))
     kinds = [plan.cells[ids[0]].cluster.kind for ids in plan.launches]
     simulated = [cell for cell in plan.cells.values() if cell.cluster.kind == "simulated"]
-    assert kinds == ["simulated"] * len(simulated) + ["emulated"] * 27  # each simulated cell is a launch
+    assert kinds == ["simulated"] * len(simulated) + ["emulated"] * 54  # each simulated cell is a launch
     assert {cell.launch for cell in simulated} == {0} and not any(cell.twin for cell in simulated)
     told = {key: plan.document[key] for key in ("twin", "scale", "tier", "campaign")}
     assert told == {"twin": "moeshard", "scale": "laptop", "tier": "quick", "campaign": "fig3-laptop-quick-seed0"}
