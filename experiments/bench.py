@@ -29,6 +29,7 @@ from experiments.configuration import (
 )
 from experiments.moe_layer import MoELayer
 from experiments.recorder import Recorder
+from experiments.records import Member, Node, Workload
 from experiments.schedule import PROFILED, iterations_of
 from routers.base import Routing
 from routers.drawn import PROFILE_FROM, DrawnRouter
@@ -63,22 +64,22 @@ class Bench:
 
     def __init__(
         self,
-        config: dict[str, Any],
+        workload: Workload,
         session: Session,
         cache_dir: str,
         ceilings: dict[str, Any] | None = None,
     ) -> None:
-        self.config, self.session = config, session
-        self.dtype, self.device = DTYPES[config["precision"]], session.device
-        set_precision(config["precision"])
-        model = instantiate(config["model"])
+        self.workload, self.session = workload, session
+        self.dtype, self.device = DTYPES[workload.precision], session.device
+        set_precision(workload.precision)
+        model = workload.model
         checkpoint = open_checkpoint(model.checkpoint) if model.checkpoint else None
         self.weights = {block: self._layer(model, block, checkpoint) for block in model.moe_blocks}
         self.shared = {block: SharedLayer(layer) for block, layer in self.weights.items()}
         # The oracle's own copy: a system that changed the shared one in place would be compared with itself.
         self.oracle_weights = {block: SharedLayer(layer) for block, layer in self.weights.items()}
         self.recorder = Recorder(session.clock, self._align)
-        router = build_router(config, rank=session.rank, classifier=lambda block: self.weights[block].router())
+        router = build_router(workload, rank=session.rank, classifier=lambda block: self.weights[block].router())
         self.layers: dict[int, MoELayer] = {}
         for block in model.moe_blocks:
             before = next(reversed(self.layers.values()), None)
@@ -86,12 +87,12 @@ class Bench:
         self.encoder = build_encoder(
             model,
             lambda block: self.layers[block],
-            seed=config["seed"],
+            seed=workload.seed,
             dtype=self.dtype,
             device=self.device,
             checkpoint=checkpoint,
         )
-        self.tokens = token_source(config, cache_dir)
+        self.tokens = token_source(workload, cache_dir)
         self.names: dict[str, str] = {}
         self.twins: set[str] = set()
         self.systems: dict[str, dict[int, System]] = {}
@@ -107,14 +108,14 @@ class Bench:
             return ShapedLayer(model, self.dtype, self.device)
         if checkpoint:
             return CheckpointLayer(model, block, checkpoint, self.dtype, self.device)
-        return SeededLayer(model, block, self.config["seed"], self.dtype, self.device)
+        return SeededLayer(model, block, self.workload.seed, self.dtype, self.device)
 
-    def add(self, cell: str, node: dict[str, Any], engine: str, twin: bool) -> None:
+    def add(self, cell: str, member: Member) -> None:
         """Build a system; a system that brings its own engine is given one that it does not use."""
-        self.names[cell] = node["name"]
-        self.twins |= {cell} if twin else set()
-        kind, given = find_class(node), options(node)
-        shape = layer_shape(self.config)
+        self.names[cell] = member.system.name
+        self.twins |= {cell} if member.twin else set()
+        kind, given = find_class(member.system), options(member.system, "system")
+        shape = layer_shape(self.workload)
         needed = kind.needs(**given)
         if "draws" in needed:
             shape = replace(shape, max_expert_tokens=self.max_expert_tokens)
@@ -127,7 +128,7 @@ class Bench:
                 shape=shape,
                 weights=self.shared[block],
                 group=self.session.group,
-                engine=LoopEngine() if kind.own_engine else find_engine(engine),
+                engine=LoopEngine() if kind.own_engine else find_engine(member.engine),
                 span=self.recorder.span,
             )
             for block in self.layers
@@ -136,9 +137,9 @@ class Bench:
     @kept
     def ceilings(self) -> dict[str, Any]:
         """What this machine can do at most, as rank 0 finds it while the others sleep; the same on all ranks."""
-        shape = layer_shape(self.config)
+        shape = layer_shape(self.workload)
         rank_bytes = shape.max_tokens * shape.d_model * self.dtype.itemsize
-        link = measure_link(self.session, instantiate(self.config["network"]), rank_bytes)
+        link = measure_link(self.session, instantiate(self.workload.network, "network"), rank_bytes)
         dist.barrier(group=self.session.group)  # all are built
         if self.session.rank == 0:
             found = measure_ceilings(self.device, self.dtype)
@@ -162,7 +163,7 @@ class Bench:
         router = next(iter(self.layers.values())).router
         if not isinstance(router, DrawnRouter):
             return None
-        num_tokens, planned = layer_shape(self.config).max_tokens, iterations_of(self.config["tier"])
+        num_tokens, planned = layer_shape(self.workload).max_tokens, iterations_of(self.workload.tier)
         keys = [(block, i) for block in self.layers for iterations in planned.values() for i in iterations]
         mine = max(np.bincount(router.draw(num_tokens, layer=block, iteration=i)).max() for block, i in keys)
         return int(all_gather(torch.tensor([mine], device=self.device), self.session.group).max())
@@ -180,7 +181,7 @@ class Bench:
         """int64 [T]: the experts that this rank's tokens of one batch of the profile take in one layer."""
         router, iteration = self.layers[block].router, PROFILE_FROM + batch
         if isinstance(router, DrawnRouter):
-            expert_T = router.draw(layer_shape(self.config).max_tokens, layer=block, iteration=iteration)
+            expert_T = router.draw(layer_shape(self.workload).max_tokens, layer=block, iteration=iteration)
             return torch.from_numpy(expert_T).to(self.device)
         return self._routed[block, iteration].expert_TK[:, 0]
 
@@ -188,10 +189,9 @@ class Bench:
     @torch.inference_mode()
     def _routed(self) -> dict[tuple[int, int], Routing]:
         """What a router that looks at tokens says of the profile's batches, in forward passes of their own."""
-        self.add(
-            "profile", {"_target_": "systems.dense.Dense", "name": "profile", "resident": False}, "loop", twin=False
-        )
-        last = iterations_of(self.config["tier"])["warmup"].stop
+        dense = Node(_target_="systems.dense.Dense", name="profile", resident=False)
+        self.add("profile", Member(dense, "loop"))
+        last = iterations_of(self.workload.tier)["warmup"].stop
         for batch in range(PROFILED):
             self._forward("profile", self._embed(last + batch), PROFILE_FROM + batch)
         del self.systems["profile"], self.names["profile"]
@@ -254,13 +254,13 @@ class Bench:
             rank=self.session.rank,
             iteration=iteration,
             world_size=self.session.world_size,
-            batch_size=self.config["batch_size"],
-            seq_len=self.config["seq_len"],
-            seed=self.config["seed"],
+            batch_size=self.workload.batch_size,
+            seq_len=self.workload.seq_len,
+            seed=self.workload.seed,
         )
 
     def prefetch(self, iteration: int) -> None:
-        num_tokens = self.config["batch_size"] * self.config["seq_len"]
+        num_tokens = self.workload.batch_size * self.workload.seq_len
         like = torch.empty(0, dtype=self.dtype, device=self.device)
         for block, layer in self.layers.items():
             layer.router.prefetch(num_tokens, layer=block, iteration=iteration, like=like)
@@ -276,7 +276,7 @@ class Bench:
 
     def _tokens_of(self, keys: list[tuple[str, int, int]]) -> torch.Tensor:
         """int64 [n, G, E] on the host: token copies per source rank and expert, for each (cell, block, iteration)."""
-        num_experts = self.config["model"]["num_experts"]
+        num_experts = self.workload.model.num_experts
         tokens_nE = torch.stack([self.routings[key].tokens_per_expert(num_experts) for key in keys])
         return all_gather(tokens_nE.unsqueeze(0), self.session.group).transpose(0, 1).cpu()
 

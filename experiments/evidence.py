@@ -42,7 +42,7 @@ def accounts(bench: Bench, cell: str, passes: dict[str, range]) -> tuple[list[di
 
 
 def _known(bench: Bench, system: System, account: Account) -> dict[str, float | None]:
-    expert = bench.config["model"]["d_model"] * bench.config["model"]["d_ff"]
+    expert = bench.workload.model.d_model * bench.workload.model.d_ff
     # A multiplication and an addition are two; two matrices.
     flops, weight_bytes = account.rows_computed * 4 * expert, system.experts_held() * 2 * expert * bench.dtype.itemsize
     return vars(account) | {"flops": flops, "weight_bytes": weight_bytes}
@@ -50,7 +50,7 @@ def _known(bench: Bench, system: System, account: Account) -> dict[str, float | 
 
 def _loads(bench: Bench, tokens_E: torch.Tensor, block: int, iteration: int) -> list[dict[str, Any]]:
     """Realised and intended tokens of every expert that has either; intended is NaN for a learned router."""
-    num_tokens = bench.config["batch_size"] * bench.config["seq_len"]
+    num_tokens = bench.workload.batch_size * bench.workload.seq_len
     asked_E = bench.layers[block].router.intended(num_tokens, layer=block, iteration=iteration)
     intended_E = np.full(len(tokens_E), np.nan) if asked_E is None else asked_E
     present_E = (tokens_E.numpy() > 0) | (intended_E > 0)
@@ -63,7 +63,7 @@ def _loads(bench: Bench, tokens_E: torch.Tensor, block: int, iteration: int) -> 
 def agreement(bench: Bench, cells: list[str]) -> dict[str, dict[str, Any]]:
     """How far each cell's outputs are from the others' in the timed iterations; see `agreement.agree`."""
     lossless = [cell for cell in cells if not _drops(bench, cell)]
-    shape_BX = (bench.config["batch_size"], -1)
+    shape_BX = (bench.workload.batch_size, -1)
     experts = {
         cell: {
             i: torch.cat([bench.routings[cell, block, i].expert_TK.reshape(shape_BX) for block in bench.layers], dim=1)
@@ -76,7 +76,7 @@ def agreement(bench: Bench, cells: list[str]) -> dict[str, dict[str, Any]]:
         experts,
         names=bench.names,
         twins=bench.twins,
-        precision=bench.config["precision"],
+        precision=bench.workload.precision,
         num_layers=len(bench.layers),
         group=bench.session.group,
     )
@@ -97,7 +97,7 @@ def inputs(bench: Bench, cells: list[str]) -> dict[str, dict[str, Any]]:
 
     Over the iterations that every system of every launch has.
     """
-    iterations = range(bench.config["tier"]["rounds"])
+    iterations = range(bench.workload.tier.rounds)
     shared = {
         "tokens": digest_strings([tokens_hash(bench.token_batch(i)) for i in iterations]),
         "dtype": str(bench.dtype).removeprefix("torch."),

@@ -25,7 +25,7 @@ def verify(bench: Bench, cell: str) -> dict[str, Any]:
     Dropped tokens must be as many as the system's account says and are left out of the comparison. This forward
     pass is the system's first, and is recorded as that.
     """
-    iteration = iterations_of(bench.config["tier"])["warmup"].start
+    iteration = iterations_of(bench.workload.tier)["warmup"].start
     for layer in bench.layers.values():
         layer.remember = True
     bench.prefetch(iteration)
@@ -41,7 +41,7 @@ def verify(bench: Bench, cell: str) -> dict[str, Any]:
     largest = float(torch.tensor(errors).max())  # keeps NaN, which Python's max may lose
     mine = torch.tensor([[largest, float(list(dropped) != accounted)]], device=bench.device)
     worst, miscounted = all_gather(mine, bench.session.group).amax(0).tolist()
-    tolerance = TOLERANCES[bench.config["precision"]]
+    tolerance = TOLERANCES[bench.workload.precision]
     passed = worst <= tolerance and not miscounted
     return {
         "relative_error": worst,
@@ -53,7 +53,7 @@ def verify(bench: Bench, cell: str) -> dict[str, Any]:
 
 def _draw_weights(bench: Bench) -> None:
     """Make what the checks keep before ranks take turns: all at once, not one rank after the other."""
-    experts = [[expert] for expert in range(bench.config["model"]["num_experts"])]
+    experts = [[expert] for expert in range(bench.workload.model.num_experts)]
     with ThreadPoolExecutor(MOST_THREADS) as threads:
         for layer in bench.oracle_weights.values():
             list(threads.map(layer.experts, experts))
@@ -68,13 +68,13 @@ def _layer_error(bench: Bench, block: int) -> tuple[float, int]:
     set_precision("ieee")
     oracle = Dense(
         resident=False,
-        shape=layer_shape(bench.config),
+        shape=layer_shape(bench.workload),
         weights=bench.oracle_weights[block] if _weights_are_small(bench) else bench.weights[block],
         group=bench.session.group,
         engine=LoopEngine(),
     )
     expected_TD = oracle.forward(x_TD.float(), exact)
-    set_precision(bench.config["precision"])
+    set_precision(bench.workload.precision)
     dropped_T = (y_TD == 0).all(1) & (expected_TD != 0).any(1)
     error = (y_TD.float() - expected_TD)[~dropped_T].abs().max() if not dropped_T.all() else torch.zeros(())
     return float(error / expected_TD.abs().max()), int(dropped_T.sum())
@@ -82,8 +82,8 @@ def _layer_error(bench: Bench, block: int) -> tuple[float, int]:
 
 def _weights_are_small(bench: Bench) -> bool:
     """Whether a rank may keep every expert for the checks instead of making them anew for each system."""
-    model = bench.config["model"]
-    num_weights = len(bench.layers) * model["num_experts"] * 2 * model["d_model"] * model["d_ff"]
+    model = bench.workload.model
+    num_weights = len(bench.layers) * model.num_experts * 2 * model.d_model * model.d_ff
     small = SMALL_BYTES
     if bench.device.type == "cuda":
         small = SMALL_SHARE * torch.cuda.get_device_properties(bench.device).total_memory

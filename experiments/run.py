@@ -9,19 +9,23 @@ import io
 import json
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
 from functools import cache
 from itertools import product
-from typing import Any
+from typing import Any, get_type_hints
 
 import hydra
+from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from experiments.main import BAD_INPUT, run_points
 from experiments.plan import Point
+from experiments.records import Config, document, read
 from experiments.refusals import refusal
 
 
@@ -37,8 +41,22 @@ class Job:
 JOBS: list[Job] = []
 # What cluster=simulated means where nothing else is asked for: the paper's layer on its GPUs, once.
 SIMULATED = {"device": "a100_sxm", "network": "device", "tier": "once", "scale": "paper", "precision": "tf32"}
-LEAGUE = "league"  # in the place of a panel's systems: all that are in it
+LEAGUE = ["league"]  # in the place of a panel's systems: all that are in it
 ON_THIS_MACHINE = ("scale", "precision")  # what device=here does not change
+
+
+def schema() -> DictConfig:
+    """The types of all keys, by which Hydra checks what it composes; records that are frozen can be filled in."""
+    config = OmegaConf.structured(Config)
+    OmegaConf.set_readonly(config, False)
+    for name, kind in get_type_hints(Config).items():
+        if is_dataclass(kind):
+            config[name] = kind
+            OmegaConf.set_readonly(config[name], False)
+    return config
+
+
+ConfigStore.instance().store("schema", schema())
 
 
 @hydra.main(version_base="1.3", config_path="../conf", config_name="config")
@@ -50,12 +68,17 @@ def compose(config: DictConfig) -> None:
     stays_here = settings.launcher._target_.endswith("BasicLauncher")
     if multirun and config.experiment.name == "single":
         config.experiment.name = "sweep"
-    if multirun and not stays_here:
+    leaves = multirun and not stays_here
+    if leaves:
         config.out = f"{config.out}/{settings.job.num}"
-        sys.exit(run_points(experiment_points(config, overrides), overrides))
+    try:
+        points = experiment_points(config, overrides)
+    except ValueError as error:
+        sys.exit(str(error))
+    if leaves:
+        sys.exit(run_points(points, overrides))
     pairs = [override.lstrip("+~").partition("=") for override in overrides]
-    typed = {key: value for key, _, value in pairs}
-    JOBS.append(Job(typed, config, experiment_points(config, overrides)))
+    JOBS.append(Job({key: value for key, _, value in pairs}, config, points))
 
 
 def experiment_points(config: DictConfig, typed: list[str]) -> list[Point]:
@@ -66,27 +89,26 @@ def experiment_points(config: DictConfig, typed: list[str]) -> list[Point]:
 
 def _is_redundant(panel: DictConfig, typed: list[str]) -> bool:
     """Whether a pinned panel's cluster is the one that was typed, or cannot be had inside a launch of torchrun."""
-    pinned = panel.get("pinned") or []
-    return bool(pinned) and ("cluster=torchrun" in typed or any(p in typed for p in pinned if p.startswith("cluster=")))
+    clusters = [one for one in panel.pinned if one.startswith("cluster=")]
+    return bool(panel.pinned) and ("cluster=torchrun" in typed or any(one in typed for one in clusters))
 
 
 def _panel_points(name: str, panel: DictConfig, config: DictConfig, typed: list[str]) -> list[Point]:
     typed = _with_pinned(panel, typed)
-    if panel.get("pinned"):  # its axes are those of the scale that is pinned
+    if panel.pinned:  # its axes are those of the scale that is pinned
         panel = _compose(tuple(typed), None).experiment.panels[name]
     overrides = tuple(_panel_overrides(panel, typed))
     cells = [_without_panels(_compose(overrides, system)) for system in _systems(config, panel, overrides)]
-    y_key = panel.get("y")
-    y_axis = _axis(y_key, panel.get("y_values"), panel.get("y_divide_by"), config, typed) if y_key else [(None, None)]
-    x_axis = _axis(panel.x, panel["values"], panel.get("divide_by"), config, typed)
+    y_axis = _axis(panel.y, panel.y_values, panel.y_divide_by, config, typed) if panel.y else [(None, None)]
+    x_axis = _axis(panel.x, panel["values"], panel.divide_by, config, typed)
     points = []
     for (_, y), (value, x) in product(y_axis, x_axis):
-        at = {panel.x: x} | ({y_key: y} if y_key else {})
-        engines = {} if "engine" in _keys(typed) else panel.get("engines") or {}
+        at = {panel.x: x} | ({panel.y: y} if panel.y else {})
+        engines = {} if "engine" in _keys(typed) else panel.engines
         configs = [_placed(cell, at, config, engines, several=len(cells) > 1) for cell in cells]
         published = tuple(panel.published) if value is not None else ()
         place = (_last(panel.x), x, value if published else None)
-        points.append(Point(name, panel.title, panel.kind, published, *place, configs, y_key and _last(y_key), y))
+        points.append(Point(name, panel.title, panel.kind, published, *place, configs, panel.y and _last(panel.y), y))
     return points
 
 
@@ -113,7 +135,7 @@ def _last(key: str) -> str:
 
 def _placed(
     cell: DictConfig, at: dict[str, Any], config: DictConfig, engines: Mapping[str, str], *, several: bool
-) -> dict[str, Any]:
+) -> Config:
     """One system's resolved configuration at the point where the keys have these values.
 
     engines: those that the panel gives to some systems, by name.
@@ -150,7 +172,7 @@ def _panel_overrides(panel: DictConfig, typed: list[str]) -> list[str]:
 
 def _with_pinned(panel: DictConfig, typed: list[str]) -> list[str]:
     """What was typed, less what sets a pinned key or a part of one, and what is pinned."""
-    pinned = list(panel.get("pinned") or [])
+    pinned = list(panel.pinned)
     settled = _keys(pinned)
     left = [one for one in typed if next(iter(_keys([one]))).partition(".")[0] not in settled]
     return left + pinned
@@ -168,10 +190,18 @@ def _compose(overrides: tuple[str, ...], system: str | None) -> DictConfig:
     return loader.load_configuration("config", [*overrides, *chosen], run_mode=RunMode.RUN)
 
 
-def configuration(overrides: Sequence[str]) -> dict[str, Any]:
-    """The configuration of what would be typed, for scripts that run no campaign; Hydra's errors as they are."""
-    with hydra.initialize(version_base="1.3", config_path="../conf"):
-        return _resolved(hydra.compose("config", list(overrides)))
+def configuration(overrides: Sequence[str]) -> Config:
+    """The configuration of what would be typed, for what runs no campaign; ValueError for what cannot be composed."""
+    try:
+        with hydra.initialize(version_base="1.3", config_path="../conf"):
+            return _resolved(hydra.compose("config", list(overrides)))
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ValueError(refusal(f"{error}\n{error.__cause__}", known_keys)) from error
+
+
+def known_keys() -> dict[str, Any]:
+    """The keys that there are, of which a message names the nearest."""
+    return document(configuration(["experiment=single"]))
 
 
 def sweep_points(jobs: list[Job]) -> list[Point]:
@@ -210,11 +240,11 @@ def _is_number(text: str) -> bool:
     return True
 
 
-def _resolved(config: DictConfig) -> dict[str, Any]:
+def _resolved(config: DictConfig) -> Config:
     container = OmegaConf.to_container(config, resolve=True)
     assert isinstance(container, dict)
-    own = {key: value for key, value in container.items() if key != "hydra"}
-    return json.loads(json.dumps(own))  # as it is stored: no whole numbers as keys
+    container.pop("hydra", None)
+    return read(Config, json.loads(json.dumps(container)))  # as it is stored: no whole numbers as keys
 
 
 def with_implied(typed: list[str]) -> list[str]:
@@ -236,7 +266,8 @@ def _compose_or_exit() -> None:
         if ended.code == 0:
             raise
         GlobalHydra.instance().clear()
-        print(f"error: {refusal(said.getvalue(), lambda: configuration(['experiment=single']))}", file=sys.stderr)
+        told = ended.code if isinstance(ended.code, str) else said.getvalue()
+        print(f"error: {refusal(told, known_keys)}", file=sys.stderr)
         sys.exit(BAD_INPUT)
 
 
