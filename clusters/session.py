@@ -22,8 +22,8 @@ class ClusterSpec:
     """Where ranks run."""
 
     kind: str = field(default="emulated", metadata={"one_of": KINDS})
-    """emulated (G processes taking turns on one device), simulated (G ranks of one process, on a described device),
-    gloo or nccl (G processes on this machine), or torchrun (inside a launch that exists already, on one or many
+    """`emulated` (G processes taking turns on one device), `simulated` (G ranks of one process, on a described device),
+    `gloo` or `nccl` (G processes on this machine), or `torchrun` (inside a launch that exists already, on one or many
     nodes); `cluster=` chooses it."""
     world_size: int = field(default=4, metadata={"least": 1})
     """The number of ranks, G."""

@@ -46,11 +46,14 @@ def options(node: dict[str, Any], where: str = "") -> dict[str, Any]:
 
 
 def parameters(kind: Any) -> dict[str, inspect.Parameter]:
-    """By name, what the constructors of a class and of its base classes take; the class's own come first."""
+    """By name, what the constructors of a class and of its base classes take; the class's own win."""
     constructors = [base.__init__ for base in kind.__mro__ if "__init__" in vars(base) and base is not object]
     every = [one for constructor in constructors for one in inspect.signature(constructor).parameters.values()]
-    named = [one for one in every if one.kind not in (one.VAR_KEYWORD, one.VAR_POSITIONAL) and one.name != "self"]
-    return {one.name: one for one in reversed(named)}
+    named: dict[str, inspect.Parameter] = {}
+    for one in every:
+        if one.kind not in (one.VAR_KEYWORD, one.VAR_POSITIONAL) and one.name != "self":
+            named.setdefault(one.name, one)
+    return named
 
 
 def described_device(workload: Workload) -> Any:

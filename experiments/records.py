@@ -37,8 +37,8 @@ class Panel:
     """How it is drawn: speedup, league, map, scaling, layers, load, sections, attribution or counterfactual."""
     published: list[str] = field(default_factory=list)
     """The figures of the paper that are drawn beside it."""
-    systems: list[str] | None = None
-    """The systems that are measured at every point; `[league]`: all that declare themselves in it; null: the one of
+    systems: list[str] = field(default_factory=list)
+    """The systems that are measured at every point; `[league]`: all that declare themselves in it; none: the one of
     `system=`."""
     overrides: list[str] = field(default_factory=list)
     """`key=value` for this panel only; what is typed on the command line wins."""
@@ -73,7 +73,8 @@ class Experiment:
     systems: list[str] | None = None
     """Replaces the systems of every panel."""
     panels: dict[str, Panel] = field(default_factory=dict)
-    """The panels by name."""
+    """One sweep each. A panel is not chosen on the command line: the `defaults` of an experiment name its panels
+    (`/panel@panels.NAME: NAME`). All keys are those of one file of `conf/panel`."""
 
 
 @dataclass(frozen=True)

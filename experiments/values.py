@@ -14,11 +14,15 @@ LIMITS = {"least": "of at least {}", "above": "above {}", "below": "and below {}
 Limits = Mapping[str, Any]
 
 
+def parts(kind: Any) -> tuple[Any, ...]:
+    """The types of which a type consists, without what they hold: int | None, list[str]."""
+    union = get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
+    return tuple(get_origin(part) or part for part in union)
+
+
 def plain_types(kind: Any) -> tuple[type, ...]:
-    """The types of a value that is a number, a text, a list or null; none for what is checked elsewhere."""
-    parts = get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
-    types = tuple(get_origin(part) or part for part in parts)
-    return types if all(one in WORDS or one is NoneType for one in types) else ()
+    """The same of a value that is a number, a text, a list or null; none for what is checked elsewhere."""
+    return parts(kind) if all(one in WORDS or one is NoneType for one in parts(kind)) else ()
 
 
 def in_words(kind: Any, limits: Limits) -> str:
