@@ -14,6 +14,7 @@ UNREAD = ("To append to", "Config search path", "provider=", "Set the environmen
 UNKNOWN = re.compile(r"Could not override '(?P<key>.+?)'|Key '.+?' not in '\w+'\s+full_key: (?P<added>\S+)")
 MISTYPED = re.compile(r"Value '(?P<value>.*?)'.* \W?type '?(?P<kind>\w+).*\s+full_key: (?P<key>\S+)")
 NULL = re.compile(r"field '(?P<key>\S+)' is not Optional")
+NO_LIST = re.compile(r"is not a ListConfig.*\s+full_key: (?P<key>\S+)")
 
 
 def refusal(said: str, configuration: Callable[[], dict[str, Any]]) -> str:
@@ -29,8 +30,11 @@ def refusal(said: str, configuration: Callable[[], dict[str, Any]]) -> str:
     if (wrong := MISTYPED.search(said)) and (allowed := field_in_words(Config, wrong["key"])):
         value = repr(wrong["value"]) if wrong["kind"] == "str" else wrong["value"]
         return f"{wrong['key']} is {value}; it must be {allowed}"
-    if (empty := NULL.search(said)) and (allowed := field_in_words(Config, empty["key"])):
-        return f"{empty['key']} is null; it must be {allowed}"
+    for pattern, value in ((NULL, "null"), (NO_LIST, "no list")):
+        if (wrong := pattern.search(said)) and (allowed := field_in_words(Config, wrong["key"])):
+            return f"{wrong['key']} is {value}; it must be {allowed}"
+    if said.startswith("Traceback"):
+        said = said.rstrip().rpartition("\n")[2].partition(": ")[2]
     lines = (line.strip() for line in said.splitlines())
     return " ".join(line for line in lines if line and not line.startswith(UNREAD))
 
