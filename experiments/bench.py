@@ -116,7 +116,7 @@ class Bench:
         self.twins |= {cell} if member.twin else set()
         kind, given = find_class(member.system), options(member.system, "system")
         shape = layer_shape(self.workload)
-        needed = kind.needs(**given)
+        needed = kind.needs(**kind.every_option(**given))
         if "draws" in needed:
             shape = replace(shape, max_expert_tokens=self.max_expert_tokens)
         if "rates" in needed:

@@ -173,13 +173,14 @@ def draws_beforehand(router: Node) -> bool:
 
 def _check_system(cell: Cell) -> None:
     config, cluster = cell.config, cell.cluster
-    shape, system, given = layer_shape(config), find_class(config.system), options(config.system, "system")
+    shape, system = layer_shape(config), find_class(config.system)
+    every = system.every_option(**options(config.system, "system"))
     engine = None if system.own_engine else find_engine(cell.engine)
     if system.own_engine and config.engine is not None:
         raise ValueError(f"system {cell.system} brings its own engine; engine={config.engine} does not apply to it")
     try:
-        system.check(shape, cluster.world_size, **given)
-        if "draws" in system.needs(**given) and not draws_beforehand(config.router):
+        system.check(shape, cluster.world_size, **every)
+        if "draws" in system.needs(**every) and not draws_beforehand(config.router):
             router = config.router.name
             raise ValueError(f"system {cell.system} must know every draw beforehand; router={router} cannot tell")
         if engine:

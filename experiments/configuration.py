@@ -30,7 +30,8 @@ def instantiate(node: dict[str, Any], where: str = "", **values: Any) -> Any:
 def options(node: dict[str, Any], where: str = "") -> dict[str, Any]:
     """The options of the class in a node, nested nodes built; ValueError for what it has not or cannot be."""
     kind, given = find_class(node), without(node, "_target_")
-    taken = {name: one for name, one in parameters(kind).items() if name not in SUPPLIED}
+    decided = SUPPLIED | getattr(kind, "fixed", {}).keys()
+    taken = {name: one for name, one in parameters(kind).items() if name not in decided}
     for name in LABELS - taken.keys():
         given.pop(name, None)
     for name, value in given.items():
@@ -47,13 +48,10 @@ def options(node: dict[str, Any], where: str = "") -> dict[str, Any]:
 
 def parameters(kind: Any) -> dict[str, inspect.Parameter]:
     """By name, what the constructors of a class and of its base classes take; the class's own win."""
-    constructors = [base.__init__ for base in kind.__mro__ if "__init__" in vars(base) and base is not object]
-    every = [one for constructor in constructors for one in inspect.signature(constructor).parameters.values()]
-    named: dict[str, inspect.Parameter] = {}
-    for one in every:
-        if one.kind not in (one.VAR_KEYWORD, one.VAR_POSITIONAL) and one.name != "self":
-            named.setdefault(one.name, one)
-    return named
+    bases = [base for base in reversed(kind.__mro__) if "__init__" in vars(base) and base is not object]
+    every = [one for base in bases for one in inspect.signature(base.__init__).parameters.values()]
+    unnamed = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
+    return {one.name: one for one in every if one.kind not in unnamed and one.name != "self"}
 
 
 def described_device(workload: Workload) -> Any:

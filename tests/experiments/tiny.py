@@ -6,7 +6,7 @@ import time
 from dataclasses import replace
 from functools import reduce
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -77,8 +77,10 @@ class Rotating(Planner):
 class RotatingExpertParallel(PlannedExpertParallel):
     """Whatever it remembers of a batch, the same batch is computed elsewhere the next time."""
 
+    fixed: ClassVar = {"planner": Rotating(), "loads": "lagged", "mover": "swap"}
+
     def __init__(self, **layer):
-        super().__init__(planner=Rotating(), loads="lagged", mover="swap", **layer)
+        super().__init__(**self.fixed, **layer)
 
 
 class RaisesOnRankOne(Dense):
