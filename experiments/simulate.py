@@ -149,15 +149,15 @@ def _simulate_rank(launch: Launch, cell: str, session: Session, timeline: Timeli
     from experiments.bench import Bench
 
     workload, tier = launch.workload, launch.workload.tier
-    bench = Bench(workload, session, launch.cache_dir, ceilings=ceilings_of(workload))
+    bench = Bench(workload, session, launch.cache_dir, ceilings_of(workload))
     bench.add(cell, launch.cells[cell])
     with torch.no_grad():  # where composite operations come apart by themselves, as they do not in inference mode
         for iteration in range(tier.rounds, tier.rounds + tier.warmup):
-            bench.prefetch(iteration)
+            bench.program.prefetch(iteration)
             bench.timed_forward(cell, iteration, phase="warmup")
         bench.recorder.observing = True
         for iteration in range(tier.rounds):
-            bench.prefetch(iteration)
+            bench.program.prefetch(iteration)
             bench.timed_forward(cell, iteration, phase="measure")
         bench.recorder.observing = False
     counted, routed = evidence.accounts(bench, cell, {"measure": range(tier.rounds)})

@@ -45,13 +45,13 @@ def run_launch(launch: Launch, session: Session) -> None:
     """Measure the cells of one launch; rank 0 leaves outcome.json and the tables behind."""
     from experiments.bench import Bench  # the parent only names this function: transformers would cost it seconds
     from experiments.oracle import verify
+    from experiments.profiler import ceilings_here
 
     progress, stopwatch = Progress(launch, session.rank), Stopwatch()
-    with stopwatch("build"):
-        bench = Bench(launch.workload, session, launch.cache_dir)
     with stopwatch("ceilings"):
-        ceilings = bench.ceilings
+        ceilings = ceilings_here(launch.workload, session)
     with stopwatch("build"):
+        bench = Bench(launch.workload, session, launch.cache_dir, ceilings)
         for cell, member in launch.cells.items():
             progress(cell)
             bench.add(cell, member)

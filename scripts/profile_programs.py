@@ -53,11 +53,12 @@ def launch_of(options: argparse.Namespace, folder: str) -> Launch:
 def profile_rank(path: str) -> None:
     """Entry point of the rank: every system's passes, profiled, as operations.csv beside the Launch at `path`."""
     from experiments.bench import Bench
+    from experiments.profiler import ceilings_here
 
     told = read(Launch, json.loads(Path(path).read_text()))
     workload, folder, rows = told.workload, Path(told.folder), []
     with connect(workload.cluster, instantiate(workload.network, "network"), folder / "baton") as session:
-        bench = Bench(workload, session, told.cache_dir)
+        bench = Bench(workload, session, told.cache_dir, ceilings_here(workload, session))
         for name, member in told.cells.items():
             bench.add(name, member)
             rows += [{"system": name} | row for row in _profiled(bench, name)]
@@ -67,7 +68,7 @@ def profile_rank(path: str) -> None:
 def _profiled(bench: Any, system: str) -> Iterator[dict[str, Any]]:
     iterations = list(iterations_of(bench.workload.tier)["measure"])
     bench.measure([(system, range(iterations[0], iterations[PASSES]))], "warmup", lambda cell: None)
-    on_gpu = bench.device.type == "cuda"
+    on_gpu = bench.session.device.type == "cuda"
     with profile(activities=[ProfilerActivity.CPU, *[ProfilerActivity.CUDA] * on_gpu]) as seen:
         bench.measure([(system, range(iterations[PASSES], iterations[-1] + 1))], "measure", lambda cell: None)
         if on_gpu:
