@@ -21,9 +21,9 @@ from torch.profiler import ProfilerActivity, profile
 from clusters.launch import launch, prepare
 from clusters.session import connect
 from experiments.cells import Cell
+from experiments.composition import configuration
 from experiments.configuration import instantiate
 from experiments.records import Launch, Member, document, read
-from experiments.run import configuration
 from experiments.schedule import iterations_of
 
 WORKLOAD = ("scale=paper", "scale.hidden_as_run=null", "model.num_blocks=2", "cluster.world_size=1", "network=none")

@@ -9,7 +9,7 @@ from hydra import compose, initialize_config_dir
 from clusters.launch import prepare
 from clusters.session import ClusterSpec
 from experiments.conformance import TOLERANCE, judge
-from experiments.run import experiment_points
+from experiments.panels import experiment_points
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "LOG.md", *sorted((ROOT / "docs").rglob("*.md"))]

@@ -3,8 +3,8 @@ from collections.abc import Callable
 import pytest
 
 from devices import Device
+from experiments.composition import configuration
 from experiments.configuration import instantiate
-from experiments.run import configuration
 
 
 @pytest.fixture(scope="session")

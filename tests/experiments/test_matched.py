@@ -15,9 +15,9 @@ from experiments.configuration import instantiate
 from experiments.estimate import networks
 from experiments.main import known_rates
 from experiments.matched import match_networks
+from experiments.panels import experiment_points
 from experiments.plan import Plan, Point, make_plan
 from experiments.records import Config
-from experiments.run import experiment_points
 from experiments.store import Store
 from systems.engines.base import DTYPES
 from tests.experiments import tiny

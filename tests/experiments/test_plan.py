@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 from hydra import compose, initialize_config_dir
 
+from experiments.composition import with_implied
+from experiments.panels import Job, experiment_points, sweep_points
 from experiments.plan import Plan, Point, make_plan
-from experiments.run import Job, experiment_points, sweep_points, with_implied
 from tests.experiments.tiny import CONF, changed, configuration
 
 BASE = configuration("experiment=fig3", "experiment.twin=null")

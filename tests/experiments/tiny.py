@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 
-from experiments import run
+from experiments import composition
 from experiments.plan import Point
 from experiments.records import Config, Node, document, read
 from systems.dense import Dense
@@ -38,7 +38,7 @@ TINY = [
 
 def configuration(*overrides: str) -> Config:
     """A resolved configuration, as the parent hands it on."""
-    return run.configuration([*TINY, *overrides])
+    return composition.configuration([*TINY, *overrides])
 
 
 def changed(config: Config, values: dict[str, Any]) -> Config:
