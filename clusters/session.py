@@ -3,7 +3,7 @@
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 
@@ -19,31 +19,26 @@ KINDS = ("emulated", "simulated", "gloo", "nccl", "torchrun")
 
 @dataclass(frozen=True)
 class ClusterSpec:
-    """Where ranks run.
+    """Where ranks run."""
 
-    kind: emulated (G processes taking turns on one device), simulated (G ranks of one process, on a described device),
-    gloo or nccl (G processes on this machine), or torchrun (inside a launch that exists already, on one or many nodes).
-    device: cpu or cuda. timeout_s: seconds without progress after which a rank gives up and shows where it hung.
-    threads: CPU threads a rank computes with; None: one on an emulated cluster, else its share of the cores.
-    at_once: emulated ranks that compute at the same time: one that has the device to itself, or as many as share the
-    caches and the memory of the CPU host that is emulated; None: as many as this machine has cores for.
-    """
-
-    kind: str = "emulated"
-    world_size: int = 4
-    device: str = "cpu"
-    timeout_s: float = 300.0
-    threads: int | None = None
-    at_once: int | None = 1
+    kind: str = field(default="emulated", metadata={"one_of": KINDS})
+    """`emulated` (G processes taking turns on one device), `simulated` (G ranks of one process, on a described device),
+    `gloo` or `nccl` (G processes on this machine), or `torchrun` (inside a launch that exists already, on one or many
+    nodes); `cluster=` chooses it."""
+    world_size: int = field(default=4, metadata={"least": 1})
+    """The number of ranks, G."""
+    device: str = field(default="cpu", metadata={"one_of": ("cpu", "cuda")})
+    """`cpu` or `cuda`."""
+    timeout_s: float = field(default=300.0, metadata={"above": 0})
+    """Seconds without progress, after which a launch is stopped and stored as failed."""
+    threads: int | None = field(default=None, metadata={"least": 1})
+    """CPU threads a rank computes with; null: one if emulated, else its share of the cores."""
+    at_once: int | None = field(default=1, metadata={"least": 1})
+    """Emulated ranks that compute at once: one that has the device to itself, or as many as share the caches and the
+    memory of the CPU host that is emulated; null: as many as this machine has cores for."""
 
     def check(self) -> None:
         """Raise ValueError, in one sentence, if this machine cannot run the cluster."""
-        if self.kind not in KINDS:
-            raise ValueError(f"cluster.kind is {self.kind!r}; it must be one of {', '.join(KINDS)}")
-        if self.device not in ("cpu", "cuda"):
-            raise ValueError(f"cluster.device is {self.device!r}; it must be cpu or cuda")
-        if type(self.world_size) is not int or self.world_size < 1:
-            raise ValueError(f"cluster.world_size is {self.world_size!r}; it must be a whole number of at least 1")
         if self.kind == "gloo" and self.device != "cpu":
             raise ValueError(
                 f"cluster=gloo runs on cluster.device=cpu only, not {self.device!r}; on GPUs use cluster=nccl"
@@ -54,11 +49,7 @@ class ClusterSpec:
             )
         if self.kind == "torchrun" and "RANK" not in os.environ:
             raise ValueError("cluster=torchrun runs inside a launch: start it as `torchrun ... -m experiments.run`")
-        if self.threads is not None and (type(self.threads) is not int or self.threads < 1):
-            raise ValueError(f"cluster.threads is {self.threads!r}; it must be a whole number of at least 1, or null")
         self._check_at_once()
-        if not isinstance(self.timeout_s, int | float) or self.timeout_s <= 0:
-            raise ValueError(f"cluster.timeout_s is {self.timeout_s!r}; it must be a positive number of seconds")
         if self.kind == "torchrun" and self.world_size != int(os.environ["WORLD_SIZE"]):
             raise ValueError(
                 f"cluster.world_size is {self.world_size}, but the launch has {os.environ['WORLD_SIZE']} ranks"
@@ -69,8 +60,6 @@ class ClusterSpec:
             raise ValueError(f"cluster={self.kind} with cluster.device=cuda needs {gpus_needed} GPU(s); found {found}")
 
     def _check_at_once(self) -> None:
-        if self.at_once is not None and (type(self.at_once) is not int or self.at_once < 1):
-            raise ValueError(f"cluster.at_once is {self.at_once!r}; it must be a whole number of at least 1, or null")
         if self.at_once != 1 and (self.kind != "emulated" or self.device != "cpu"):
             asked = "null" if self.at_once is None else self.at_once
             raise ValueError(

@@ -5,6 +5,7 @@ Letters in names: S systems, B sequences, L tokens of a sequence, T = B*L, D d_m
 
 import hashlib
 from collections import Counter
+from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 import torch.distributed as dist
 
 from experiments.configuration import TOLERANCES
+from experiments.records import Member
 from systems.collectives import all_gather
 
 
@@ -50,8 +52,7 @@ def agree(
     sketches: dict[str, dict[int, torch.Tensor]],
     experts: dict[str, dict[int, torch.Tensor]],
     *,
-    names: dict[str, str],
-    twins: set[str],
+    members: Mapping[str, Member],
     precision: str,
     num_layers: int,
     group: dist.ProcessGroup,
@@ -70,7 +71,7 @@ def agree(
         present = [cell for cell in cells if iteration in sketches[cell]]
         if len(present) < 2:
             continue
-        voters = [place for place, cell in enumerate(present) if cell not in twins]
+        voters = [place for place, cell in enumerate(present) if not members[cell].twin]
         sketch_SBL = torch.stack([sketches[cell][iteration] for cell in present]).cpu()
         expert_SBX = torch.stack([experts[cell][iteration] for cell in present]).cpu()
         error_S, tokens = deviations(sketch_SBL, expert_SBX, voters)
@@ -83,7 +84,7 @@ def agree(
     tolerance = TOLERANCES[precision] * num_layers
     return {
         cell: {
-            "with": [names[other] for other in cells if other != cell],
+            "with": [members[other].system.name for other in cells if other != cell],
             "iterations": compared[cell],
             "relative_error": error,
             "tolerance": tolerance,

@@ -24,16 +24,19 @@ from experiments.identity import code_digest
 from experiments.loggers import Logger
 from experiments.plan import Plan
 from experiments.progress import ProgressBar, line
+from experiments.records import Launch, Member
+from experiments.records import document as stored
 from experiments.store import TO_MEASURE, Store
 from experiments.worker import read_progress
 
-Launcher = Callable[[dict[str, Any]], None]
+PRIVATE = ("experiment", "out", "logger")  # change no number, and may name a private folder
+Launcher = Callable[[Launch], None]
 # What is known of a cell: run.json and its tables by name; no tables without numbers.
 Outcome = tuple[dict[str, Any], dict[str, pd.DataFrame]]
 
 
 def run_campaign(plan: Plan, store: Store, launcher: Launcher, logger: Logger, console: Console) -> None:
-    """Measure every launch of which the store lacks a cell; `launcher(spec)` runs one or raises LaunchFailed.
+    """Measure every launch of which the store lacks a cell; `launcher(launch)` runs one or raises LaunchFailed.
 
     The systems of a launch are only compared when they took turns, so they are measured again together. A cell that
     failed is left as it is: its id changes with the code. `logger` is told of each cell between two launches.
@@ -63,7 +66,7 @@ def run_campaign(plan: Plan, store: Store, launcher: Launcher, logger: Logger, c
                     todo.difference_update(done)
 
         launches = [lacking for ids in plan.launches if (lacking := [cell for cell in ids if cell in todo])]
-        simulated = [ids for ids in launches if plan.cells[ids[0]].cluster.kind == "simulated"]
+        simulated = [ids for ids in launches if plan.cells[ids[0]].is_simulated]
         for_each(measure, simulated, ending, at_once=len(os.sched_getaffinity(0)))
         for_each(measure, [ids for ids in launches if ids not in simulated], ending, at_once=1)
         bar.at(None, done=len(plan.cells) - len(todo))
@@ -117,7 +120,7 @@ def _run_launch(
         before, meter = _state_for(first), machine.Meter()
         try:
             with bar.following(folder, len(cells)):
-                launcher(_spec(cells, folder))
+                launcher(_launch(cells, folder))
         except LaunchFailed as failure:
             _raise_if_disk_full(failure, folder)
             guilty = read_progress(folder, failure.rank)["cell"]
@@ -134,7 +137,7 @@ def _run_launch(
 
 def _state_for(cell: Cell) -> dict[str, Any] | None:
     """What the machine is doing, which takes a moment to see; None for a simulated cell, which it does not change."""
-    return None if cell.cluster.kind == "simulated" else machine.state(cell.cluster.device)
+    return None if cell.is_simulated else machine.state(cell.cluster.device)
 
 
 def _outcome_of(
@@ -162,18 +165,17 @@ def document(cell: Cell, plan: Plan, started: str) -> dict[str, Any]:
         "traceback": None,
         "system": cell.system,
         "engine": cell.engine,
-        "precision": cell.config["precision"],
+        "precision": cell.config.precision,
         "source": cell.cluster.source,
         **_device(cell),
         "launch": cell.launch,
         "launch_id": cell.launch_id,
         "twin": cell.twin,
         "point": cell.point,
-        "tier": cell.config["tier"]["name"],
+        "tier": cell.config.tier.name,
         "correctness": None,
-        # Where results go and who is told changes no number, and may name a private folder.
-        "config": {key: value for key, value in cell.config.items() if key not in ("experiment", "out", "logger")},
-        "seed": cell.config["seed"],
+        "config": {key: value for key, value in stored(cell.config).items() if key not in PRIVATE},
+        "seed": cell.config.seed,
         "code": code_digest(cell.config),
         "environment": environment.describe(),
         "started": started,
@@ -183,7 +185,7 @@ def document(cell: Cell, plan: Plan, started: str) -> dict[str, Any]:
 
 def _device(cell: Cell) -> dict[str, Any]:
     """Which description a simulated cell's numbers come from."""
-    if cell.cluster.kind != "simulated":
+    if not cell.is_simulated:
         return {}
     device = described_device(cell.config)
     return {"device": {name: getattr(device, name) for name in ("name", "title", "identity", "source")}}
@@ -194,20 +196,18 @@ def cache_dir() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "moe-inference-harness"
 
 
-def _spec(cells: dict[str, Cell], folder: Path) -> dict[str, Any]:
-    """The frozen configuration that ranks get."""
+def _launch(cells: dict[str, Cell], folder: Path) -> Launch:
+    """What ranks are told of these cells, which share a workload."""
     first = next(iter(cells.values()))
-    return {
-        "launch_id": f"{first.launch_id}-{time.monotonic_ns()}",
-        "folder": str(folder),
-        "cache_dir": str(cache_dir()),
-        "parent": os.getpid(),
-        "cluster": first.config["cluster"],
-        "workload": first.workload,
-        "cells": {
-            id: {"node": cell.config["system"], "engine": cell.engine, "twin": cell.twin} for id, cell in cells.items()
-        },
-    }
+    return Launch(
+        workload=first.config.workload,
+        cells={id: Member(cell.config.system, cell.engine, cell.twin) for id, cell in cells.items()},
+        number=first.launch,
+        name=f"{first.launch_id}-{time.monotonic_ns()}",
+        folder=str(folder),
+        cache_dir=str(cache_dir()),
+        parent=os.getpid(),
+    )
 
 
 def _raise_if_disk_full(failure: LaunchFailed, folder: Path) -> None:

@@ -1,7 +1,4 @@
-"""From configurations to objects: the classes that nodes name, their options, and what a workload consists of.
-
-A configuration is a plain dict (the resolved Hydra configuration); a node is a dict with `_target_`, a class by name.
-"""
+"""From configurations to objects: the classes that nodes name, their options, and what a workload consists of."""
 
 import hashlib
 import importlib
@@ -13,43 +10,58 @@ from typing import Any
 
 import torch
 
-from systems.base import LayerShape, System
+from experiments.records import Workload
+from experiments.values import check_value, meant
+from systems.base import LayerShape
 from workloads.batches import TokenSource
 from workloads.checkpoint import open_checkpoint
-from workloads.model import ModelShape
 
 TOLERANCES = {"ieee": 1e-5, "tf32": 5e-3, "bf16": 3e-2, "fp16": 5e-3}
 # What constructors of systems and routers get from the harness, not from a configuration.
-SUPPLIED = {"shape", "weights", "group", "span", "rates", "profile", "rank", "moe_blocks", "classifier"}
+SUPPLIED = {"shape", "weights", "group", "engine", "span", "rates", "profile", "rank", "moe_blocks", "classifier"}
+LABELS = {"name", "engine", "about"}  # a node's own, unless its class takes it
 
 
-def instantiate(node: dict[str, Any], **values: Any) -> Any:
-    """Call the class that `node["_target_"]` names with the node's other keys and `values`; nested nodes first.
-
-    Raises ValueError for a key that the class has no option for.
-    """
-    given = {name: instantiate(own) if is_node(own) else own for name, own in without(node, "_target_").items()}
-    kind = find_class(node)
-    for name in given.keys() - _parameters(kind):
-        raise ValueError(f"{kind.__name__} has no option {name!r}")
-    return kind(**given, **values)
+def instantiate(node: dict[str, Any], where: str = "", **values: Any) -> Any:
+    """Call the class that a node names with its options and `values`; where: its place in the configuration."""
+    return find_class(node)(**options(node, where), **values)
 
 
-def _parameters(kind: Any) -> set[str]:
-    """The names that the constructors of a class and of its base classes take."""
-    constructors = [base.__init__ for base in kind.__mro__ if "__init__" in vars(base)]
-    parameters = [p for constructor in constructors for p in inspect.signature(constructor).parameters.values()]
-    return {parameter.name for parameter in parameters if parameter.kind != parameter.VAR_KEYWORD} - {"self"}
+def options(node: dict[str, Any], where: str = "") -> dict[str, Any]:
+    """The options of the class in a node, nested nodes built; ValueError for what it has not or cannot be."""
+    kind, given = find_class(node), without(node, "_target_")
+    decided = SUPPLIED | getattr(kind, "fixed", {}).keys()
+    taken = {name: one for name, one in parameters(kind).items() if name not in decided}
+    for name in LABELS - taken.keys():
+        given.pop(name, None)
+    for name, value in given.items():
+        if name not in taken:
+            called = node.get("name", kind.__name__)
+            raise ValueError(f"{called} has no option {name!r}; {meant(name, list(taken), 'its options are')}")
+        key = f"{where}.{name}".lstrip(".")
+        if is_node(value):
+            given[name] = instantiate(value, key)
+        else:
+            check_value(key, value, taken[name].annotation, {})
+    return given
 
 
-def described_device(config: dict[str, Any]) -> Any:
-    """The described device (`devices.Device`) of a configuration; one object for all cells that name it alike."""
-    return _instantiated(json.dumps(config["device"], sort_keys=True))
+def parameters(kind: Any) -> dict[str, inspect.Parameter]:
+    """By name, what the constructors of a class and of its base classes take; the class's own win."""
+    bases = [base for base in reversed(kind.__mro__) if "__init__" in vars(base) and base is not object]
+    every = [one for base in bases for one in inspect.signature(base.__init__).parameters.values()]
+    unnamed = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
+    return {one.name: one for one in every if one.kind not in unnamed and one.name != "self"}
+
+
+def described_device(workload: Workload) -> Any:
+    """The described device (`devices.Device`) of a workload; one object for all cells that name it alike."""
+    return _described(json.dumps(workload.device, sort_keys=True))
 
 
 @cache
-def _instantiated(node: str) -> Any:
-    return instantiate(json.loads(node))
+def _described(node: str) -> Any:
+    return instantiate(json.loads(node), "device")
 
 
 def is_node(value: Any) -> bool:
@@ -68,43 +80,29 @@ def find_class(node: dict[str, Any]) -> Any:
         ) from error
 
 
-def options(node: dict[str, Any]) -> dict[str, Any]:
-    """The arguments of a system's or router's class in its node; ValueError names one that the class does not have."""
-    given = without(node, "_target_", "name", "engine", "about")
-    for name in given.keys() - (_parameters(find_class(node)) - SUPPLIED):
-        raise ValueError(f"{node['name']} has no option {name!r}")
-    return {name: instantiate(value) if is_node(value) else value for name, value in given.items()}
-
-
-def token_source(config: dict[str, Any], cache_dir: str | Path) -> TokenSource:
+def token_source(workload: Workload, cache_dir: str | Path) -> TokenSource:
     """What reads a workload's tokens: one for all ranks and cells of this process."""
-    model: ModelShape = instantiate(config["model"])
+    model = workload.model
     folder = open_checkpoint(model.checkpoint).folder if model.checkpoint else None
-    return _token_source(json.dumps(config["corpus"], sort_keys=True), model.vocab_size, str(cache_dir), folder)
+    return _token_source(json.dumps(workload.corpus, sort_keys=True), model.vocab_size, str(cache_dir), folder)
 
 
 @cache
 def _token_source(corpus: str, vocab_size: int, cache_dir: str, checkpoint: Path | None) -> TokenSource:
-    return TokenSource(instantiate(json.loads(corpus)), vocab_size, cache_dir, checkpoint)
+    return TokenSource(instantiate(json.loads(corpus), "corpus"), vocab_size, cache_dir, checkpoint)
 
 
-def system_class(config: dict[str, Any]) -> type[System]:
-    """The class that a cell's configuration names."""
-    return find_class(config["system"])
+def layer_shape(workload: Workload) -> LayerShape:
+    """The MoE layer of a workload."""
+    model = workload.model
+    return LayerShape(model.num_experts, model.d_model, model.d_ff, workload.batch_size * workload.seq_len)
 
 
-def layer_shape(config: dict[str, Any]) -> LayerShape:
-    """The MoE layer of a cell's workload."""
-    model = config["model"]
-    max_tokens = config["batch_size"] * config["seq_len"]
-    return LayerShape(model["num_experts"], model["d_model"], model["d_ff"], max_tokens)
-
-
-def build_router(config: dict[str, Any], *, rank: int, classifier: Any) -> Any:
+def build_router(workload: Workload, *, rank: int, classifier: Any) -> Any:
     """The router of a workload on one rank; `classifier(block)` gives the model's router matrix [E, D]."""
-    node, model = config["router"], instantiate(config["model"])
-    given = {"num_experts": model.num_experts, "rank": rank, "seed": config["seed"]}
-    return find_class(node)(**options(node), **given, moe_blocks=model.moe_blocks, classifier=classifier)
+    model = workload.model
+    given = {"num_experts": model.num_experts, "rank": rank, "seed": workload.seed}
+    return instantiate(workload.router, "router", **given, moe_blocks=model.moe_blocks, classifier=classifier)
 
 
 def set_precision(precision: str) -> None:

@@ -94,9 +94,9 @@ def judge_case(case: Case, node: dict[str, Any], session: Session) -> tuple[dict
     tokens_GE = all_gather(routing.tokens_per_expert(case.num_experts).unsqueeze(0), session.group)
     shape = replace(case.shape, max_expert_tokens=int(tokens_GE.max()))
     layer = {"shape": shape, "weights": weights, "group": session.group}
-    kind, given = find_class(node), options(node)
+    kind, given = find_class(node), options(node, "system")
     needed = {"profile": _profile(case, session.world_size), "rates": Rates(1e11, 2e11)}
-    given |= {name: needed[name] for name in kind.needs(**given) & needed.keys()}
+    given |= {name: needed[name] for name in kind.needs(**kind.every_option(**given)) & needed.keys()}
     system: System = kind(**given, **layer, engine=_engine(node, shape, session))
     first_TD = system.forward(x_TD, routing)
     with _bytes_on_the_wire(session) as sent:
@@ -117,8 +117,9 @@ def judge_case(case: Case, node: dict[str, Any], session: Session) -> tuple[dict
 
 def _refusal(case: Case, node: dict[str, Any], session: Session) -> str:
     """Why the system cannot run these sizes, which is no fault; "" where it can."""
+    kind = find_class(node)
     try:
-        find_class(node).check(case.shape, session.world_size, **options(node))
+        kind.check(case.shape, session.world_size, **kind.every_option(**options(node, "system")))
     except ValueError as refusal:
         return str(refusal)
     return ""

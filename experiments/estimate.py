@@ -4,15 +4,14 @@ import math
 import os
 from collections import Counter
 from dataclasses import replace
-from typing import Any
 
 from experiments.ceilings import core_flops_per_s
 from experiments.cells import Cell
-from experiments.configuration import build_router, instantiate, layer_shape, options, system_class
-from experiments.plan import Plan, is_simulated
+from experiments.configuration import build_router, find_class, layer_shape, options
+from experiments.plan import Plan
+from experiments.records import Workload
 from experiments.store import TO_MEASURE, Store
 from systems.engines.base import DTYPES
-from workloads.model import ModelShape
 
 LAUNCH_S = 5.0  # starting ranks, building and checking what runs on them
 UTILISATION = 0.3  # of the matmul ceiling, over a whole forward pass on a CPU
@@ -30,17 +29,17 @@ def announce(plan: Plan, store: Store) -> str:
     stored += f" ({failed} without numbers)" if failed else ""
     plural = "" if len(lacking) == 1 else "es"
     plan_text = f"plan: {len(lacking)} launch{plural}, {len(todo)} cells, {passes} forward passes{stored}"
-    simulated = sum(is_simulated(cell.config) for cell in todo)
-    todo = [cell for cell in todo if not is_simulated(cell.config)]
-    lacking = [ids for ids in lacking if not is_simulated(plan.cells[ids[0]].config)]
+    simulated = sum(cell.is_simulated for cell in todo)
+    todo = [cell for cell in todo if not cell.is_simulated]
+    lacking = [ids for ids in lacking if not plan.cells[ids[0]].is_simulated]
     times = [f"{simulated} cells are simulated first, seconds each"] if simulated else []
     return "; ".join([plan_text, *times, *([_duration(todo, len(lacking))] if todo else [])])
 
 
 def networks(plan: Plan) -> list[str]:
     """A line for each network that emulated ranks are given: where its numbers come from."""
-    emulated = [cell.config["network"] for cell in plan.cells.values() if cell.cluster.kind == "emulated"]
-    return list(dict.fromkeys(f"network {one['name']}: {one['source']}" for one in emulated if one.get("source")))
+    emulated = [cell.config.network for cell in plan.cells.values() if cell.cluster.kind == "emulated"]
+    return list(dict.fromkeys(f"network {one.name}: {one['source']}" for one in emulated if one.get("source")))
 
 
 def num_passes(cell: Cell) -> int:
@@ -48,33 +47,34 @@ def num_passes(cell: Cell) -> int:
 
     A simulated cell has warm-up and one pass for all.
     """
-    tier = cell.config["tier"]
-    if is_simulated(cell.config):
-        return tier["warmup"] + tier["rounds"]
-    return 1 + tier["warmup"] + 2 * tier["rounds"]
+    tier = cell.config.tier
+    if cell.is_simulated:
+        return tier.warmup + tier.rounds
+    return 1 + tier.warmup + 2 * tier.rounds
 
 
 def forward_flops(cell: Cell) -> float:
     """FLOPs of one forward pass over all ranks: matrix products of the encoder and of the experts, padding included."""
     config, cluster = cell.config, cell.cluster
-    model: ModelShape = instantiate(config["model"])
-    shape, inner = layer_shape(config), model.num_heads * model.d_kv
-    attention = 8 * model.d_model * inner + 4 * config["seq_len"] * inner
+    model, shape = config.model, layer_shape(config)
+    inner = model.num_heads * model.d_kv
+    attention = 8 * model.d_model * inner + 4 * config.seq_len * inner
     dense_blocks = model.num_blocks - len(model.moe_blocks)
     ffn = 4 * model.d_model * model.d_ff
-    system, given = system_class(config), options(config["system"])
-    if "draws" in system.needs(**given):
+    system = find_class(config.system)
+    every = system.every_option(**options(config.system, "system"))
+    if "draws" in system.needs(**every):
         shape = replace(shape, max_expert_tokens=_busiest_expert(config))
-    padding = system.padding(shape, cluster.world_size, **given)
+    padding = system.padding(shape, cluster.world_size, **every)
     per_token = model.num_blocks * attention + (dense_blocks + len(model.moe_blocks) * padding) * ffn
     return per_token * shape.max_tokens * cluster.world_size
 
 
-def _busiest_expert(config: dict[str, Any]) -> int | None:
+def _busiest_expert(workload: Workload) -> int | None:
     """Tokens that rank 0's busiest expert is meant to get in the first forward pass; None for a learned router."""
-    router = build_router(config, rank=0, classifier=None)
-    block = instantiate(config["model"]).moe_blocks[0]
-    intended_E = router.intended(layer_shape(config).max_tokens, layer=block, iteration=0)
+    router = build_router(workload, rank=0, classifier=None)
+    block = workload.model.moe_blocks[0]
+    intended_E = router.intended(layer_shape(workload).max_tokens, layer=block, iteration=0)
     return None if intended_E is None else math.ceil(intended_E.max())
 
 
@@ -82,7 +82,7 @@ def _duration(todo: list[Cell], num_launches: int) -> str:
     first = todo[0]
     if first.cluster.device == "cuda":
         return "the time is known after the first launch"
-    ceiling = core_flops_per_s(DTYPES[first.config["precision"]], first.cluster.threads_per_rank)
+    ceiling = core_flops_per_s(DTYPES[first.config.precision], first.cluster.threads_per_rank)
     flops = sum(num_passes(cell) * forward_flops(cell) for cell in todo)
     seconds = num_launches * LAUNCH_S + flops / (ceiling * UTILISATION * _ranks_at_once(first))
     return f"about {_readable(seconds)} (rough: from FLOPs and this machine's matmul)"

@@ -25,8 +25,8 @@ def accounts(bench: Bench, cell: str, passes: dict[str, range]) -> tuple[list[di
 
     passes: the iterations of each; a system may compute other rows in each.
     """
-    keys = [(block, phase, i) for block in bench.layers for phase, which in passes.items() for i in which]
-    found = bench.accounts([(cell, block, i) for block, _, i in keys])
+    keys = [(block, phase, i) for block in bench.program.layers for phase, which in passes.items() for i in which]
+    found = bench.accountant.accounts([(cell, block, i) for block, _, i in keys])
     counted, routed = [], []
     for (block, phase, iteration), (tokens_GE, account) in zip(keys, found, strict=True):
         labels = {"cell": cell, "iteration": iteration, "layer": block}
@@ -42,16 +42,18 @@ def accounts(bench: Bench, cell: str, passes: dict[str, range]) -> tuple[list[di
 
 
 def _known(bench: Bench, system: System, account: Account) -> dict[str, float | None]:
-    expert = bench.config["model"]["d_model"] * bench.config["model"]["d_ff"]
+    expert = bench.workload.model.d_model * bench.workload.model.d_ff
     # A multiplication and an addition are two; two matrices.
-    flops, weight_bytes = account.rows_computed * 4 * expert, system.experts_held() * 2 * expert * bench.dtype.itemsize
+    flops, weight_bytes = (
+        account.rows_computed * 4 * expert,
+        system.experts_held() * 2 * expert * bench.program.dtype.itemsize,
+    )
     return vars(account) | {"flops": flops, "weight_bytes": weight_bytes}
 
 
 def _loads(bench: Bench, tokens_E: torch.Tensor, block: int, iteration: int) -> list[dict[str, Any]]:
     """Realised and intended tokens of every expert that has either; intended is NaN for a learned router."""
-    num_tokens = bench.config["batch_size"] * bench.config["seq_len"]
-    asked_E = bench.layers[block].router.intended(num_tokens, layer=block, iteration=iteration)
+    asked_E = bench.program.router.intended(bench.program.shape.max_tokens, layer=block, iteration=iteration)
     intended_E = np.full(len(tokens_E), np.nan) if asked_E is None else asked_E
     present_E = (tokens_E.numpy() > 0) | (intended_E > 0)
     return [
@@ -63,10 +65,16 @@ def _loads(bench: Bench, tokens_E: torch.Tensor, block: int, iteration: int) -> 
 def agreement(bench: Bench, cells: list[str]) -> dict[str, dict[str, Any]]:
     """How far each cell's outputs are from the others' in the timed iterations; see `agreement.agree`."""
     lossless = [cell for cell in cells if not _drops(bench, cell)]
-    shape_BX = (bench.config["batch_size"], -1)
+    shape_BX = (bench.workload.batch_size, -1)
     experts = {
         cell: {
-            i: torch.cat([bench.routings[cell, block, i].expert_TK.reshape(shape_BX) for block in bench.layers], dim=1)
+            i: torch.cat(
+                [
+                    bench.accountant.routings[cell, block, i].expert_TK.reshape(shape_BX)
+                    for block in bench.program.layers
+                ],
+                dim=1,
+            )
             for i in bench.sketches[cell]
         }
         for cell in lossless
@@ -74,19 +82,18 @@ def agreement(bench: Bench, cells: list[str]) -> dict[str, dict[str, Any]]:
     return agree(
         {cell: bench.sketches[cell] for cell in lossless},
         experts,
-        names=bench.names,
-        twins=bench.twins,
-        precision=bench.config["precision"],
-        num_layers=len(bench.layers),
+        members=bench.members,
+        precision=bench.workload.precision,
+        num_layers=len(bench.program.layers),
         group=bench.session.group,
     )
 
 
 def _drops(bench: Bench, cell: str) -> bool:
     """Whether any rank drops a token in any layer and timed iteration of either pass."""
-    keys = [(cell, block, iteration) for block in bench.layers for iteration in sorted(bench.sketches[cell])]
-    dropped = sum(account.dropped for _, account in bench.accounts(keys))
-    mine = torch.tensor([float(dropped)], device=bench.device)
+    keys = [(cell, block, iteration) for block in bench.program.layers for iteration in sorted(bench.sketches[cell])]
+    dropped = sum(account.dropped for _, account in bench.accountant.accounts(keys))
+    mine = torch.tensor([float(dropped)], device=bench.session.device)
     return bool(all_gather(mine, bench.session.group).sum() > 0)
 
 
@@ -97,20 +104,24 @@ def inputs(bench: Bench, cells: list[str]) -> dict[str, dict[str, Any]]:
 
     Over the iterations that every system of every launch has.
     """
-    iterations = range(bench.config["tier"]["rounds"])
+    iterations = range(bench.workload.tier.rounds)
     shared = {
-        "tokens": digest_strings([tokens_hash(bench.token_batch(i)) for i in iterations]),
-        "dtype": str(bench.dtype).removeprefix("torch."),
+        "tokens": digest_strings([tokens_hash(bench.program.token_batch(i)) for i in iterations]),
+        "dtype": str(bench.program.dtype).removeprefix("torch."),
         "matmul_precision": torch.get_float32_matmul_precision(),
     }
-    if bench.device.type != "meta":
-        routers = {f"router.{block}": layer.router() for block, layer in bench.weights.items()}
-        shared["weights"] = digest_tensors({**bench.encoder.state_dict(), **routers})
+    if bench.session.device.type != "meta":
+        routers = {f"router.{block}": layer.router() for block, layer in bench.program.weights.items()}
+        shared["weights"] = digest_tensors({**bench.program.encoder.state_dict(), **routers})
     return {
         cell: shared
         | {
             "routing": digest_strings(
-                [bench.routings[cell, block, i].digest() for block in bench.layers for i in iterations]
+                [
+                    bench.accountant.routings[cell, block, i].digest()
+                    for block in bench.program.layers
+                    for i in iterations
+                ]
             )
         }
         for cell in cells

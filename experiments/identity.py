@@ -14,9 +14,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from experiments.configuration import digest, find_class, instantiate, is_node, options
+from experiments.configuration import digest, find_class, is_node, options
+from experiments.records import Workload
 from workloads.checkpoint import open_checkpoint
-from workloads.model import ModelShape
 
 ROOT = Path(__file__).parents[1]
 ENTRIES = {"simulated": "experiments.simulate"}  # by cluster
@@ -32,19 +32,19 @@ class Source(NamedTuple):
     imports: frozenset[str]
 
 
-def code_digest(config: dict[str, Any]) -> str:
-    """12 hexadecimal digits of all code that a rank of this configuration runs."""
-    kind = config.get("cluster", {}).get("kind")
-    classes = {base for node in _nodes(config) for base in find_class(node).__mro__}
-    return _closure_digest(frozenset({ENTRIES.get(kind, MEASURING), *(base.__module__ for base in classes)}))
+def code_digest(workload: Workload) -> str:
+    """12 hexadecimal digits of all code that a rank of this workload, or configuration, runs."""
+    entry = ENTRIES.get(workload.cluster.kind, MEASURING)
+    classes = {base for node in _nodes(vars(workload)) for base in find_class(node).__mro__}
+    return _closure_digest(frozenset({entry, *(base.__module__ for base in classes)}))
 
 
-def data_digest(config: dict[str, Any]) -> str:
+def data_digest(workload: Workload) -> str:
     """The same of the files that decide weights and routing: a checkpoint's index, a recorded trace."""
-    model: ModelShape = instantiate(config["model"])
-    files = open_checkpoint(model.checkpoint).describing_files if model.checkpoint else []
-    if trace := getattr(find_class(config["router"]), "trace_file", None):
-        files = [*files, trace(**options(config["router"]))]
+    checkpoint = workload.model.checkpoint
+    files = open_checkpoint(checkpoint).describing_files if checkpoint else []
+    if trace := getattr(find_class(workload.router), "trace_file", None):
+        files = [*files, trace(**options(workload.router, "router"))]
     return digest([_file_digest(path) for path in files])
 
 
@@ -139,12 +139,15 @@ def _strings(tree: ast.Module) -> Iterator[str]:
 
 
 def _without_docstrings(tree: ast.Module) -> str:
+    """The code alone: strings that stand by themselves say what modules, classes, functions and fields are."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-            first = node.body[0] if node.body else None
-            if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant):
-                node.body = node.body[1:]
+            node.body = [one for one in node.body if not _is_text(one)]
     return ast.dump(tree)
+
+
+def _is_text(node: ast.stmt) -> bool:
+    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
 
 
 @cache

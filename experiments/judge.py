@@ -43,7 +43,7 @@ def main() -> int:
         node = read_system(arguments.system)
         if not issubclass(find_class(node), System):
             raise ValueError(f"{node['_target_']} is no System; a planner is judged by the .yaml of a system with it")
-        options(node)
+        options(node, "system")
     except (OSError, ValueError, KeyError, TypeError, YAMLError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

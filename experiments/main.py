@@ -20,7 +20,9 @@ from experiments.configuration import instantiate, token_source
 from experiments.estimate import announce, networks
 from experiments.loggers import Logger
 from experiments.matched import match_networks
-from experiments.plan import CORES, Plan, Point, is_simulated, make_plan
+from experiments.plan import CORES, Plan, Point, make_plan
+from experiments.records import Launch, read
+from experiments.records import document as stored
 from experiments.schedule import PROFILED, iterations_of
 from experiments.simulate import launch_simulation
 from experiments.store import Store, StoreBusy
@@ -36,8 +38,8 @@ def run_points(points: list[Point], command: Sequence[str] = ()) -> int:
         rates = known_rates(points)
         plan = make_plan(match_networks(points, rates), command, rates)
         unsupported = find_unsupported(plan)
-        logger = instantiate(points[0].configs[0]["logger"])
-        store = Store(Path(points[0].configs[0]["out"]))
+        logger = instantiate(points[0].configs[0].logger, "logger")
+        store = Store(Path(points[0].configs[0].out))
     except (ValueError, OSError, RuntimeError) as error:
         print(f"error: {error}", file=sys.stderr)
         return BAD_INPUT
@@ -63,7 +65,7 @@ def run_points(points: list[Point], command: Sequence[str] = ()) -> int:
 
 def known_rates(points: Sequence[Point]) -> dict[str, float]:
     """FLOP/s of the cores that a campaign in the same folder was planned with, so that going on measures none anew."""
-    folders = {Path(config["out"]) for point in points for config in point.configs}
+    folders = {Path(config.out) for point in points for config in point.configs}
     try:
         return {core: rate for folder in folders for core, rate in Store(folder).read_plan()[CORES].items()}
     except (ValueError, KeyError):  # there is none yet, or it is an old one
@@ -111,15 +113,15 @@ def read_tokens(cell: Cell) -> None:
     """Tokenise what the cell will read, so that a corpus that cannot be read is known before ranks start."""
     config = cell.config
     source = token_source(config, cache_dir())
-    tier, world_size = config["tier"], cell.cluster.world_size
+    tier, world_size = config.tier, cell.cluster.world_size
     last = iterations_of(tier)["warmup"].stop - 1 + PROFILED
-    sizes = {"batch_size": config["batch_size"], "seq_len": config["seq_len"], "seed": config["seed"]}
+    sizes = {"batch_size": config.batch_size, "seq_len": config.seq_len, "seed": config.seed}
     source.batch(rank=world_size - 1, iteration=last, world_size=world_size, **sizes)
 
 
 def _run(plan: Plan, store: Store, logger: Logger, console: Console) -> None:
     # Simulated panels may stand beside those of another cluster, whose processes then need the preparation.
-    first = min(plan.cells.values(), key=lambda cell: is_simulated(cell.config))
+    first = min(plan.cells.values(), key=lambda cell: cell.is_simulated)
     prepare(first.cluster, PRELOAD)
     if first.cluster.kind == "torchrun":
         _run_inside_launch(plan, store, logger, console)
@@ -127,14 +129,13 @@ def _run(plan: Plan, store: Store, logger: Logger, console: Console) -> None:
     store.write_plan(plan.document)
     console.print("\n".join([*networks(plan), announce(plan, store)]), highlight=False, markup=False, soft_wrap=True)
 
-    def start_ranks(spec: dict) -> None:
-        cluster = plan.cells[next(iter(spec["cells"]))].cluster
-        if cluster.kind == "simulated":
-            launch_simulation(spec)
+    def start_ranks(told: Launch) -> None:
+        if told.workload.is_simulated:
+            launch_simulation(told)
             return
-        path = Path(spec["folder"]) / "spec.json"
-        path.write_text(json.dumps(spec))
-        launch(cluster, run_rank, str(path))
+        path = Path(told.folder) / "launch.json"
+        path.write_text(json.dumps(stored(told)))
+        launch(told.workload.cluster, run_rank, str(path))
 
     run_campaign(plan, store, start_ranks, logger, console)
 
@@ -142,21 +143,21 @@ def _run(plan: Plan, store: Store, logger: Logger, console: Console) -> None:
 def _run_inside_launch(plan: Plan, store: Store, logger: Logger, console: Console) -> None:
     """Under torchrun this process is a rank: rank 0 leads the campaign, the others follow its launches."""
     first = next(iter(plan.cells.values()))
-    with connect(first.cluster, instantiate(first.config["network"]), store.folder / "baton") as session:
+    with connect(first.cluster, instantiate(first.config.network, "network"), store.folder / "baton") as session:
         if session.rank > 0:
             number = 0
-            while (spec := json.loads(session.store.get(f"spec/{number}"))) is not None:
-                run_launch(spec, session)
+            while (told := json.loads(session.store.get(f"launch/{number}"))) is not None:
+                run_launch(read(Launch, told), session)
                 number += 1
             sys.exit(0)
         launched = 0
 
-        def lead(spec: dict | None) -> None:
+        def lead(told: Launch | None) -> None:
             nonlocal launched
-            session.store.set(f"spec/{launched}", json.dumps(spec))
+            session.store.set(f"launch/{launched}", json.dumps(told and stored(told)))
             launched += 1
-            if spec is not None:
-                run_launch(spec, session)
+            if told is not None:
+                run_launch(told, session)
 
         store.write_plan(plan.document)
         run_campaign(plan, store, lead, logger, console)

@@ -17,7 +17,7 @@ import json
 import os
 import tempfile
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,29 +25,30 @@ import torch
 from filelock import FileLock
 
 from clusters.network import Network
-from clusters.session import ClusterSpec
 from experiments import environment
 from experiments.campaign import cache_dir
 from experiments.ceilings import core_flops_per_s
-from experiments.cells import check_precision, check_whole_number
+from experiments.cells import check_precision
 from experiments.configuration import instantiate
 from experiments.plan import Point
+from experiments.records import PRECISION, WHOLE, Config, Node
+from experiments.values import check_record, check_value
 from systems.engines.base import DTYPES
 
 SECONDS = 0.5
 SCALED = {"_target_", "name", "base_us", "hop_us", "points", "bandwidth_gbs", "source"}  # of a device's link
-NO_NETWORK = {"_target_": "clusters.network.Network", "name": "none"}
+NO_NETWORK = Node(_target_="clusters.network.Network", name="none")
 
 
 @dataclass(frozen=True)
 class Layer:
     """The experts of an MoE layer and what computes them: FLOP/s of a large product."""
 
-    batch_size: int
-    d_model: int
-    d_ff: int
-    precision: str
-    flops_per_s: float
+    batch_size: int = field(metadata=WHOLE)
+    d_model: int = field(metadata=WHOLE)
+    d_ff: int = field(metadata=WHOLE)
+    precision: str = field(metadata=PRECISION)
+    flops_per_s: float = field(metadata={"above": 0})
 
     @property
     def number_bytes(self) -> int:
@@ -72,82 +73,70 @@ def match_networks(points: Iterable[Point], rates: dict[str, float]) -> list[Poi
     rates: FLOP/s of this machine's core by what it depends on, where they are known; others are looked up in the cache
     folder, or measured, and added. Raises ValueError, in one sentence, for what cannot be matched.
     """
-    try:
-        return [replace(point, configs=[_matched(config, rates) for config in point.configs]) for point in points]
-    except TypeError as error:  # a key that a class does not take
-        raise ValueError(f"the configuration has a key or a value of the wrong type: {error}") from error
+    return [replace(point, configs=[_matched(config, rates) for config in point.configs]) for point in points]
 
 
-def _matched(config: dict[str, Any], rates: dict[str, float]) -> dict[str, Any]:
-    node = config["network"]
+def _matched(config: Config, rates: dict[str, float]) -> Config:
+    node, cluster = config.network, config.cluster
     if "devices" not in node:
         return config
-    cluster = ClusterSpec(**config["cluster"])
     if cluster.kind != "emulated":  # real ranks have a network of their own
-        return config | {"network": NO_NETWORK}
-    _check(config, cluster)
+        return replace(config, network=NO_NETWORK)
+    _check(config)
     title, there, link = _device(node)
-    model, precision = config["model"], config["precision"]
+    model, precision = config.model, config.precision
     flops_per_s = node["flops_per_s"] or _rate(precision, cluster.threads_per_rank, rates)
-    here = Layer(config["scale"]["batch_size"], model["d_model"], model["d_ff"], precision, flops_per_s)
-    return config | {"network": _slowed_down(link, here, there, node["name"], title)}
+    here = Layer(config.scale.batch_size, model.d_model, model.d_ff, precision, flops_per_s)
+    return replace(config, network=_slowed_down(link, here, there, node.name, title))
 
 
-def _check(config: dict[str, Any], cluster: ClusterSpec) -> None:
+def _check(config: Config) -> None:
     """Refuse what would be measured in vain."""
-    cluster.check()
-    check_precision(config["precision"], cluster.device)
-    if cluster.device != "cpu":
+    check_record(config)
+    config.cluster.check()
+    check_precision(config.precision, config.cluster.device)
+    if config.cluster.device != "cpu":
         raise ValueError(
             "network=matched matches CPU cores only: at small widths a GPU's time is launches, not products; "
             "with cluster.device=cuda choose another network=, such as nvlink3"
         )
-    for node, name in (("model", "d_model"), ("model", "d_ff"), ("scale", "batch_size")):
-        check_whole_number(f"{node}.{name}", config[node][name], 1)
-    if (rate := config["network"]["flops_per_s"]) is not None and not _is_positive(rate):
-        raise ValueError(f"network.flops_per_s is {rate!r}; it must be a positive number, or null")
+    check_value("network.flops_per_s", config.network["flops_per_s"], float | None, {"above": 0})
 
 
-def _device(node: dict[str, Any]) -> tuple[str, Layer, dict[str, Any]]:
+def _device(node: Node) -> tuple[str, Layer, dict[str, Any]]:
     """The title of the device to match, its layer and its link; ValueError where something is missing."""
     name, devices = node["device"], node["devices"]
     if name not in devices:
         raise ValueError(f"network.device is {name!r}; it must be one of {', '.join(devices)}")
+    where = f"network.devices.{name}"
     values = {key: value for key, value in devices[name].items() if key not in ("title", "link")}
     try:
         title, layer, link = devices[name]["title"], Layer(**values), devices[name]["link"]
-        instantiate(link)
+        instantiate(link, f"{where}.link")
     except (KeyError, TypeError) as error:
-        raise ValueError(f"network.devices.{name} is not complete: {error}") from error
-    for key in ("batch_size", "d_model", "d_ff"):
-        check_whole_number(f"network.devices.{name}.{key}", values[key], 1)
-    if not _is_positive(layer.flops_per_s):
-        raise ValueError(f"network.devices.{name}.flops_per_s is {layer.flops_per_s!r}; it must be a positive number")
+        raise ValueError(f"{where} is not complete: {error}") from error
+    check_record(layer, f"{where}.")
     check_precision(layer.precision, "cuda")
     for key in link.keys() - SCALED:
-        raise ValueError(f"network.devices.{name}.link has {key!r}; only a link without tables can be matched")
+        raise ValueError(f"{where}.link has {key!r}; only a link without tables can be matched")
     return title, layer, link
 
 
-def _is_positive(value: Any) -> bool:
-    return type(value) in (int, float) and 0 < value < float("inf")
-
-
-def _slowed_down(link: dict[str, Any], here: Layer, there: Layer, name: str, title: str) -> dict[str, Any]:
+def _slowed_down(link: dict[str, Any], here: Layer, there: Layer, name: str, title: str) -> Node:
     time, volume = here.times_as_long_as(there), here.times_the_bytes_of(there)
-    original: Network = instantiate(link)
+    original: Network = instantiate(link, "network")
     bandwidth_gbs = _rounded(original.bandwidth_gbs * volume / time)
     core = f"this machine's core ({here.flops_per_s / 1e9:.3g} GFLOP/s, {here.precision}) : {bandwidth_gbs:.2g} GB/s"
     device = f"{title} ({there.flops_per_s / 1e12:.3g} TFLOP/s, {there.precision}) : {original.bandwidth_gbs:g} GB/s"
-    return {
-        "_target_": "clusters.network.Network",
-        "name": name,
-        "base_us": _rounded(original.base_us * time),
-        "hop_us": _rounded(original.hop_us * time),
-        "points": [[_rounded(size * volume), _rounded(us * time)] for size, us in original.points],
-        "bandwidth_gbs": bandwidth_gbs,
-        "source": f"{core} as {device} (R = {here.ratio(bandwidth_gbs):.2g})",
-    }
+    return Node(
+        _target_="clusters.network.Network",
+        name=name,
+        base_us=_rounded(original.base_us * time),
+        hop_us=_rounded(original.hop_us * time),
+        points=[[_rounded(size * volume), _rounded(us * time)] for size, us in original.points],
+        bandwidth_gbs=bandwidth_gbs,
+        source=f"{core} as {device} (R = {here.ratio(bandwidth_gbs):.2g})",
+    )
 
 
 def _rounded(value: float, digits: int = 4) -> float:

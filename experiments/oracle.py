@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from experiments.bench import Bench
-from experiments.configuration import TOLERANCES, layer_shape, set_precision
+from experiments.configuration import TOLERANCES, set_precision
 from experiments.schedule import iterations_of
 from routers.base import Routing
 from systems.collectives import all_gather
@@ -25,23 +25,23 @@ def verify(bench: Bench, cell: str) -> dict[str, Any]:
     Dropped tokens must be as many as the system's account says and are left out of the comparison. This forward
     pass is the system's first, and is recorded as that.
     """
-    iteration = iterations_of(bench.config["tier"])["warmup"].start
-    for layer in bench.layers.values():
+    iteration = iterations_of(bench.workload.tier)["warmup"].start
+    for layer in bench.program.layers.values():
         layer.remember = True
-    bench.prefetch(iteration)
+    bench.program.prefetch(iteration)
     if _weights_are_small(bench):
         _draw_weights(bench)
     with bench.session.clock.running():
         bench.timed_forward(cell, iteration, phase="first")
-    errors, dropped = zip(*(_layer_error(bench, block) for block in bench.layers), strict=True)
-    for layer in bench.layers.values():
+    errors, dropped = zip(*(_layer_error(bench, block) for block in bench.program.layers), strict=True)
+    for layer in bench.program.layers.values():
         layer.remember, layer.seen = False, None
-    accounts = bench.accounts([(cell, block, iteration) for block in bench.layers])
+    accounts = bench.accountant.accounts([(cell, block, iteration) for block in bench.program.layers])
     accounted = [account.dropped for _, account in accounts]
     largest = float(torch.tensor(errors).max())  # keeps NaN, which Python's max may lose
-    mine = torch.tensor([[largest, float(list(dropped) != accounted)]], device=bench.device)
+    mine = torch.tensor([[largest, float(list(dropped) != accounted)]], device=bench.session.device)
     worst, miscounted = all_gather(mine, bench.session.group).amax(0).tolist()
-    tolerance = TOLERANCES[bench.config["precision"]]
+    tolerance = TOLERANCES[bench.workload.precision]
     passed = worst <= tolerance and not miscounted
     return {
         "relative_error": worst,
@@ -53,28 +53,28 @@ def verify(bench: Bench, cell: str) -> dict[str, Any]:
 
 def _draw_weights(bench: Bench) -> None:
     """Make what the checks keep before ranks take turns: all at once, not one rank after the other."""
-    experts = [[expert] for expert in range(bench.config["model"]["num_experts"])]
+    experts = [[expert] for expert in range(bench.workload.model.num_experts)]
     with ThreadPoolExecutor(MOST_THREADS) as threads:
-        for layer in bench.oracle_weights.values():
+        for layer in bench.program.oracle_weights.values():
             list(threads.map(layer.experts, experts))
 
 
 def _layer_error(bench: Bench, block: int) -> tuple[float, int]:
     """(largest error relative to the largest output, number of zero rows where the dense model has none)."""
-    seen = bench.layers[block].seen
+    seen = bench.program.layers[block].seen
     assert seen is not None
     x_TD, routing, y_TD = seen
     exact = Routing(routing.expert_TK, routing.weight_TK.float())
     set_precision("ieee")
     oracle = Dense(
         resident=False,
-        shape=layer_shape(bench.config),
-        weights=bench.oracle_weights[block] if _weights_are_small(bench) else bench.weights[block],
+        shape=bench.program.shape,
+        weights=bench.program.oracle_weights[block] if _weights_are_small(bench) else bench.program.weights[block],
         group=bench.session.group,
         engine=LoopEngine(),
     )
     expected_TD = oracle.forward(x_TD.float(), exact)
-    set_precision(bench.config["precision"])
+    set_precision(bench.workload.precision)
     dropped_T = (y_TD == 0).all(1) & (expected_TD != 0).any(1)
     error = (y_TD.float() - expected_TD)[~dropped_T].abs().max() if not dropped_T.all() else torch.zeros(())
     return float(error / expected_TD.abs().max()), int(dropped_T.sum())
@@ -82,9 +82,9 @@ def _layer_error(bench: Bench, block: int) -> tuple[float, int]:
 
 def _weights_are_small(bench: Bench) -> bool:
     """Whether a rank may keep every expert for the checks instead of making them anew for each system."""
-    model = bench.config["model"]
-    num_weights = len(bench.layers) * model["num_experts"] * 2 * model["d_model"] * model["d_ff"]
+    model = bench.workload.model
+    num_weights = len(bench.program.layers) * model.num_experts * 2 * model.d_model * model.d_ff
     small = SMALL_BYTES
-    if bench.device.type == "cuda":
-        small = SMALL_SHARE * torch.cuda.get_device_properties(bench.device).total_memory
-    return num_weights * bench.dtype.itemsize <= small
+    if bench.session.device.type == "cuda":
+        small = SMALL_SHARE * torch.cuda.get_device_properties(bench.session.device).total_memory
+    return num_weights * bench.program.dtype.itemsize <= small

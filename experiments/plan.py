@@ -8,6 +8,7 @@ from typing import Any
 
 from analysis.schema import SCHEMA
 from experiments.cells import Cell
+from experiments.records import Config
 
 CORES = "core_flops_per_s"  # key of plan.json: what matched networks rest on, by core
 
@@ -28,7 +29,7 @@ class Point:
     x_name: str
     x: Any
     published_x: Any
-    configs: list[dict[str, Any]] = field(repr=False)
+    configs: list[Config] = field(repr=False)
     y_name: str | None = None
     y: Any = None
 
@@ -54,29 +55,29 @@ def make_plan(points: list[Point], command: Sequence[str] = (), rates: Mapping[s
             "the experiment has no points; give experiment.panels values, or run with -m and several values"
         )
     configs = [config for point in points for config in point.configs]
-    config = next((one for one in configs if not is_simulated(one)), configs[0])  # panels may be simulated beside it
-    experiment, tier, seed = config["experiment"], config["tier"], config["seed"]
+    config = next((one for one in configs if not one.is_simulated), configs[0])  # panels may be simulated beside it
+    experiment, tier, seed = config.experiment, config.tier, config.seed
     cells: dict[str, Cell] = {}
     launches: list[list[str]] = []
     ids_of_point: list[list[str]] = [[] for _ in points]
-    for launch in range(max(one["tier"]["launches"] for one in configs)):
+    for launch in range(max(one.tier.launches for one in configs)):
         together: dict[str, list[str]] = {}
         for point, ids in zip(points, ids_of_point, strict=True):
             for cell in point_cells(point, launch):
                 ids.append(cell.id)
                 if cell.id not in cells:
                     # Nothing disturbs simulated cells: each is a launch, which ends when it is known.
-                    together.setdefault(cell.id if is_simulated(cell.config) else cell.launch_id, []).append(cell.id)
+                    together.setdefault(cell.id if cell.is_simulated else cell.launch_id, []).append(cell.id)
                 cells[cell.id] = cell
         launches += _shuffled(together.values(), cells, random.Random(f"{seed}/{launch}"))
     document = {
         "schema": SCHEMA,
-        "experiment": experiment["name"],
-        "campaign": f"{experiment['name']}-{config['scale']['name']}-{tier['name']}-seed{seed}",
-        "scale": config["scale"]["name"],
-        "tier": tier["name"],
-        "baseline": experiment["baseline"],
-        "twin": None if is_simulated(config) else experiment["twin"],
+        "experiment": experiment.name,
+        "campaign": f"{experiment.name}-{config.scale.name}-{tier.name}-seed{seed}",
+        "scale": config.scale.name,
+        "tier": tier.name,
+        "baseline": experiment.baseline,
+        "twin": None if config.is_simulated else experiment.twin,
         "seed": seed,
         "command": list(command),
         CORES: dict(rates or {}),
@@ -94,11 +95,11 @@ def _shuffled(launches: Iterable[list[str]], cells: Mapping[str, Cell], rng: ran
     """
     families: dict[str, list[list[str]]] = {}
     for ids in launches:
-        if is_simulated(cells[ids[0]].config):
+        if cells[ids[0]].is_simulated:
             yield ids
             continue
-        workload = cells[ids[0]].workload.items()
-        family = {key: value for key, value in workload if key not in ("cluster", "network", "router")}
+        shared = cells[ids[0]].shared.items()
+        family = {key: value for key, value in shared if key not in ("cluster", "network", "router")}
         families.setdefault(json.dumps(family, sort_keys=True), []).append(ids)
     for family in rng.sample(list(families.values()), len(families)):
         yield from rng.sample(family, len(family))
@@ -107,17 +108,12 @@ def _shuffled(launches: Iterable[list[str]], cells: Mapping[str, Cell], rng: ran
 def point_cells(point: Point, launch: int) -> Iterator[Cell]:
     """One cell per system, and the twin of the one that the experiment measures twice; none beyond its tier."""
     for config in point.configs:
-        if launch >= config["tier"]["launches"]:
+        if launch >= config.tier.launches:
             continue
         yield Cell(config, launch)
         # A simulated run repeated is the same run.
-        if config["system"]["name"] == config["experiment"]["twin"] and not is_simulated(config):
+        if config.system.name == config.experiment.twin and not config.is_simulated:
             yield Cell(config, launch, twin=True)
-
-
-def is_simulated(config: Mapping[str, Any]) -> bool:
-    """Whether a configuration's ranks are simulated."""
-    return config["cluster"]["kind"] == "simulated"
 
 
 def _panels(points: list[Point], ids_of_point: list[list[str]]) -> list[dict[str, Any]]:

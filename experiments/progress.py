@@ -68,6 +68,6 @@ def line(cell: Cell, run: dict[str, Any], samples: pd.DataFrame | None) -> str:
 
 def _occasion(cell: Cell) -> str:
     """Which launch it is, or on what it is simulated."""
-    if cell.cluster.kind != "simulated":
+    if not cell.is_simulated:
         return f"launch {cell.launch}"
-    return f"simulated on {cell.cluster.world_size} x {cell.config['device']['name']}"
+    return f"simulated on {cell.cluster.world_size} x {cell.config.device.name}"

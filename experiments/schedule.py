@@ -2,32 +2,33 @@
 
 import random
 from collections.abc import Iterator, Mapping
-from typing import Any
+
+from experiments.records import Tier
 
 PROFILED = 4  # batches that placements are made from beforehand; their tokens follow those of the last phase
 
 
-def iterations_of(tier: dict[str, Any]) -> dict[str, range]:
+def iterations_of(tier: Tier) -> dict[str, range]:
     """The iterations of each phase: no two share one, so that nothing kept from one phase can serve another.
 
     The timed phases have room for the longest turns. The first forward pass, which is compared with the dense model, is
     the first of warmup, which is never empty here.
     """
-    room = tier["rounds"] * tier["longest_turn"]
+    room = tier.rounds * tier.longest_turn
     ranges, start = {}, 0
-    for phase, length in {"measure": room, "instrumented": room, "warmup": tier["warmup"] + 1}.items():
+    for phase, length in {"measure": room, "instrumented": room, "warmup": tier.warmup + 1}.items():
         ranges[phase] = range(start, start + length)
         start += length
     return ranges
 
 
-def turns_of(ttft_s: Mapping[str, float], tier: dict[str, Any]) -> dict[str, int]:
+def turns_of(ttft_s: Mapping[str, float], tier: Tier) -> dict[str, int]:
     """How many forward passes a turn of each system has, by how long one takes.
 
     As many as fill `turn_s`, at least one and at most `longest_turn`: little wall time then narrows the intervals of
     fast systems, whose few milliseconds vary most.
     """
-    return {cell: max(1, min(tier["longest_turn"], round(tier["turn_s"] / s))) for cell, s in ttft_s.items()}
+    return {cell: max(1, min(tier.longest_turn, round(tier.turn_s / s))) for cell, s in ttft_s.items()}
 
 
 def interleave(turns: Mapping[str, int], rounds: int, seed: int, first: int = 0) -> Iterator[list[tuple[str, range]]]:

@@ -25,8 +25,9 @@ from clusters.session import Session
 from clusters.simulated import Simulated
 from clusters.simulated.timeline import Event, Timeline
 from experiments.ceilings import modelled_rate
-from experiments.configuration import described_device, instantiate, layer_shape
+from experiments.configuration import described_device, instantiate, is_node, layer_shape
 from experiments.recorder import Span
+from experiments.records import Launch, Workload
 from experiments.worker import follow_parent
 from systems.engines.base import DTYPES
 from systems.engines.declared import DECLARED
@@ -46,47 +47,47 @@ class Seen(NamedTuple):
     spans: list[Span]
 
 
-def launch_simulation(spec: dict[str, Any]) -> None:
+def launch_simulation(launch: Launch) -> None:
     """Simulate the cells of a launch in a new process and wait; LaunchFailed where that dies or takes too long.
 
     A process of its own, because libraries keep process groups, and these have one number of ranks. Forked from one
     that has imported everything, it costs less than a cell.
     """
-    process = multiprocessing.get_context("forkserver").Process(target=_simulate_alone, args=(spec,), daemon=True)
+    process = multiprocessing.get_context("forkserver").Process(target=_simulate_alone, args=(launch,), daemon=True)
     process.start()
-    process.join(timeout_s := spec["cluster"]["timeout_s"])
+    process.join(timeout_s := launch.workload.cluster.timeout_s)
     if process.is_alive():
         process.kill()
         process.join()
-        raise LaunchFailed("timeout", f"not simulated within {timeout_s} s: it was stopped", _said(spec))
+        raise LaunchFailed("timeout", f"not simulated within {timeout_s} s: it was stopped", _said(launch))
     if process.exitcode:
-        raise LaunchFailed("failed", f"its process died with exit code {process.exitcode}", _said(spec))
+        raise LaunchFailed("failed", f"its process died with exit code {process.exitcode}", _said(launch))
 
 
-def _simulate_alone(spec: dict[str, Any]) -> None:
+def _simulate_alone(launch: Launch) -> None:
     """The only thing that a process does; what it says is kept in the folder of the launch."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's, which stores what is under way and ends
-    threading.Thread(target=follow_parent, args=(spec["parent"],), daemon=True).start()
+    threading.Thread(target=follow_parent, args=(launch.parent,), daemon=True).start()
     if sys.platform == "linux":  # a cell that would take more than its part of this machine's memory is a row
         share = psutil.virtual_memory().total // len(os.sched_getaffinity(0))
         resource.setrlimit(resource.RLIMIT_DATA, (share, share))
-    said = os.open(Path(spec["folder"]) / SAID, os.O_WRONLY | os.O_CREAT)
+    said = os.open(Path(launch.folder) / SAID, os.O_WRONLY | os.O_CREAT)
     for stream in (1, 2):
         os.dup2(said, stream)
-    simulate(spec)
+    simulate(launch)
 
 
-def _said(spec: dict[str, Any]) -> str:
-    path = Path(spec["folder"]) / SAID
+def _said(launch: Launch) -> str:
+    path = Path(launch.folder) / SAID
     return path.read_text(errors="replace")[-8000:] if path.exists() else ""
 
 
-def simulate(spec: dict[str, Any]) -> None:
+def simulate(launch: Launch) -> None:
     """Leave outcome.json and the tables of the cells of one launch in its folder."""
-    folder, failed, seen = Path(spec["folder"]), {}, {}
-    for cell in spec["cells"]:
+    folder, failed, seen = Path(launch.folder), {}, {}
+    for cell in launch.cells:
         try:
-            seen[cell] = simulate_cell(spec, cell)
+            seen[cell] = simulate_cell(launch, cell)
         except Exception as error:
             kind = "oom" if isinstance(error, torch.OutOfMemoryError) else "failed"
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
@@ -94,11 +95,11 @@ def simulate(spec: dict[str, Any]) -> None:
     for name in ("samples", "routing", "collectives"):
         frames = [_table(ranks, name).assign(cell=cell) for cell, ranks in seen.items()]
         (pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()).to_parquet(folder / f"{name}.parquet")
-    iterations = spec["workload"]["tier"]["rounds"]
+    iterations = launch.workload.tier.rounds
     schedule = {"iterations": iterations, "turn": 1}
     shared = {
         "schedule": dict.fromkeys(seen, schedule),
-        "ceilings": ceilings_of(spec["workload"]),
+        "ceilings": ceilings_of(launch.workload),
         "seconds": {},
         "ranks_cpu_s": 0.0,
     }
@@ -109,26 +110,26 @@ def simulate(spec: dict[str, Any]) -> None:
     (folder / "outcome.json").write_text(json.dumps(shared | outcome))
 
 
-def simulate_cell(spec: dict[str, Any], cell: str, *, keep_events: bool = False) -> list[Seen]:
+def simulate_cell(launch: Launch, cell: str, *, keep_events: bool = False) -> list[Seen]:
     """One cell on all ranks; raises what its first rank that fails raises."""
-    cluster = cluster_of(spec["workload"])
+    cluster = cluster_of(launch.workload)
 
     def program(session: Session, timeline: Timeline) -> Seen:
-        return _simulate_rank(spec, cell, session, timeline)
+        return _simulate_rank(launch, cell, session, timeline)
 
     return cluster.run(program, keep_events=keep_events)
 
 
-def cluster_of(workload: dict[str, Any]) -> Simulated:
+def cluster_of(workload: Workload) -> Simulated:
     """The described cluster of a workload."""
-    device, world_size = described_device(workload), workload["cluster"]["world_size"]
-    network = instantiate(workload["network"]) if "_target_" in workload["network"] else device.network(world_size)
-    return Simulated(device, network, world_size, workload["precision"], DECLARED)
+    device, world_size, network = described_device(workload), workload.cluster.world_size, workload.network
+    joined = instantiate(network, "network") if is_node(network) else device.network(world_size)
+    return Simulated(device, joined, world_size, workload.precision, DECLARED)
 
 
-def ceilings_of(workload: dict[str, Any]) -> dict[str, Any]:
+def ceilings_of(workload: Workload) -> dict[str, Any]:
     """What the described device can do at most, as `experiments.ceilings` measures it on a real one."""
-    cluster, precision = cluster_of(workload), workload["precision"]
+    cluster, precision = cluster_of(workload), workload.precision
     num_bytes, shape = 1 << 30, layer_shape(workload)
     rank_bytes = shape.max_tokens * shape.d_model * DTYPES[precision].itemsize
     link = modelled_rate(cluster.network, cluster.world_size, rank_bytes)
@@ -143,24 +144,23 @@ def ceilings_of(workload: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _simulate_rank(spec: dict[str, Any], cell: str, session: Session, timeline: Timeline) -> Seen:
+def _simulate_rank(launch: Launch, cell: str, session: Session, timeline: Timeline) -> Seen:
     from experiments import evidence  # transformers costs the parent seconds
     from experiments.bench import Bench
 
-    workload = spec["workload"]
-    bench = Bench(workload, session, spec["cache_dir"], ceilings=ceilings_of(workload))
-    system, tier = spec["cells"][cell], workload["tier"]
-    bench.add(cell, system["node"], system["engine"], system["twin"])
+    workload, tier = launch.workload, launch.workload.tier
+    bench = Bench(workload, session, launch.cache_dir, ceilings_of(workload))
+    bench.add(cell, launch.cells[cell])
     with torch.no_grad():  # where composite operations come apart by themselves, as they do not in inference mode
-        for iteration in range(tier["rounds"], tier["rounds"] + tier["warmup"]):
-            bench.prefetch(iteration)
+        for iteration in range(tier.rounds, tier.rounds + tier.warmup):
+            bench.program.prefetch(iteration)
             bench.timed_forward(cell, iteration, phase="warmup")
         bench.recorder.observing = True
-        for iteration in range(tier["rounds"]):
-            bench.prefetch(iteration)
+        for iteration in range(tier.rounds):
+            bench.program.prefetch(iteration)
             bench.timed_forward(cell, iteration, phase="measure")
         bench.recorder.observing = False
-    counted, routed = evidence.accounts(bench, cell, {"measure": range(tier["rounds"])})
+    counted, routed = evidence.accounts(bench, cell, {"measure": range(tier.rounds)})
     seen = [row for row in bench.recorder.rows() if row["phase"] == "measure" or row["metric"] == "ttft_ms"]
     rows = [row if row["metric"] == "ttft_ms" else {**row, "phase": "instrumented"} for row in seen]
     memory = {"metric": "peak_memory_bytes", "value": float(timeline.peak_bytes), "unit": "bytes", "phase": "measure"}

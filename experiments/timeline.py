@@ -17,11 +17,10 @@ import pandas as pd
 from analysis.frames import select
 from analysis.load import read_cell_table, read_packed_runs
 from clusters.launch import prepare
-from clusters.session import ClusterSpec
 from clusters.simulated.timeline import Event
 from experiments.campaign import cache_dir
-from experiments.cells import Cell
 from experiments.recorder import Span
+from experiments.records import Config, Launch, Member, read
 from experiments.simulate import Seen, simulate_cell
 from experiments.store import Store
 from experiments.trace import Slice, document
@@ -83,11 +82,11 @@ def slices_of(store: Store, run: dict[str, Any], layer: int | None, iteration: i
 
 def simulated_again(store: Store, run: dict[str, Any]) -> list[Seen]:
     """A stored cell simulated with its events; says so where the code is no longer what the cell was simulated by."""
-    cell = Cell(run["config"], run["launch"], run["twin"])
-    node = {"node": run["config"]["system"], "engine": run["engine"], "twin": run["twin"]}
-    prepare(ClusterSpec(**run["config"]["cluster"]), [])
-    spec = {"workload": cell.workload, "cells": {run["cell"]: node}, "cache_dir": str(cache_dir())}
-    seen = simulate_cell(spec, run["cell"], keep_events=True)
+    config = read(Config, run["config"])
+    prepare(config.cluster, [])
+    member = Member(config.system, run["engine"], run["twin"])
+    told = Launch(workload=config.workload, cells={run["cell"]: member}, cache_dir=str(cache_dir()))
+    seen = simulate_cell(told, run["cell"], keep_events=True)
     stored = select(_table(store, run, "samples"), metric="ttft_ms", phase="measure", rank=0)
     now = [row["value"] for row in seen[0].samples if (row["metric"], row["phase"]) == ("ttft_ms", "measure")]
     if not np.allclose(sorted(stored["value"]), sorted(now), rtol=SAME):

@@ -15,8 +15,9 @@ from typing import Any
 import pandas as pd
 import psutil
 
-from clusters.session import ClusterSpec, Session, connect
+from clusters.session import Session, connect
 from experiments.configuration import instantiate
+from experiments.records import Launch, read
 from experiments.schedule import interleave, iterations_of, turns_of
 
 # What the fork server imports once, so that a launch's ranks start in a second.
@@ -29,91 +30,89 @@ PRELOAD = [
 ]
 
 
-def run_rank(spec_path: str) -> None:
-    """Entry point of a process started for one launch; `spec_path` is a JSON file written by the parent."""
-    spec = json.loads(Path(spec_path).read_text())
-    threading.Thread(target=follow_parent, args=(spec["parent"],), daemon=True).start()
-    faulthandler.dump_traceback_later(spec["cluster"]["timeout_s"], exit=True)
-    folder = Path(spec["folder"])
-    network = instantiate(spec["workload"]["network"])
-    with connect(ClusterSpec(**spec["cluster"]), network, folder / "baton") as session:
-        run_launch(spec, session)
+def run_rank(path: str) -> None:
+    """Entry point of a process started for one launch; `path` is that of a Launch, written as JSON by the parent."""
+    launch = read(Launch, json.loads(Path(path).read_text()))
+    threading.Thread(target=follow_parent, args=(launch.parent,), daemon=True).start()
+    workload = launch.workload
+    faulthandler.dump_traceback_later(workload.cluster.timeout_s, exit=True)
+    network = instantiate(workload.network, "network")
+    with connect(workload.cluster, network, Path(launch.folder) / "baton") as session:
+        run_launch(launch, session)
 
 
-def run_launch(spec: dict[str, Any], session: Session) -> None:
+def run_launch(launch: Launch, session: Session) -> None:
     """Measure the cells of one launch; rank 0 leaves outcome.json and the tables behind."""
     from experiments.bench import Bench  # the parent only names this function: transformers would cost it seconds
     from experiments.oracle import verify
+    from experiments.profiler import ceilings_here
 
-    progress, stopwatch = Progress(spec, session.rank), Stopwatch()
-    cells = spec["cells"]
-    with stopwatch("build"):
-        bench = Bench(spec["workload"], session, spec["cache_dir"])
+    progress, stopwatch = Progress(launch, session.rank), Stopwatch()
     with stopwatch("ceilings"):
-        ceilings = bench.ceilings
+        ceilings = ceilings_here(launch.workload, session)
     with stopwatch("build"):
-        for cell, system in cells.items():
+        bench = Bench(launch.workload, session, launch.cache_dir, ceilings)
+        for cell, member in launch.cells.items():
             progress(cell)
-            bench.add(cell, system["node"], system["engine"], system["twin"])
+            bench.add(cell, member)
     correctness = {}
     with stopwatch("verify"):
-        for cell in cells:
+        for cell in launch.cells:
             progress(cell)
             correctness[cell] = verify(bench, cell)
-    passed = [cell for cell in cells if correctness[cell]["passed"]]
-    schedule = _measure(bench, passed, spec["workload"], progress, stopwatch)
+    passed = [cell for cell in launch.cells if correctness[cell]["passed"]]
+    schedule = _measure(bench, passed, launch, progress, stopwatch)
     with stopwatch("account"):
-        outcome = _account(bench, passed, spec, schedule, session)
+        outcome = _account(bench, passed, launch, schedule, session)
     if session.rank == 0:
         for cell in passed:
             correctness[cell]["agreement"] = outcome["agreement"].get(cell)
         shared = {"schedule": schedule, "ceilings": ceilings, "seconds": stopwatch.seconds}
         known = {"correctness": correctness, "inputs": outcome["inputs"], "ranks_cpu_s": outcome["cpu_s"]}
-        (Path(spec["folder"]) / "outcome.json").write_text(json.dumps(shared | known))
+        (Path(launch.folder) / "outcome.json").write_text(json.dumps(shared | known))
     faulthandler.cancel_dump_traceback_later()
 
 
 def _measure(
-    bench: Any, cells: list[str], workload: dict[str, Any], progress: "Progress", stopwatch: "Stopwatch"
+    bench: Any, cells: list[str], launch: Launch, progress: "Progress", stopwatch: "Stopwatch"
 ) -> dict[str, dict[str, int]]:
     """Warm up, then rounds in which every system has a turn end to end and one instrumented.
 
     So slow drift of the machine meets both passes alike, and their ratio is the observer's cost. Returns each cell's
     iterations of a pass and of a turn.
     """
-    tier, seed = workload["tier"], workload["launch"]
+    tier, seed = launch.workload.tier, launch.number
     phases = iterations_of(tier)
 
     def run(turns: list[tuple[str, range]], phase: str) -> None:
         with stopwatch(phase):
             bench.measure(turns, phase, progress)
 
-    warmup: int = tier["warmup"]
-    if warmup:
+    if warmup := tier.warmup:
         for visits in interleave(dict.fromkeys(cells, warmup), 1, seed, phases["warmup"].start + 1):
             run(visits, "warmup")
     turns = turns_of(bench.last_ttft_s(cells, "warmup" if warmup else "first"), tier)
-    observed = interleave(turns, tier["rounds"], seed, phases["instrumented"].start)
-    for visits in interleave(turns, tier["rounds"], seed):
+    observed = interleave(turns, tier.rounds, seed, phases["instrumented"].start)
+    for visits in interleave(turns, tier.rounds, seed):
         run(visits, "measure")
         run(next(observed), "instrumented")
-    return {cell: {"iterations": tier["rounds"] * turn, "turn": turn} for cell, turn in turns.items()}
+    return {cell: {"iterations": tier.rounds * turn, "turn": turn} for cell, turn in turns.items()}
 
 
 def _account(
-    bench: Any, cells: list[str], spec: dict[str, Any], schedule: dict[str, dict[str, Any]], session: Session
+    bench: Any, cells: list[str], launch: Launch, schedule: dict[str, dict[str, Any]], session: Session
 ) -> dict[str, Any]:
     """Everything that is known once the clock has stopped: rows to files on rank 0, and what goes into run.json."""
     from experiments import evidence
 
     counted, routed = [], []
-    phases = iterations_of(spec["workload"]["tier"])
+    phases = iterations_of(launch.workload.tier)
     for cell in cells:
         count = schedule[cell]["iterations"]
         rows = evidence.accounts(bench, cell, {name: phases[name][:count] for name in ("measure", "instrumented")})
         counted += rows[0]
         routed += rows[1]
-    started, folder = f"launch/{spec['launch_id']}", Path(spec["folder"])
+    started, folder = f"launch/{launch.name}", Path(launch.folder)
     agreement, mine = evidence.agreement(bench, cells), evidence.inputs(bench, cells)
     samples = _gather(f"{started}/samples", bench.recorder.rows() + counted, session)
     routing = _gather(f"{started}/routing", routed, session)
@@ -151,11 +150,11 @@ def follow_parent(pid: int) -> None:
 class Progress:
     """Notes on which cell this rank is at, for the parent's bar and to know who was guilty; winds up the watchdog."""
 
-    def __init__(self, spec: dict[str, Any], rank: int) -> None:
-        tier, num_cells = spec["workload"]["tier"], len(spec["cells"])
-        self._steps, self._done = num_cells * (2 + (tier["warmup"] > 0) + 2 * tier["rounds"]), 0
-        self._file = Path(spec["folder"]) / f"progress.{rank}"
-        self._timeout_s = spec["cluster"]["timeout_s"]
+    def __init__(self, launch: Launch, rank: int) -> None:
+        tier = launch.workload.tier
+        self._steps, self._done = len(launch.cells) * (2 + (tier.warmup > 0) + 2 * tier.rounds), 0
+        self._file = Path(launch.folder) / f"progress.{rank}"
+        self._timeout_s = launch.workload.cluster.timeout_s
 
     def __call__(self, cell: str) -> None:
         faulthandler.dump_traceback_later(self._timeout_s, exit=True)

@@ -19,10 +19,11 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from clusters.launch import launch, prepare
-from clusters.session import ClusterSpec, connect
+from clusters.session import connect
 from experiments.cells import Cell
+from experiments.composition import configuration
 from experiments.configuration import instantiate
-from experiments.run import configuration
+from experiments.records import Launch, Member, document, read
 from experiments.schedule import iterations_of
 
 WORKLOAD = ("scale=paper", "scale.hidden_as_run=null", "model.num_blocks=2", "cluster.world_size=1", "network=none")
@@ -39,36 +40,35 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def spec_of(options: argparse.Namespace, folder: str) -> tuple[ClusterSpec, dict[str, Any]]:
-    """The cluster, and what its one rank must know."""
+def launch_of(options: argparse.Namespace, folder: str) -> Launch:
+    """What the one rank is told: the systems by their names."""
     tier = {"rounds": 2 * PASSES}
     typed = [*WORKLOAD, f"cluster={'nccl' if options.device == 'cuda' else 'gloo'}", *options.overrides]
     typed += [f"tier.{name}={value}" for name, value in tier.items()]
     cells = [Cell(configuration([*typed, f"system={name}"]), 0) for name in options.systems]
-    systems = {cell.system: {"node": cell.config["system"], "engine": cell.engine} for cell in cells}
-    cluster = cells[0].cluster
-    given = {"folder": folder, "systems": systems, "workload": cells[0].workload, "cluster": cells[0].config["cluster"]}
-    return cluster, given
+    members = {cell.system: Member(cell.config.system, cell.engine) for cell in cells}
+    return Launch(workload=cells[0].config.workload, cells=members, folder=folder, cache_dir=folder)
 
 
-def profile_rank(spec_path: str) -> None:
-    """Entry point of the rank: every system's passes, profiled, as operations.csv beside the spec."""
+def profile_rank(path: str) -> None:
+    """Entry point of the rank: every system's passes, profiled, as operations.csv beside the Launch at `path`."""
     from experiments.bench import Bench
+    from experiments.profiler import ceilings_here
 
-    spec = json.loads(Path(spec_path).read_text())
-    folder, rows = Path(spec["folder"]), []
-    with connect(ClusterSpec(**spec["cluster"]), instantiate(spec["workload"]["network"]), folder / "baton") as session:
-        bench = Bench(spec["workload"], session, str(folder))
-        for name, system in spec["systems"].items():
-            bench.add(name, system["node"], system["engine"], twin=False)
+    told = read(Launch, json.loads(Path(path).read_text()))
+    workload, folder, rows = told.workload, Path(told.folder), []
+    with connect(workload.cluster, instantiate(workload.network, "network"), folder / "baton") as session:
+        bench = Bench(workload, session, told.cache_dir, ceilings_here(workload, session))
+        for name, member in told.cells.items():
+            bench.add(name, member)
             rows += [{"system": name} | row for row in _profiled(bench, name)]
     pd.DataFrame(rows).to_csv(folder / "operations.csv", index=False)
 
 
 def _profiled(bench: Any, system: str) -> Iterator[dict[str, Any]]:
-    iterations = list(iterations_of(bench.config["tier"])["measure"])
+    iterations = list(iterations_of(bench.workload.tier)["measure"])
     bench.measure([(system, range(iterations[0], iterations[PASSES]))], "warmup", lambda cell: None)
-    on_gpu = bench.device.type == "cuda"
+    on_gpu = bench.session.device.type == "cuda"
     with profile(activities=[ProfilerActivity.CPU, *[ProfilerActivity.CUDA] * on_gpu]) as seen:
         bench.measure([(system, range(iterations[PASSES], iterations[-1] + 1))], "measure", lambda cell: None)
         if on_gpu:
@@ -87,15 +87,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parse(arguments)
     with tempfile.TemporaryDirectory() as folder:
         try:
-            cluster, given = spec_of(options, folder)
-            cluster.check()
-        except Exception as error:  # Hydra's own have no common class
-            print(f"profile_programs: {str(error).splitlines()[0]}")
+            told = launch_of(options, folder)
+            told.workload.cluster.check()
+        except ValueError as error:
+            print(f"profile_programs: {error}")
             return 2
-        prepare(cluster, ["experiments.bench", "deepspeed.moe.layer"])
-        path = Path(folder) / "spec.json"
-        path.write_text(json.dumps(given))
-        launch(cluster, profile_rank, str(path))
+        prepare(told.workload.cluster, ["experiments.bench", "deepspeed.moe.layer"])
+        path = Path(folder) / "launch.json"
+        path.write_text(json.dumps(document(told)))
+        launch(told.workload.cluster, profile_rank, str(path))
         options.out.mkdir(parents=True, exist_ok=True)
         shutil.move(Path(folder) / "operations.csv", options.out / "operations.csv")
     print(f"wrote {options.out / 'operations.csv'}")

@@ -4,6 +4,7 @@ Letters in names: G ranks, T tokens on this rank, K experts per token, E experts
 f d_ff of a shard, R rows received.
 """
 
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -75,13 +76,19 @@ class Account:
 class System(ABC):
     """One MoE layer on one rank: `forward(x_TD, routing) -> y_TD` in plain `torch.distributed` calls.
 
-    A subclass states what it is: `exactness` (exact | approximate | changes-architecture), and `own_engine` where it
-    brings its own expert computation and the engine given to it is not used.
+    A subclass states what it is: `exactness` (exact | approximate | changes-architecture), `own_engine` where it brings
+    its own expert computation and the engine given to it is not used, and `fixed`, the options of its base class that
+    it decides itself. `check`, `padding` and `needs` are asked with every option, defaults included.
     """
 
     exactness: ClassVar[str] = "exact"
     own_engine: ClassVar[str | None] = None
+    fixed: ClassVar[dict[str, Any]] = {}
     plan: Any = None  # what the last call decided, if anything: a new object each; set to an earlier one for `account`
+
+    def __new__(cls, *, shape: LayerShape, group: dist.ProcessGroup, **options: Any) -> "System":
+        cls.check(shape, group.size(), **cls.every_option(**options))
+        return super().__new__(cls)
 
     def __init__(
         self,
@@ -94,11 +101,17 @@ class System(ABC):
     ) -> None:
         self.shape, self.group, self.engine, self.span = shape, group, engine, span
         self.rank, self.world_size = group.rank(), group.size()
-        self.check(shape, self.world_size)
 
     @classmethod
-    def check(cls, shape: LayerShape, world_size: int, **options: object) -> None:
-        """Raise ValueError, in one sentence, if these sizes cannot run; called before anything is launched."""
+    def every_option(cls, **given: Any) -> dict[str, Any]:
+        """The options given, and the constructors' defaults of the others."""
+        constructors = [inspect.signature(base.__init__) for base in reversed(cls.__mro__) if "__init__" in vars(base)]
+        every = [one for constructor in constructors for one in constructor.parameters.values()]
+        return {one.name: one.default for one in every if one.default is not one.empty} | given | cls.fixed
+
+    @classmethod
+    def check(cls, shape: LayerShape, world_size: int, **options: Any) -> None:
+        """Raise ValueError, in one sentence, if these sizes cannot run; called before anything is launched or built."""
         return
 
     @classmethod
@@ -107,12 +120,12 @@ class System(ABC):
         return shape.d_ff
 
     @classmethod
-    def padding(cls, shape: LayerShape, world_size: int, **options: object) -> float:
+    def padding(cls, shape: LayerShape, world_size: int, **options: Any) -> float:
         """Rows computed per useful row as far as it is known before routing; estimates of time rest on it."""
         return 1.0
 
     @classmethod
-    def needs(cls, **options: object) -> frozenset[str]:
+    def needs(cls, **options: Any) -> frozenset[str]:
         """What else a system with these options is built with: `rates` and `profile` (systems.planners.base), arguments
         of these names; `draws`: `shape.max_expert_tokens`, which a learned router cannot tell.
         """

@@ -55,25 +55,21 @@ class DeepSpeedMoE(System):
 
     def __init__(self, *, capacity_factor: float | str = "paper", drop_tokens: bool = True, **layer) -> None:
         super().__init__(**layer)
-        self.check(self.shape, self.world_size, capacity_factor=capacity_factor)
         self._drop_tokens = drop_tokens
         self._capacity_factor = resolve_capacity_factor(capacity_factor, self.shape)
         self._sections = _Sections(self.span)
         self._moe = self._build(layer["weights"])
 
     @classmethod
-    def check(cls, shape: LayerShape, world_size: int, **options: object) -> None:
+    def check(cls, shape: LayerShape, world_size: int, *, capacity_factor: float | str, **_: Any) -> None:
         """ValueError but for E/G experts a rank, a positive or named capacity, enough tokens and top-1 routing."""
         divisible(
             "model.num_experts", shape.num_experts, world_size, "expert parallelism puts E/G experts on each rank"
         )
-        factor = options.get("capacity_factor", "paper")
-        if factor not in ("paper", "lossless") and not (isinstance(factor, int | float) and factor > 0):
+        if capacity_factor not in ("paper", "lossless") and (isinstance(capacity_factor, str) or capacity_factor <= 0):
             raise ValueError(
-                f"system.capacity_factor is {factor!r}; it must be a positive number, 'paper' or 'lossless'"
+                f"system.capacity_factor is {capacity_factor!r}; it must be a positive number, 'paper' or 'lossless'"
             )
-        if not isinstance(options.get("drop_tokens", True), bool):
-            raise ValueError(f"system.drop_tokens is {options['drop_tokens']!r}; it must be true or false")
         if shape.max_tokens < cls.MIN_CAPACITY:
             raise ValueError(
                 f"batch_size * seq_len is {shape.max_tokens}; DeepSpeed needs at least {cls.MIN_CAPACITY} tokens a rank"
@@ -82,17 +78,17 @@ class DeepSpeedMoE(System):
             raise ValueError(f"system deepspeed is driven with top-1 routing only, got top_k = {shape.top_k}")
 
     @classmethod
-    def needs(cls, **options: object) -> frozenset[str]:
-        lossless = options.get("capacity_factor") == "lossless" and options.get("drop_tokens", True) is True
-        return frozenset({"draws"} if lossless else ())
+    def needs(cls, *, capacity_factor: float | str, drop_tokens: bool, **_: Any) -> frozenset[str]:
+        return frozenset({"draws"} if capacity_factor == "lossless" and drop_tokens else ())
 
     @classmethod
-    def padding(cls, shape: LayerShape, world_size: int, **options: object) -> float:
-        factor: Any = options.get("capacity_factor", "paper")
-        unknown = "draws" in cls.needs(**options) and shape.max_expert_tokens is None
-        if unknown or not options.get("drop_tokens", True):
+    def padding(
+        cls, shape: LayerShape, world_size: int, *, capacity_factor: float | str, drop_tokens: bool, **_: Any
+    ) -> float:
+        unknown = capacity_factor == "lossless" and shape.max_expert_tokens is None
+        if unknown or not drop_tokens:
             return 1.0  # as many as the busiest expert gets: at least this
-        return resolve_capacity_factor(factor, shape)
+        return resolve_capacity_factor(capacity_factor, shape)
 
     def _build(self, weights: LayerWeights) -> Any:
         os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")

@@ -1,5 +1,7 @@
 """Dropless expert parallelism: the control that the paper did not run."""
 
+from typing import Any
+
 import torch
 
 from routers.base import Routing
@@ -18,7 +20,6 @@ class ExpertParallel(System):
 
     def __init__(self, *, placement: str = "contiguous", **layer) -> None:
         super().__init__(**layer)
-        self.check(self.shape, self.world_size, placement=placement)
         home_E = PLACEMENTS[placement](self.shape.num_experts, self.world_size)
         expert_of_slot_E = torch.argsort(home_E, stable=True)  # slots are numbered rank by rank
         num_local = self.shape.num_experts // self.world_size
@@ -28,11 +29,10 @@ class ExpertParallel(System):
         self._slot_of_expert_E = inverse(expert_of_slot_E).to(self._wi_eDF.device)
 
     @classmethod
-    def check(cls, shape: LayerShape, world_size: int, **options: object) -> None:
+    def check(cls, shape: LayerShape, world_size: int, *, placement: str, **_: Any) -> None:
         divisible(
             "model.num_experts", shape.num_experts, world_size, "expert parallelism puts E/G experts on each rank"
         )
-        placement = options.get("placement", "contiguous")
         if placement not in PLACEMENTS:
             raise ValueError(f"system.placement is {placement!r}; it must be one of {', '.join(PLACEMENTS)}")
 

@@ -32,21 +32,19 @@ class GShard(PaddedExpertParallel):
 
     def __init__(self, *, capacity_factor: float = 1.0, **layer) -> None:
         super().__init__(**layer)
-        self.check(self.shape, self.world_size, capacity_factor=capacity_factor)
         self._capacity = gshard_capacity(self.shape, capacity_factor)
 
     @classmethod
-    def check(cls, shape: LayerShape, world_size: int, **options: object) -> None:
+    def check(cls, shape: LayerShape, world_size: int, *, capacity_factor: float, **_: Any) -> None:
         super().check(shape, world_size)
-        factor: Any = options.get("capacity_factor", 1.0)
-        if type(factor) not in (int, float) or not factor > 0:
-            raise ValueError(f"system.capacity_factor is {factor!r}; it must be a positive number")
+        if capacity_factor <= 0:
+            raise ValueError(f"system.capacity_factor is {capacity_factor!r}; it must be a positive number")
         if shape.top_k > 2:
             raise ValueError(f"system gshard has top-1 or top-2 routing, got top_k = {shape.top_k}")
 
     @classmethod
-    def padding(cls, shape: LayerShape, world_size: int, **options: Any) -> float:
-        capacity = gshard_capacity(shape, options.get("capacity_factor", 1.0))
+    def padding(cls, shape: LayerShape, world_size: int, *, capacity_factor: float, **_: Any) -> float:
+        capacity = gshard_capacity(shape, capacity_factor)
         return shape.num_experts * capacity / (shape.max_tokens * shape.top_k)
 
     def capacity(self, largest: int) -> int:

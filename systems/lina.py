@@ -6,7 +6,7 @@ while the layers before compute: what is measured is the mechanism without that 
 """
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -26,20 +26,18 @@ class LinaExpertParallel(PlannedExpertParallel):
     decides nothing: all ranks have the same numbers. In the first MoE layer the marginal is all there is.
     """
 
+    fixed: ClassVar = {"loads": "oracle", "mover": "swap_in"}
+
     def __init__(self, *, planner: Lina, profile: Profile, length: int = 3, top: int = 1, **layer: Any) -> None:
-        super().__init__(planner=planner, loads="oracle", mover="swap_in", **layer)
-        self.check(self.shape, self.world_size, length=length, top=top)
+        super().__init__(planner=planner, **self.fixed, **layer)
         self._layer, self._top = profile.layer, top
         self._paths = PathProfile.fit(profile.expert_LGM, self.shape.num_experts, length)
 
     @classmethod
-    def check(cls, shape: LayerShape, world_size: int, **options: Any) -> None:
+    def check(cls, shape: LayerShape, world_size: int, *, length: int, top: int, **options: Any) -> None:
         super().check(shape, world_size, **options)
-        if "planner" in options and (given := sorted({"loads", "mover"} & options.keys())):
-            raise ValueError(f"system.{given[0]} does not apply to Lina, which foresees loads and swaps experts in")
-        for name in ("length", "top"):
-            value = options.get(name, 1)
-            if type(value) is not int or value < 1:
+        for name, value in (("length", length), ("top", top)):
+            if value < 1:
                 raise ValueError(f"system.{name} is {value!r}; it must be a whole number of at least 1")
 
     @classmethod

@@ -6,6 +6,7 @@ receives the same number of rows from every other, so shapes are static and the 
 """
 
 from collections import deque
+from typing import Any
 
 import torch
 from torch.nn.functional import pad
@@ -26,16 +27,14 @@ class MoEShard(System):
 
     def __init__(self, *, chunks: int = 1, **layer) -> None:
         super().__init__(**layer)
-        self.check(self.shape, self.world_size, chunks=chunks)
         shard = layer["weights"].shard(self.rank, self.world_size)
         self._wi_EDf, self._wo_EfD = self.engine.prepare(*shard)
         self._chunks = chunks
 
     @classmethod
-    def check(cls, shape: LayerShape, world_size: int, **options: object) -> None:
+    def check(cls, shape: LayerShape, world_size: int, *, chunks: int, **_: Any) -> None:
         divisible("model.d_ff", shape.d_ff, world_size, "expert sharding gives each rank d_ff/G hidden units")
-        chunks = options.get("chunks", 1)
-        if type(chunks) is not int or chunks < 1:
+        if chunks < 1:
             raise ValueError(f"system.chunks is {chunks!r}; it must be a whole number of at least 1")
 
     @classmethod

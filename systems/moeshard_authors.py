@@ -33,7 +33,6 @@ class MoEShardAuthors(System):
 
     def __init__(self, *, hidden: int | None = None, **layer: Any) -> None:
         super().__init__(**layer)
-        self.check(self.shape, self.world_size, hidden=hidden)
         width = (hidden or self.shape.d_ff) // self.world_size
         wi_EDf, wo_EfD = layer["weights"].shard(self.rank, self.world_size)
         wi_EDf, wo_EfD = wi_EDf[:, :, :width], wo_EfD[:, :width]
@@ -44,10 +43,9 @@ class MoEShardAuthors(System):
             self._wi, self._wo = self.engine.prepare(wi_EDf, wo_EfD)
 
     @classmethod
-    def check(cls, shape: LayerShape, world_size: int, **options: Any) -> None:
+    def check(cls, shape: LayerShape, world_size: int, *, hidden: int | None, **_: Any) -> None:
         divisible("model.d_ff", shape.d_ff, world_size, "expert sharding gives each rank d_ff/G hidden units")
-        hidden = options.get("hidden")
-        if hidden is not None and (type(hidden) is not int or hidden % world_size or not 0 < hidden <= shape.d_ff):
+        if hidden is not None and (hidden % world_size or not 0 < hidden <= shape.d_ff):
             raise ValueError(
                 f"system.hidden is {hidden!r}; it must be a multiple of cluster.world_size ({world_size}) of at most "
                 f"model.d_ff ({shape.d_ff})"

@@ -6,6 +6,8 @@ same without the exchange of metadata and without loops over experts: what lies 
 The authors' code builds shards for d_ff = 2048 from experts of 3072; this is the whole d_ff.
 """
 
+from typing import Any
+
 import torch
 import torch.distributed as dist
 from torch.nn.functional import pad
@@ -26,9 +28,9 @@ class MoEShardPublished(MoEShard):
     own_engine = "loop"
 
     @classmethod
-    def check(cls, shape: LayerShape, world_size: int, **options: object) -> None:
-        super().check(shape, world_size, **options)
-        if options.get("chunks", 1) != 1:
+    def check(cls, shape: LayerShape, world_size: int, *, chunks: int, **_: Any) -> None:
+        super().check(shape, world_size, chunks=chunks)
+        if chunks != 1:
             raise ValueError("system moeshard_published sends its tokens at once; system.chunks is for moeshard")
         if shape.top_k != 1:
             raise ValueError(f"system moeshard_published has top-1 routing as in the paper, got top_k = {shape.top_k}")

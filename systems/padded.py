@@ -10,6 +10,7 @@ slots of a rank and the row of what has none, R = G * c rows of an expert in a c
 from abc import abstractmethod
 from collections import deque
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -40,7 +41,7 @@ class PaddedExpertParallel(System):
         self._wi_eDF, self._wo_eFD = layer["weights"].experts(self._mine)
 
     @classmethod
-    def check(cls, shape: LayerShape, world_size: int, **options: object) -> None:
+    def check(cls, shape: LayerShape, world_size: int, **_: Any) -> None:
         divisible(
             "model.num_experts", shape.num_experts, world_size, "expert parallelism puts E/G experts on each rank"
         )

@@ -60,7 +60,6 @@ class PlannedExpertParallel(System):
     ) -> None:
         super().__init__(**layer)
         shape, ranks = self.shape, self.world_size
-        self.check(shape, ranks, loads=loads, mover=mover, home=home, every=every, window=window)
         if loads == "profiled" and profile is None:
             raise ValueError("system.loads is 'profiled' and there is no profile")
         self._planner, self._loads, self._every = planner, loads, every
@@ -76,40 +75,44 @@ class PlannedExpertParallel(System):
         self._calls = self._most_held = 0
 
     @classmethod
-    def check(cls, shape: LayerShape, world_size: int, **options: Any) -> None:
+    def check(
+        cls,
+        shape: LayerShape,
+        world_size: int,
+        *,
+        planner: Planner,
+        loads: str,
+        mover: str,
+        home: str,
+        every: int,
+        window: int,
+        **_: Any,
+    ) -> None:
         """ValueError for unknown loads, mover or home, counts below 1, and what mover and planner cannot do."""
         divisible("model.num_experts", shape.num_experts, world_size, "every rank is home to E/G experts")
-        loads, mover = options.get("loads", "none"), options.get("mover", "static")
-        for name, value, known in (
-            ("loads", loads, LOADS),
-            ("mover", mover, MOVERS),
-            ("home", options.get("home", "contiguous"), PLACEMENTS),
-        ):
+        for name, value, known in (("loads", loads, LOADS), ("mover", mover, MOVERS), ("home", home, PLACEMENTS)):
             if value not in known:
                 raise ValueError(f"system.{name} is {value!r}; it must be one of {', '.join(known)}")
-        for name in ("every", "window"):
-            value = options.get(name, 1)
-            if type(value) is not int or value < 1:
+        for name, value in (("every", every), ("window", window)):
+            if value < 1:
                 raise ValueError(f"system.{name} is {value!r}; it must be a whole number of at least 1")
         if mover == "static" and loads in ("oracle", "lagged"):
             raise ValueError(
                 f"system.mover is 'static' and system.loads {loads!r}; experts that stay where they are cannot follow "
                 "the batches: use system.loads=profiled, or another +system.mover"
             )
-        if "planner" in options:
-            planner = options["planner"]
-            if not isinstance(planner, Planner):
-                raise ValueError(f"system.planner is {planner!r}; it must name a class of planners in its _target_")
-            if mover == "swap" and planner.replicates:
-                raise ValueError(
-                    f"system.mover is 'swap' and {type(planner).__name__} makes replicas, for which ranks that change "
-                    "experts one for one have no room; use another system.mover"
-                )
-            planner.check(shape.num_experts, world_size)
+        if not isinstance(planner, Planner):
+            raise ValueError(f"system.planner is {planner!r}; it must name a class of planners in its _target_")
+        if mover == "swap" and planner.replicates:
+            raise ValueError(
+                f"system.mover is 'swap' and {type(planner).__name__} makes replicas, for which ranks that change "
+                "experts one for one have no room; use another system.mover"
+            )
+        planner.check(shape.num_experts, world_size)
 
     @classmethod
-    def needs(cls, **options: Any) -> frozenset[str]:
-        return frozenset({"rates", "profile"} if options.get("loads") == "profiled" else {"rates"})
+    def needs(cls, *, loads: str, **_: Any) -> frozenset[str]:
+        return frozenset({"rates", "profile"} if loads == "profiled" else {"rates"})
 
     def forward(self, x_TD: torch.Tensor, routing: Routing) -> torch.Tensor:
         """All ranks gather all counts, so all make the same plan; then weights and rows travel."""

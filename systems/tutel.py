@@ -40,7 +40,6 @@ class Tutel(PaddedExpertParallel):
 
     def __init__(self, *, capacity_factor: float = 0, overlap_degree: int = 1, r: int = 1, **layer) -> None:
         super().__init__(**layer)
-        self.check(self.shape, self.world_size, capacity_factor=capacity_factor, overlap_degree=overlap_degree, r=r)
         self._capacity_factor, self.chunks, self._r = capacity_factor, overlap_degree, r
         self.adaptive_capacity = capacity_factor <= 0
 
@@ -48,24 +47,24 @@ class Tutel(PaddedExpertParallel):
         return float(self.shape.num_experts) if self._r == 0 else super().experts_held()
 
     @classmethod
-    def check(cls, shape: LayerShape, world_size: int, **options: object) -> None:
+    def check(cls, shape: LayerShape, world_size: int, *, overlap_degree: int, r: int, **_: Any) -> None:
         super().check(shape, world_size)
-        factor, degree, r = options.get("capacity_factor", 0), options.get("overlap_degree", 1), options.get("r", 1)
-        if type(factor) not in (int, float):
-            raise ValueError(f"system.capacity_factor is {factor!r}; it must be a number (0: nothing is dropped)")
-        if type(degree) is not int or degree not in OVERLAP_DEGREES:
-            raise ValueError(f"system.overlap_degree is {degree!r}; it must be 1, 2, 4 or 8")
-        if type(r) is not int or r not in (0, 1):
+        if overlap_degree not in OVERLAP_DEGREES:
+            raise ValueError(f"system.overlap_degree is {overlap_degree!r}; it must be 1, 2, 4 or 8")
+        if r not in (0, 1):
             raise ValueError(f"system.r is {r!r}; it must be 0 (weights travel) or 1 (tokens travel)")
-        if r == 0 and degree != 1:
-            raise ValueError(f"system.overlap_degree is {degree}; it must be 1 where system.r is 0: no tokens travel")
+        if r == 0 and overlap_degree != 1:
+            raise ValueError(
+                f"system.overlap_degree is {overlap_degree}; it must be 1 where system.r is 0: no tokens travel"
+            )
 
     @classmethod
-    def padding(cls, shape: LayerShape, world_size: int, **options: Any) -> float:
-        factor = options.get("capacity_factor", 0)
-        if factor <= 0:
+    def padding(
+        cls, shape: LayerShape, world_size: int, *, capacity_factor: float, overlap_degree: int, **_: Any
+    ) -> float:
+        if capacity_factor <= 0:
             return 1.0  # as many as the busiest expert gets: at least this
-        capacity = tutel_capacity(shape, factor, options.get("overlap_degree", 1), largest=0)
+        capacity = tutel_capacity(shape, capacity_factor, overlap_degree, largest=0)
         return shape.num_experts * capacity / (shape.max_tokens * shape.top_k)
 
     def capacity(self, largest: int) -> int:

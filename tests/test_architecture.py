@@ -26,7 +26,7 @@ MAY_IMPORT = {
 }
 # Library -> the only places that may import it (none for those that pickle).
 CONFINED = {
-    "hydra": ("experiments/run.py",),
+    "hydra": ("experiments/run.py", "experiments/composition.py"),
     "omegaconf": ("experiments/",),
     **dict.fromkeys(("pickle", "cloudpickle", "dill", "joblib", "shelve"), ()),
 }

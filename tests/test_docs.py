@@ -9,7 +9,7 @@ from hydra import compose, initialize_config_dir
 from clusters.launch import prepare
 from clusters.session import ClusterSpec
 from experiments.conformance import TOLERANCE, judge
-from experiments.run import experiment_points
+from experiments.panels import experiment_points
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "LOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -61,8 +61,8 @@ def test_the_experiment_of_the_tutorial_has_its_points(tmp_path):
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         points = experiment_points(compose("config", typed), typed)
     assert [(point.panel, point.x) for point in points] == [("exponent", x) for x in (0.0, 0.5, 1.0, 1.5)]
-    assert [config["system"]["name"] for config in points[0].configs] == ["ep", "ep_round_robin", "moeshard"]
-    assert [point.configs[0]["router"]["exponent"] for point in points] == [0.0, 0.5, 1.0, 1.5]
+    assert [config.system.name for config in points[0].configs] == ["ep", "ep_round_robin", "moeshard"]
+    assert [point.configs[0].router["exponent"] for point in points] == [0.0, 0.5, 1.0, 1.5]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

@@ -13,7 +13,7 @@ import yaml
 from analysis.checks.timing import METRICS
 from analysis.schema import COLLECTIVE_COLUMNS, ROUTING_COLUMNS, SAMPLE_COLUMNS
 from analysis.summary import COLUMNS
-from experiments.run import SIMULATED
+from experiments.composition import SIMULATED
 from scripts.docs_site.check import faults
 from scripts.docs_site.configuration import configuration
 from scripts.docs_site.keys import group_keys, groups, meanings, options, top_level

@@ -1,6 +1,6 @@
 """The reference of the configuration as Markdown: every key of conf/config.yaml and of every group."""
 
-from scripts.docs_site.keys import Key, group_keys, groups, meanings, options, top_level
+from scripts.docs_site.keys import Key, group_keys, group_meaning, groups, options, top_level
 
 LONGEST = 40  # characters of a value that a table shows
 FEW = 4  # options whose names stand beside a value
@@ -15,8 +15,8 @@ def configuration() -> str:
 
 
 def _group(group: str) -> str:
-    told = meanings()["groups"][group]
-    return "\n".join([f"## {group}", "", told, "", *_option_table(group), "", *_key_table(group, group_keys(group))])
+    about = group_meaning(group)
+    return "\n".join([f"## {group}", "", about, "", *_option_table(group), "", *_key_table(group, group_keys(group))])
 
 
 def _option_table(group: str) -> list[str]:

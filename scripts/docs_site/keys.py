@@ -1,27 +1,35 @@
-"""Every key of conf/: its type, its values, and what it means, from the files, their comments and the classes."""
+"""Every key of conf/: its type, its values, and what it means.
 
+Keys of records are as their fields say; those of nodes, which name a class, as files, comments and the class do.
+"""
+
+import ast
 import inspect
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
-from typing import Any, get_args
+from types import NoneType
+from typing import Any, get_type_hints
 
 import yaml
 
-from clusters.session import ClusterSpec
-from experiments.configuration import SUPPLIED, find_class
+from experiments.configuration import SUPPLIED, find_class, parameters
+from experiments.records import Config, Experiment, Panel
+from experiments.values import parts
 
 ROOT = Path(__file__).parents[2]
 CONF = ROOT / "conf"
 MEANINGS = ROOT / "docs/reference/meanings.yaml"
 TAGS = {"int": "int", "float": "float", "bool": "bool", "str": "str", "seq": "list", "map": "mapping"}
+TYPES = {NoneType: "null", int: "int", float: "float", bool: "bool", str: "str", list: "list", dict: "mapping"}
 INTERPOLATION = re.compile(r"\$\{([a-z_.]+)\}")
 HIDDEN = {"defaults", "hydra", "_target_"}
 WHOLE = {"devices", "grouped", "about"}  # mappings that are data, not keys of their own
 # What the harness gives to constructors, or what stands elsewhere in a configuration.
-HIDDEN_PARAMETERS = {"self", "seed", "rank", "engine", "planner", "tables", "late", "num_experts", "probabilities_E"}
+HIDDEN_PARAMETERS = {"seed", "planner", "tables", "late", "num_experts", "probabilities_E"}
 OF_THIS_MACHINE = {"network": "*_here.yaml", "device": "here.yaml"}  # as .gitignore has them
 PART = re.compile(r"/\w+@(\w+)")  # of `defaults`: an option of a group as a part of this one
 
@@ -76,21 +84,58 @@ def _document(path: Path) -> dict[str, Any]:
     return yaml.safe_load(path.read_text()) or {}
 
 
+def records() -> dict[str, Any]:
+    """The groups of which a record is, each with it."""
+    kinds = get_type_hints(Config)
+    return {group: kinds[group] for group in kinds if is_dataclass(kinds[group])} | {"panel": Panel}
+
+
+def group_meaning(group: str) -> str:
+    """What a group is for."""
+    return _helped(Experiment)["panels"] if group == "panel" else _helped(Config)[group]
+
+
 def top_level() -> list[Key]:
     """The keys of config.yaml itself: the choice in each group, and the numbers beside it."""
     chosen = {name: str(value) for one in _document(CONF / "config.yaml")["defaults"] if isinstance(one, dict)
               for name, value in one.items() if name in groups()}  # fmt: skip
-    told = meanings()["groups"]
-    keys = [Key(name, {"": value}, {"name"}, told[name]) for name, value in chosen.items()]
-    return keys + _keys_of("", {"": CONF / "config.yaml"})
+    keys = [Key(name, {"": value}, {"name"}, group_meaning(name)) for name, value in chosen.items()]
+    return keys + [key for key in _record_keys(Config, {"": CONF / "config.yaml"}) if key.name not in chosen]
 
 
 def group_keys(group: str) -> list[Key]:
     """The keys of all options of a group together."""
-    return _keys_of(group, {option.name: CONF / group / f"{option.name}.yaml" for option in options(group)})
+    files = {option.name: CONF / group / f"{option.name}.yaml" for option in options(group)}
+    return _record_keys(records()[group], files) if group in records() else _node_keys(group, files)
 
 
-def _keys_of(group: str, files: dict[str, Path]) -> list[Key]:
+def _record_keys(kind: Any, files: dict[str, Path]) -> list[Key]:
+    written = {option: {name: _text(node) for name, node, _ in _walk(path)} for option, path in files.items()}
+    types, helped, keys = get_type_hints(kind), _helped(kind), []
+    for one in fields(kind):
+        if one.name == "panels":
+            continue
+        empty = one.default_factory() if one.default_factory is not MISSING else one.default
+        default = "" if empty is MISSING else _plain(empty)
+        values = {option: found.get(one.name, default) for option, found in written.items()}
+        keys.append(Key(one.name, values, {_type_in_words(types[one.name])}, helped[one.name]))
+    return keys
+
+
+@cache
+def _helped(kind: Any) -> dict[str, str]:
+    """By name, the string under each field of a record."""
+    helped = {}
+    for base in kind.__mro__[:-1]:
+        (record,) = ast.parse(inspect.getsource(base)).body
+        assert isinstance(record, ast.ClassDef)
+        for one, text in pairwise(record.body):
+            if isinstance(one, ast.AnnAssign) and isinstance(text, ast.Expr):
+                helped[ast.unparse(one.target)] = " ".join(ast.literal_eval(text.value).split())
+    return helped
+
+
+def _node_keys(group: str, files: dict[str, Path]) -> list[Key]:
     keys: dict[str, Key] = {}
     for option, path in files.items():
         for name, node, comment in _walk(path):
@@ -99,14 +144,14 @@ def _keys_of(group: str, files: dict[str, Path]) -> list[Key]:
             key.types.add(_type(node))
             key.meaning = key.meaning or comment
     for option, path in files.items():
-        for name, parameter in _parameters(group, _document(path)).items():
+        for name, parameter in _parameters(_document(path)).items():
             if any(other.startswith(f"{name}.") for other in keys):
                 continue
             key = keys.setdefault(name, Key(name, added=True))
             if key.added:
                 key.values[option] = "" if parameter.default is parameter.empty else _plain(parameter.default)
-            key.types |= {_annotation(parameter)} - {""}
-            key.meaning = key.meaning or _from_docstring(group, _document(path), name)
+            key.types |= {_type_in_words(parameter.annotation)} - {""}
+            key.meaning = key.meaning or _from_docstring(_document(path), name)
     for key in keys.values():
         _complete(group, key)
     return list(keys.values())
@@ -114,7 +159,7 @@ def _keys_of(group: str, files: dict[str, Path]) -> list[Key]:
 
 def _complete(group: str, key: Key) -> None:
     """What meanings.yaml says wins; a type that only null or an annotation tells is made plain."""
-    told = meanings()["keys"].get(f"{group}.{key.name}".lstrip("."), {})
+    told = meanings()["keys"].get(f"{group}.{key.name}", {})
     told = {"meaning": told} if isinstance(told, str) else told
     key.meaning = told.get("meaning", key.meaning)
     if "type" in told:
@@ -173,10 +218,8 @@ def _plain(value: Any) -> str:
     return str(value)
 
 
-def _classes(group: str, document: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+def _classes(document: dict[str, Any]) -> Iterator[tuple[str, Any]]:
     """The classes that an option builds, each with the prefix of its keys."""
-    if group == "cluster":
-        yield "", ClusterSpec
     if "_target_" in document:
         yield "", find_class(document)
     for name, value in document.items():
@@ -184,36 +227,26 @@ def _classes(group: str, document: dict[str, Any]) -> Iterator[tuple[str, Any]]:
             yield f"{name}.", find_class(value)
 
 
-def _parameters(group: str, document: dict[str, Any]) -> dict[str, inspect.Parameter]:
+def _parameters(document: dict[str, Any]) -> dict[str, inspect.Parameter]:
     """What the classes of an option take from a configuration, their base classes' parameters included."""
-    found: dict[str, inspect.Parameter] = {}
-    for prefix, kind in _classes(group, document):
-        for base in kind.__mro__:
-            if "__init__" in vars(base) and base.__module__ != "builtins":
-                for parameter in inspect.signature(base.__init__).parameters.values():
-                    found.setdefault(prefix + parameter.name, parameter)
-    ours = {name: one for name, one in found.items() if name.rpartition(".")[2] not in SUPPLIED | HIDDEN_PARAMETERS}
-    return {name: one for name, one in ours.items() if one.kind not in (one.VAR_KEYWORD, one.VAR_POSITIONAL)}
+    hidden = SUPPLIED | HIDDEN_PARAMETERS
+    return {
+        prefix + name: one
+        for prefix, kind in _classes(document)
+        for name, one in parameters(kind).items()
+        if name not in hidden
+    }
 
 
-def _annotation(parameter: inspect.Parameter) -> str:
+def _type_in_words(kind: Any) -> str:
     """A type in the words of a configuration; "" for one that a configuration does not type."""
-    kind = parameter.annotation
-    names = [_type_name(part) for part in get_args(kind) or (kind,)] if _is_union(kind) else [_type_name(kind)]
+    names = [TYPES.get(part, "") for part in parts(kind)]
     return " or ".join(names) if all(names) else ""
 
 
-def _is_union(kind: Any) -> bool:
-    return type(kind).__name__ in ("UnionType", "Union", "_UnionGenericAlias")
-
-
-def _type_name(kind: Any) -> str:
-    return {type(None): "null", int: "int", float: "float", bool: "bool", str: "str"}.get(kind, "")
-
-
-def _from_docstring(group: str, document: dict[str, Any], name: str) -> str:
+def _from_docstring(document: dict[str, Any], name: str) -> str:
     """What a class says of an option, as docstrings here do: `name: what it is.`"""
-    for prefix, kind in _classes(group, document):
+    for prefix, kind in _classes(document):
         if not name.startswith(prefix) or "." in (own := name.removeprefix(prefix)):
             continue
         for base in kind.__mro__:

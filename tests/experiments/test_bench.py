@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from clusters.clocks import HostClock, VirtualClock
-from experiments.bench import Bench
+from experiments.profiler import Profiler
 
 
 @pytest.mark.parametrize(
@@ -21,6 +21,5 @@ from experiments.bench import Bench
 )
 def test_planners_are_told_a_modelled_link_as_it_is_and_measured_rates_roughly(clock, link, planned):
     ceilings = {"matmul_flops_per_s": 80e9, "link_bytes_per_s": link}
-    bench: Any = SimpleNamespace(ceilings=ceilings, session=SimpleNamespace(clock=object.__new__(clock)))
-    rates: Any = Bench.rates
-    assert rates.fget(bench) == (4**18, planned)
+    program: Any = SimpleNamespace(session=SimpleNamespace(clock=object.__new__(clock)))
+    assert Profiler(program, ceilings).rates == (4**18, planned)

@@ -1,6 +1,5 @@
 """A cell's identity, and what is refused before anything is launched."""
 
-import copy
 import json
 import re
 from pathlib import Path
@@ -11,29 +10,26 @@ import torch
 
 from experiments.cells import Cell, Unsupported, check
 from experiments.configuration import build_router, find_class, instantiate, layer_shape, options, set_precision
+from experiments.records import Config, document, read
 from routers.synthetic import SyntheticRouter
 from systems.base import LayerShape
 from systems.moeshard import MoEShard
+from tests.experiments import tiny
 from tests.experiments.tiny import CONF, configuration
 from tests.workloads.test_checkpoint import random_tensors, save
 
 TINY = configuration()
 
 
-def changed(key: str, value: Any) -> dict[str, Any]:
-    """The tiny configuration with one key, such as model.d_ff, set to a value."""
-    config = copy.deepcopy(TINY)
-    *path, last = key.split(".")
-    node = config
-    for part in path:
-        node = node[part]
-    node[last] = value
-    return config
+def changed(key: str, value: Any) -> Config:
+    return tiny.changed(TINY, {key: value})
 
 
 def test_id_is_a_function_of_the_configuration():
-    shuffled = dict(reversed(list(copy.deepcopy(TINY).items())))
-    assert Cell(TINY, 0).id == Cell(shuffled, 0).id == Cell(json.loads(json.dumps(TINY)), 0).id
+    stored = document(TINY)
+    shuffled = dict(reversed(list(stored.items())))
+    assert read(Config, stored) == read(Config, json.loads(json.dumps(stored))) == TINY
+    assert Cell(TINY, 0).id == Cell(read(Config, shuffled), 0).id
     assert len(Cell(TINY, 0).id) == 12 and int(Cell(TINY, 0).id, 16) >= 0
 
 
@@ -85,7 +81,7 @@ def test_what_changes_no_number_is_not_in_the_id(key, value):
 
 
 def test_engine_asked_for_wins_unless_the_system_brings_its_own(has_compiler):
-    assert (TINY["system"]["engine"], Cell(TINY, 0).engine) == ("auto", "cpu")
+    assert (TINY.system["engine"], Cell(TINY, 0).engine) == ("auto", "cpu")
     assert Cell(changed("engine", "loop"), 0).engine == "loop"
     assert Cell(changed("engine", "cpu"), 0).id == Cell(TINY, 0).id
     assert Cell(configuration("system=deepspeed"), 0).engine == "deepspeed"
@@ -117,7 +113,7 @@ def test_instantiate_and_find_class():
     assert isinstance(router, SyntheticRouter) and router.probabilities_E[0] > router.probabilities_E[1]
     ep = {"_target_": "systems.expert_parallel.ExpertParallel", "name": "ep", "engine": "loop", "placement": "z"}
     assert options(ep) == {"placement": "z"}
-    assert instantiate(TINY["network"]).name == "nvlink3"
+    assert instantiate(TINY.network).name == "nvlink3"
 
 
 @pytest.mark.parametrize(
@@ -183,8 +179,8 @@ def test_good_configurations_pass(override):
         ),
         (["system=deepspeed", "system.capacity_factor=0"], "system.capacity_factor is 0; it must be a positive number"),
         (["system=ep", "system.placement=random"], "system.placement is 'random'; it must be one of contiguous, round"),
-        (["model.attention=flash"], "model.attention is 'flash'; it must be fused or eager"),
-        (["model.wait_for_layers=3"], "model.wait_for_layers is 3; it must be true or false"),
+        (["model.attention=flash"], "model.attention is 'flash'; it must be one of fused, eager"),
+        (["model.wait_for_layers=maybe"], "model.wait_for_layers is 'maybe'; it must be true or false"),
         (["system=moeshard_authors", "system.hidden=0"], "system.hidden is 0; it must be a multiple of cluster.world"),
         (["device=a100_sxm"], "device=a100_sxm is for cluster=simulated, and cluster is"),
         (["cluster=simulated", "network=device"], "cluster=simulated needs a described device: device=a100_sxm, or"),
@@ -207,16 +203,27 @@ def test_good_configurations_pass(override):
         (["cluster.kind=mpi"], "cluster.kind is 'mpi'; it must be one of emulated, simulated, gloo, nccl, torchrun"),
         (["cluster.world_size=0"], "cluster.world_size is 0; it must be a whole number of at least 1"),
         (["cluster.world_size=two"], "cluster.world_size is 'two'; it must be a whole number of at least 1"),
-        (["cluster.timeout_s=-1"], "cluster.timeout_s is -1; it must be a positive number of seconds"),
+        (["cluster.timeout_s=-1"], "cluster.timeout_s is -1.0; it must be a number above 0"),
         (["seed=-1"], "seed is -1; it must be a whole number of at least 0"),
         (["tier.launches=0"], "tier.launches is 0; it must be a whole number of at least 1"),
         (["tier.rounds=0"], "tier.rounds is 0; it must be a whole number of at least 1"),
-        (["tier.turn_s=-1"], "tier.turn_s is -1; it must be a number of seconds of at least 0"),
+        (["tier.turn_s=-1"], "tier.turn_s is -1.0; it must be a number of at least 0"),
         (["tier.warmup=-1"], "tier.warmup is -1; it must be a whole number of at least 0"),
         (["model.num_experts=true"], "model.num_experts is True; it must be a whole number of at least 1"),
-        (["router.alpha=abc"], "the configuration of moeshard has a value of the wrong type"),
-        (["+system.foo=3"], "moeshard has no option 'foo'"),
-        (["+router.alhpa=3"], "synthetic has no option 'alhpa'"),
+        (["tier.rounds=two"], "tier.rounds is 'two'; it must be a whole number of at least 1"),
+        (["tier.rounds=null"], "tier.rounds is null; it must be a whole number of at least 1"),
+        (["+tier.runds=2"], "there is no key 'tier.runds'; did you mean 'rounds'?"),
+        (["+sed=2"], "there is no key 'sed'; did you mean 'seed'?"),
+        (["router.alpha=abc"], "router.alpha is 'abc'; it must be a number"),
+        (["router.num_skewed=2.5"], "router.num_skewed is 2.5; it must be a whole number, or null"),
+        (["system=eplb_profiled", "system.planner.extra_replicas=x"], "system.planner.extra_replicas is 'x'; it must"),
+        (["system=smartmoe_lagged", "system.window=1.5"], "system.window is 1.5; it must be a whole number"),
+        (["system=tutel", "system.capacity_factor=paper"], "system.capacity_factor is 'paper'; it must be a number"),
+        (["system=tutel", "system.capacity_factor=true"], "system.capacity_factor is True; it must be a number"),
+        (["system=deepspeed", "system.capacity_factor=null"], "system.capacity_factor is None; it must be a number or"),
+        (["system=lina_predicted", "+system.loads=oracle"], "lina_predicted has no option 'loads'; "),
+        (["+system.foo=3"], "moeshard has no option 'foo'; its options are chunks"),
+        (["+router.alhpa=3"], "synthetic has no option 'alhpa'; did you mean 'alpha'?"),
         (["system=deepspeed", "system.drop_tokens=maybe"], "system.drop_tokens is 'maybe'; it must be true or false"),
         (["system=deepspeed", "batch_size=1", "seq_len=3"], "DeepSpeed needs at least 4 tokens a rank"),
         (["cluster=gloo", "cluster.device=cuda"], "cluster=gloo runs on cluster.device=cpu only"),
@@ -252,9 +259,9 @@ def test_checkpoint_of_another_size_is_refused(tmp_path):
     fitting = ["model.d_model=8", "model.d_ff=12", "model.d_kv=3", "model.num_blocks=4", "model.vocab_size=20"]
     config = configuration(f"model.checkpoint={tmp_path}", "engine=loop", *fitting)
     check(Cell(config, 0))
-    config["model"]["vocab_size"] = 21
+    other = tiny.changed(config, {"model.vocab_size": 21})
     with pytest.raises(ValueError, match=r"shared\.weight is \[20, 8\]; the model's sizes want \[21, 8\]$"):
-        check(Cell(config, 0))
+        check(Cell(other, 0))
 
 
 def test_lossless_capacity_wants_a_router_that_draws():

@@ -35,7 +35,7 @@ def counted(tmp_path_factory):
 def busiest(phases: list[str]) -> int:
     """The most tokens of any rank for one expert in the iterations of these phases."""
     config = configuration(*DRAWS)
-    planned = iterations_of(config["tier"])
+    planned = iterations_of(config.tier)
     routers = [build_router(config, rank=rank, classifier=None) for rank in range(2)]
     return max(
         int(np.bincount(router.draw(36, layer=1, iteration=i)).max())

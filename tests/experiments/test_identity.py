@@ -2,13 +2,20 @@
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from experiments import identity
 from experiments.identity import closure, code_digest
+from tests.experiments.tiny import changed, configuration
 
 DENSE = {"_target_": "systems.dense.Dense"}
+TINY = configuration()
+
+
+def digest_with(system: dict[str, Any], kind: str = "emulated") -> str:
+    return code_digest(changed(TINY, {"system": system, "cluster.kind": kind}))
 
 
 @pytest.fixture
@@ -25,7 +32,7 @@ def package(tmp_path: Path, monkeypatch):
                 cached.cache_clear()
         for module in [module for module in sys.modules if module.partition(".")[0] == name]:
             monkeypatch.delitem(sys.modules, module)
-        return code_digest({"system": {"_target_": f"{name}.system.Mine"}})
+        return digest_with({"_target_": f"{name}.system.Mine"})
 
     return write
 
@@ -67,7 +74,7 @@ def test_relative_imports_and_packages_on_the_way_count(package):
 
 def test_nested_classes_count():
     nested = {**DENSE, "planner": {"_target_": "systems.planners.eplb.EPLB"}}
-    assert code_digest({"system": nested}) != code_digest({"system": DENSE})
+    assert digest_with(nested) != digest_with(DENSE)
 
 
 def test_a_system_does_not_rest_on_another_one_nor_on_reports():
@@ -93,5 +100,5 @@ def test_native_sources_beside_a_module_count(package, tmp_path):
 
 
 def test_the_cluster_decides_which_entry_point_counts():
-    ids = {code_digest({"cluster": {"kind": kind}, "system": DENSE}) for kind in ("gloo", "emulated", "simulated")}
+    ids = {digest_with(DENSE, kind) for kind in ("gloo", "emulated", "simulated")}
     assert len(ids) == 2

@@ -18,6 +18,7 @@ import pytest
 
 from experiments.configuration import instantiate
 from experiments.loggers import NoLogger, WandbLogger, describe, medians, without_secrets
+from experiments.records import document
 from tests.experiments.tiny import configuration
 
 ROOT = Path(__file__).parents[2]
@@ -53,7 +54,13 @@ def samples() -> pd.DataFrame:
 
 def run_json(**changes: Any) -> dict[str, Any]:
     run = {"cell": "0123456789ab", "campaign": "fig3-laptop-quick-seed0", "state": "ok", "reason": None, "launch": 1}
-    run |= {"system": "moeshard", "engine": "grouped", "source": "emulated", "tier": "quick", "config": configuration()}
+    run |= {
+        "system": "moeshard",
+        "engine": "grouped",
+        "source": "emulated",
+        "tier": "quick",
+        "config": document(configuration()),
+    }
     run |= {"point": {"num_experts": 4, "batch_size": 2, "seq_len": 12, "world_size": 2}}
     return run | changes
 
@@ -133,7 +140,7 @@ def test_offline_runs_hold_what_was_stored(tmp_path, monkeypatch, capfd):
     )
     assert ok["run"].display_name == "moeshard E=4 batch=2 launch 1"
     assert list(ok["run"].tags) == ["emulated", "quick", "laptop"]
-    assert ok["config"]["router"] == configuration()["router"] and ok["config"]["run"]["cell"] == "0123456789ab"
+    assert ok["config"]["router"] == configuration().router and ok["config"]["run"]["cell"] == "0123456789ab"
     assert ok["summary"].items() >= {**medians(samples()), "state": "ok", "reason": None}.items() and ok["exit"] == 0
     assert [step["iteration/ttft_ms"] for step in ok["history"]] == [4.0, 6.0, 9.0]
 
@@ -187,8 +194,8 @@ def test_unknown_mode_is_refused(tmp_path):
 
 
 def test_configuration_files_build_them():
-    assert isinstance(instantiate(configuration()["logger"]), NoLogger)
-    node = configuration("logger=wandb", "logger.mode=offline", "out=somewhere")["logger"]
+    assert isinstance(instantiate(configuration().logger), NoLogger)
+    node = configuration("logger=wandb", "logger.mode=offline", "out=somewhere").logger
     assert isinstance(instantiate(node), WandbLogger) and node["dir"] == "somewhere"
 
 
@@ -212,4 +219,4 @@ def test_secrets_stay_here(monkeypatch):
         "corpus": {"path": "https://***@host/***/a.txt", "num_tokens": 5},
         "system": {"drop_tokens": False, "options": [{"keys": 2}]},
     }
-    assert SECRET not in json.dumps(describe(run_json(config={**configuration(), **config})))
+    assert SECRET not in json.dumps(describe(run_json(config={**document(configuration()), **config})))

@@ -1,28 +1,26 @@
-import copy
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hydra import compose, initialize_config_dir
 
+from experiments.composition import with_implied
+from experiments.panels import Job, experiment_points, sweep_points
 from experiments.plan import Plan, Point, make_plan
-from experiments.run import Job, experiment_points, sweep_points, with_implied
-from tests.experiments.tiny import CONF, configuration
+from tests.experiments.tiny import CONF, changed, configuration
 
 BASE = configuration("experiment=fig3", "experiment.twin=null")
-SYSTEMS = {system: configuration(f"system={system}")["system"] for system in ("deepspeed", "moeshard")}
+SYSTEMS = {system: configuration(f"system={system}").system for system in ("deepspeed", "moeshard")}
 
 
 def configs(launches: int = 1, seed: int = 0, systems: tuple[str, ...] = ("deepspeed", "moeshard"), **changes: int):
     """One configuration per system; num_experts=8 changes the model, batch_size=3 the batch."""
     made = []
     for system in systems:
-        config: dict[str, Any] = copy.deepcopy(BASE) | {"system": SYSTEMS[system], "seed": seed}
-        config["tier"]["launches"] = launches
-        for key, value in changes.items():
-            (config["model"] if key in config["model"] else config)[key] = value
-        made.append(config)
+        values = {f"model.{key}" if hasattr(BASE.model, key) else key: value for key, value in changes.items()}
+        made.append(changed(BASE, {"system": SYSTEMS[system], "seed": seed, "tier.launches": launches, **values}))
     return made
 
 
@@ -148,15 +146,13 @@ def test_experiments_of_the_paper(experiment, num_points):
 def test_laptop_divides_the_batches_of_the_paper():
     found = ran_here(composed("experiment=fig3b"))
     assert [(point.x, point.published_x) for point in found] == [(1, 10), (10, 100), (25, 250), (45, 450)]
-    assert [point.configs[0]["batch_size"] for point in found] == [1, 10, 25, 45]
-    assert all(Path(config["out"]).name == "fig3b" for point in found for config in point.configs)
+    assert [point.configs[0].batch_size for point in found] == [1, 10, 25, 45]
+    assert all(Path(config.out).name == "fig3b" for point in found for config in point.configs)
 
 
 def test_the_twin_is_measured_twice_in_every_launch():
-    twice = copy.deepcopy(points(launches=2))
-    for config in (config for point in twice for config in point.configs):
-        config["experiment"]["twin"] = "moeshard"
-    plan = make_plan(twice)
+    twin = {"experiment.twin": "moeshard"}
+    plan = make_plan([replace(p, configs=[changed(config, twin) for config in p.configs]) for p in points(launches=2)])
     for launch in plan.launches:
         cells = [plan.cells[cell] for cell in launch]
         assert [(cell.system, cell.twin) for cell in cells] == [
@@ -182,18 +178,18 @@ def test_panels_of_an_experiment(experiment, panels, kinds):
     with initialize_config_dir(CONF, version_base="1.3"):
         found = experiment_points(compose("config", overrides), overrides)
     assert list(dict.fromkeys(point.panel for point in found)) == panels and {point.kind for point in found} == kinds
-    routers = {config["router"]["name"] for point in found for config in point.configs}
+    routers = {config.router.name for point in found for config in point.configs}
     assert routers == {{"fig1": "learned", "layers": "trace"}.get(experiment, "synthetic")}
     if experiment == "fig1":
-        assert {config["model"]["checkpoint"] for point in found for config in point.configs} == {"small_switch"}
+        assert {config.model.checkpoint for point in found for config in point.configs} == {"small_switch"}
 
 
 def test_what_is_typed_wins_over_a_panel_s_own_choice():
     overrides = ["experiment=layers", "router=learned", "experiment.systems=[ep]"]
     with initialize_config_dir(CONF, version_base="1.3"):
         found = experiment_points(compose("config", overrides), overrides)
-    assert [config["router"]["name"] for point in found for config in point.configs] == ["learned"]
-    assert [config["system"]["name"] for point in found for config in point.configs] == ["ep"]
+    assert [config.router.name for point in found for config in point.configs] == ["learned"]
+    assert [config.system.name for point in found for config in point.configs] == ["ep"]
 
 
 def test_points_that_panels_share_are_measured_once():
@@ -220,12 +216,10 @@ def test_a_panel_of_two_axes_has_every_pair_once():
         assert places[name] == {(x, y) for x in xs for y in ys} and len(points) == len(xs) * len(ys)
     for p in maps["map_imbalance_batch"]:
         assert (p.x_name, p.y_name) == ("imbalance", "batch_size")
-        assert {(c["router"]["name"], c["router"]["imbalance"], c["batch_size"]) for c in p.configs} == {
-            ("matched", p.x, p.y)
-        }
-        assert {c["router"]["ranks"] for c in p.configs} == {4} and 1 <= p.x <= 4
+        assert {(c.router.name, c.router["imbalance"], c.batch_size) for c in p.configs} == {("matched", p.x, p.y)}
+        assert {c.router["ranks"] for c in p.configs} == {4} and 1 <= p.x <= 4
     for p in maps["map_experts_ranks"]:
-        assert {(c["model"]["num_experts"], c["cluster"]["world_size"]) for c in p.configs} == {(p.x, p.y)}
+        assert {(c.model.num_experts, c.cluster.world_size) for c in p.configs} == {(p.x, p.y)}
 
 
 def test_the_second_axis_is_scaled_and_what_is_typed_is_its_one_value():
@@ -264,10 +258,8 @@ def test_launches_that_differ_in_cluster_network_or_router_only_are_neighbours()
     made = []
     for num_experts in (4, 8, 16, 32):
         for kind in ("emulated", "gloo"):
-            changed = configs(launches=3, num_experts=num_experts)
-            for config in changed:
-                config["cluster"] = config["cluster"] | {"kind": kind}
-            made.append(Point(kind, kind, "speedup", (), "num_experts", num_experts, None, changed))
+            two = [changed(c, {"cluster.kind": kind}) for c in configs(launches=3, num_experts=num_experts)]
+            made.append(Point(kind, kind, "speedup", (), "num_experts", num_experts, None, two))
     plan = make_plan(made)
     order = [(plan.cells[ids[0]].point["num_experts"], plan.cells[ids[0]].cluster.kind) for ids in plan.launches]
     assert len(order) == 3 * 8 == 3 * len(set(order))
@@ -285,21 +277,21 @@ def test_a_pinned_panel_keeps_its_cluster_and_scale_whatever_is_typed():
     simulated = [point for point in points if point.panel.endswith("_simulated")]
     assert len(simulated) == 6 + 4 == len(ran_here(points))
     for config in (config for point in simulated for config in point.configs):
-        assert (config["cluster"]["kind"], config["cluster"]["device"], config["cluster"]["world_size"]) == (
+        assert (config.cluster.kind, config.cluster.device, config.cluster.world_size) == (
             *("simulated", "cuda"),
             4,
         )
-        assert (config["model"]["d_model"], config["precision"], config["tier"]["rounds"]) == (768, "tf32", 1)
+        assert (config.model.d_model, config.precision, config.tier.rounds) == (768, "tf32", 1)
     batches = [point.x for point in simulated if point.panel == "fig3b_simulated"]
     assert batches == [10, 100, 250, 450]  # the pinned scale divides by 1
     assert [point.x for point in ran_here(points) if point.panel == "fig3b"] == [1, 10, 25, 45]
-    assert {config["cluster"]["world_size"] for point in ran_here(points) for config in point.configs} == {2}
+    assert {config.cluster.world_size for point in ran_here(points) for config in point.configs} == {2}
 
 
 def test_what_is_typed_reaches_a_pinned_panel_where_it_is_not_pinned():
     points = composed(*MAKE, "seq_len=12", "experiment.systems=[ep]")
-    assert {config["seq_len"] for point in points for config in point.configs} == {12}
-    assert {config["system"]["name"] for point in points for config in point.configs} == {"ep"}
+    assert {config.seq_len for point in points for config in point.configs} == {12}
+    assert {config.system.name for point in points for config in point.configs} == {"ep"}
 
 
 @pytest.mark.parametrize("typed", ["cluster=simulated", "cluster=torchrun"])

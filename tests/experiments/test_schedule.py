@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from experiments.records import Tier
 from experiments.schedule import interleave, iterations_of, turns_of
 
 names = st.text("abcdef0123456789", min_size=1, max_size=4)
@@ -60,12 +61,12 @@ def test_the_seed_decides_and_not_the_order_of_the_list():
 
 @pytest.mark.parametrize(("ttft_s", "turn"), [(1.0, 1), (0.14, 1), (0.06, 2), (0.03, 4), (0.001, 8)])
 def test_a_turn_of_a_fast_system_has_more_forward_passes(ttft_s, turn):
-    assert turns_of({"x": ttft_s}, {"turn_s": 0.12, "longest_turn": 8}) == {"x": turn}
+    assert turns_of({"x": ttft_s}, Tier("mine", 1, 0, rounds=1, turn_s=0.12, longest_turn=8)) == {"x": turn}
 
 
 @given(st.integers(1, 5), st.integers(1, 5), st.integers(0, 3), turns)
 def test_no_two_phases_share_an_iteration(rounds, longest_turn, warmup, turns):
-    phases = iterations_of({"rounds": rounds, "longest_turn": longest_turn, "warmup": warmup})
+    phases = iterations_of(Tier("mine", 1, warmup, rounds, turn_s=0.1, longest_turn=longest_turn))
     numbers = [i for phase in phases.values() for i in phase]
     assert len(set(numbers)) == len(numbers) == 2 * rounds * longest_turn + warmup + 1
     shortened = {cell: min(turn, longest_turn) for cell, turn in turns.items()}

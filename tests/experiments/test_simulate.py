@@ -1,7 +1,6 @@
 """Campaigns of simulated ranks: a map, a line of ranks, and cells that fail."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,8 +9,9 @@ import pandas as pd
 import pytest
 
 from clusters.launch import LaunchFailed
+from experiments.records import Launch
 from experiments.simulate import launch_simulation
-from tests.experiments.tiny import TINY
+from tests.experiments.tiny import TINY, configuration
 
 ROOT = Path(__file__).parents[2]
 SIMULATED = ["cluster=simulated", "device=a100_sxm", *(one for one in TINY if one.startswith(("model", "seq")))]
@@ -58,12 +58,15 @@ def test_lines_over_ranks_name_what_cannot_run(tmp_path):
 
 
 def test_a_process_that_dies_or_takes_too_long_is_a_failed_launch(tmp_path):
-    spec = {"folder": str(tmp_path), "parent": os.getpid(), "cluster": {"timeout_s": 0.0}}
-    with pytest.raises(LaunchFailed, match=r"not simulated within 0\.0 s") as late:
-        launch_simulation(spec)
+    late_one, lost = (
+        Launch(workload=configuration(f"cluster.timeout_s={seconds}").workload, cells={}, cache_dir="", folder=folder)
+        for seconds, folder in ((1e-9, str(tmp_path)), (60, str(tmp_path / "nowhere")))
+    )
+    with pytest.raises(LaunchFailed, match=r"not simulated within 1e-09 s") as late:
+        launch_simulation(late_one)
     with pytest.raises(LaunchFailed, match=r"its process died with exit code 1") as failed:
-        launch_simulation(spec | {"cluster": {"timeout_s": 60}})  # there are no cells in it
-    assert late.value.kind == "timeout" and failed.value.kind == "failed" and "KeyError" in failed.value.traceback
+        launch_simulation(lost)  # there is no such folder
+    assert late.value.kind == "timeout" and failed.value.kind == "failed"
 
 
 def test_an_attribution_leaves_nothing_unexplained(tmp_path):

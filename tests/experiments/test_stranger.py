@@ -10,7 +10,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 
 from analysis.load import load_campaign
-from experiments.run import experiment_points
+from experiments.panels import experiment_points
 from scripts.docs_site import cards
 
 ROOT = Path(__file__).parents[2]

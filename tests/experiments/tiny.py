@@ -3,15 +3,17 @@
 import os
 import signal
 import time
+from dataclasses import replace
+from functools import reduce
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from hydra import compose, initialize_config_dir
-from omegaconf import OmegaConf
 
+from experiments import composition
 from experiments.plan import Point
+from experiments.records import Config, Node, document, read
 from systems.dense import Dense
 from systems.planned import PlannedExpertParallel
 from systems.planners.base import Planner, home_of
@@ -34,12 +36,18 @@ TINY = [
 ]
 
 
-def configuration(*overrides: str) -> dict[str, Any]:
+def configuration(*overrides: str) -> Config:
     """A resolved configuration, as the parent hands it on."""
-    with initialize_config_dir(CONF, version_base="1.3"):
-        container = OmegaConf.to_container(compose("config", [*TINY, *overrides]), resolve=True)
-    assert isinstance(container, dict)
-    return container
+    return composition.configuration([*TINY, *overrides])
+
+
+def changed(config: Config, values: dict[str, Any]) -> Config:
+    """A configuration with some dotted keys, such as model.d_ff, set to values."""
+    stored = document(config)
+    for key, value in values.items():
+        *path, last = key.split(".")
+        reduce(dict.__getitem__, path, stored)[last] = value
+    return read(Config, stored)
 
 
 def point(*systems: str, out: Path, overrides: tuple[str, ...] = ()) -> Point:
@@ -48,7 +56,8 @@ def point(*systems: str, out: Path, overrides: tuple[str, ...] = ()) -> Point:
     for system in systems:
         config = configuration(f"out={out}", *overrides, *([] if "." in system else [f"system={system}"]))
         if "." in system:
-            config["system"] = {"_target_": system, "name": system.rpartition(".")[2], "engine": "loop"}
+            node = {"_target_": system, "name": system.rpartition(".")[2], "engine": "loop"}
+            config = replace(config, system=Node(node))
         configs.append(config)
     return Point("tiny", "tiny", "speedup", (), "num_experts", 4, None, configs)
 
@@ -68,8 +77,10 @@ class Rotating(Planner):
 class RotatingExpertParallel(PlannedExpertParallel):
     """Whatever it remembers of a batch, the same batch is computed elsewhere the next time."""
 
+    fixed: ClassVar = {"planner": Rotating(), "loads": "lagged", "mover": "swap"}
+
     def __init__(self, **layer):
-        super().__init__(planner=Rotating(), loads="lagged", mover="swap", **layer)
+        super().__init__(**self.fixed, **layer)
 
 
 class RaisesOnRankOne(Dense):

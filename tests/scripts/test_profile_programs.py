@@ -21,8 +21,8 @@ def test_every_system_has_its_operations(tmp_path: Path):
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (["moeshar"], "Could not find 'system/moeshar'"),
-        (["moeshard", "--overrides", "batch=3"], "Could not override 'batch'"),
+        (["moeshar"], "there is no system 'moeshar'; did you mean 'moeshard'?"),
+        (["moeshard", "--overrides", "batch=3"], "there is no key 'batch'; did you mean 'batch_size'?"),
     ],
 )
 def test_what_is_not_there_is_named_in_a_sentence(arguments: list[str], told: str, tmp_path: Path, capsys):

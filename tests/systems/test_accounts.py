@@ -241,23 +241,24 @@ def test_lossless_capacity_is_exactly_the_largest_count_in_deepspeeds_arithmetic
 
 
 def test_lossless_capacity_needs_known_draws():
-    assert DeepSpeedMoE.needs(capacity_factor="lossless") == {"draws"}
+    assert DeepSpeedMoE.needs(capacity_factor="lossless", drop_tokens=True) == {"draws"}
     assert not DeepSpeedMoE.needs(capacity_factor="lossless", drop_tokens=False)
-    assert not DeepSpeedMoE.needs(capacity_factor=2.0) and not MoEShard.needs()
+    assert not DeepSpeedMoE.needs(capacity_factor=2.0, drop_tokens=True) and not MoEShard.needs()
     with pytest.raises(ValueError, match="'lossless'; it must be a number or 'paper' where the router's draws are not"):
         build("deepspeed_lossless", SMALL, world_size=2, rank=0)
 
 
 def test_padding_that_estimates_rest_on():
     def padding(max_expert_tokens: int | None, **options: object) -> float:
-        return DeepSpeedMoE.padding(replace(PAPER, max_expert_tokens=max_expert_tokens), 4, **options)
+        shape, every = replace(PAPER, max_expert_tokens=max_expert_tokens), DeepSpeedMoE.every_option(**options)
+        return DeepSpeedMoE.padding(shape, 4, **every)
 
     assert padding(None) == 50 and padding(None, capacity_factor=2) == 2
     assert padding(None, capacity_factor="lossless") == padding(None, drop_tokens=False) == 1
     assert padding(2100, capacity_factor="lossless") == pytest.approx(2100 * 128 / 30_000, rel=1e-3)
 
 
-@pytest.mark.parametrize("factor", ["papers", 0, -1.0, None])
+@pytest.mark.parametrize("factor", ["papers", 0, -1.0])
 def test_unknown_capacity_factor_is_named(factor):
     with pytest.raises(ValueError, match=r"system\.capacity_factor is .*; it must be a positive number, 'paper' or"):
         DeepSpeedMoE.check(SMALL, 2, capacity_factor=factor)
@@ -265,4 +266,4 @@ def test_unknown_capacity_factor_is_named(factor):
 
 def test_published_moeshard_is_top_1():
     with pytest.raises(ValueError, match="moeshard_published has top-1 routing as in the paper, got top_k = 2"):
-        MoEShardPublished.check(replace(SMALL, top_k=2), 2)
+        MoEShardPublished.check(replace(SMALL, top_k=2), 2, chunks=1)

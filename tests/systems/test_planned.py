@@ -48,7 +48,7 @@ def build(rank: int = 0, world_size: int = 2, **options: Any) -> PlannedExpertPa
         ({"mover": "train"}, r"system\.mover is 'train'; it must be one of static, broadcast, point_to_point, swap"),
         ({"home": "nowhere"}, r"system\.home is 'nowhere'; it must be one of contiguous, round_robin"),
         ({"every": 0}, r"system\.every is 0; it must be a whole number of at least 1"),
-        ({"window": 1.5}, r"system\.window is 1\.5; it must be a whole number of at least 1"),
+        ({"window": 0}, r"system\.window is 0; it must be a whole number of at least 1"),
         (
             {"loads": "oracle"},
             r"experts that stay where they are cannot follow the batches: use system\.loads=profiled",
@@ -61,14 +61,18 @@ def test_bad_options_are_named(options: dict, sentence: str):
         build(**options)
 
 
+def check(**options: Any) -> None:
+    PlannedExpertParallel.check(SHAPE, 2, **PlannedExpertParallel.every_option(**options))
+
+
 def test_what_a_planner_cannot_place_is_known_before_anything_is_launched():
     with pytest.raises(ValueError, match=r"planner\.slots_per_rank"):
-        PlannedExpertParallel.check(SHAPE, 2, planner=Lazarus(slots_per_rank=1))
+        check(planner=Lazarus(slots_per_rank=1))
     with pytest.raises(ValueError, match=r"system\.planner is None; it must name a class of planners"):
-        PlannedExpertParallel.check(SHAPE, 2, planner=None)
+        check(planner=None)
     with pytest.raises(ValueError, match=r"system\.mover is 'swap' and FasterMoE makes replicas"):
-        PlannedExpertParallel.check(SHAPE, 2, loads="oracle", mover="swap", planner=FasterMoE())
-    PlannedExpertParallel.check(SHAPE, 2, loads="oracle", mover="swap", planner=EPLB(extra_replicas=0))
+        check(loads="oracle", mover="swap", planner=FasterMoE())
+    check(loads="oracle", mover="swap", planner=EPLB(extra_replicas=0))
 
 
 @given(st.data())

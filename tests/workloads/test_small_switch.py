@@ -63,7 +63,7 @@ def test_hashes_and_files():
 
 def test_the_configuration_has_its_sizes():
     model = yaml.safe_load((ROOT / "conf/model/small_switch.yaml").read_text())
-    assert {**asdict(MODEL), "checkpoint": "small_switch"} == {key: model[key] for key in asdict(MODEL)}
+    assert {**asdict(MODEL), "checkpoint": "small_switch"} == model | {"attention": "fused", "wait_for_layers": False}
 
 
 def test_equals_hugging_face(trained, batches_GBL):

@@ -59,7 +59,7 @@ def trace(case: Case, node: dict[str, Any], session: Session) -> dict[str, Any]:
     shape, spy = replace(case.shape, max_expert_tokens=int(tokens_GE.max())), Spy()
     kind, given = find_class(node), options(node)
     needed = {"profile": _profile(case, session.world_size), "rates": Rates(1e11, 2e11)}
-    given |= {name: needed[name] for name in kind.needs(**given) & needed.keys()}
+    given |= {name: needed[name] for name in kind.needs(**kind.every_option(**given)) & needed.keys()}
     engine = LoopEngine() if kind.own_engine else spy
     system = kind(**given, shape=shape, weights=weights, group=session.group, engine=engine)
     system.forward(x_TD, routing)

@@ -1,0 +1,101 @@
+"""What systems are told before they run: what the machine reaches, and which experts other tokens take."""
+
+import json
+import math
+from dataclasses import replace
+from functools import cache
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from clusters.clocks import ModelledClock
+from clusters.session import Session
+from experiments.ceilings import measure_ceilings, measure_link
+from experiments.configuration import instantiate, layer_shape, set_precision
+from experiments.program import Program
+from experiments.records import Workload
+from experiments.schedule import PROFILED, iterations_of
+from routers.drawn import PROFILE_FROM, DrawnRouter
+from systems.collectives import all_gather
+from systems.dense import Dense
+from systems.engines.base import DTYPES
+from systems.engines.loop import LoopEngine
+from systems.planners.base import Profile, Rates
+
+
+def ceilings_here(workload: Workload, session: Session) -> dict[str, Any]:
+    """What this machine can do at most, as rank 0 finds it while the others sleep; the same on all ranks."""
+    set_precision(workload.precision)
+    shape, dtype = layer_shape(workload), DTYPES[workload.precision]
+    rank_bytes = shape.max_tokens * shape.d_model * dtype.itemsize
+    link = measure_link(session, instantiate(workload.network, "network"), rank_bytes)
+    dist.barrier(group=session.group)
+    if session.rank == 0:
+        found = measure_ceilings(session.device, dtype)
+        found["link_bytes_per_s"] = link if link < float("inf") else None
+        session.store.set("ceilings", json.dumps(found))
+    return json.loads(session.store.get("ceilings"))
+
+
+class Profiler:
+    """Looks at a program beforehand; what all ranks have to find together is found once, when it is first asked for."""
+
+    def __init__(self, program: Program, ceilings: dict[str, Any]) -> None:
+        self._program, self._ceilings = program, ceilings
+        # No cached properties: in Python 3.11 ranks that are threads would wait for one another at their lock.
+        self.profile, self.max_expert_tokens = cache(self._profile), cache(self._max_expert_tokens)
+
+    @property
+    def rates(self) -> Rates:
+        """What is measured to the nearest power of four: launches that find the machine faster or slower plan alike."""
+        link = self._ceilings["link_bytes_per_s"] or float("inf")
+        modelled = isinstance(self._program.session.clock, ModelledClock)
+        return Rates(_nearest(self._ceilings["matmul_flops_per_s"]), link if modelled else _nearest(link))
+
+    def _max_expert_tokens(self) -> int | None:
+        """The most tokens of any rank for one expert, over all blocks and planned iterations.
+
+        None where the router draws nothing before it sees the tokens.
+        """
+        program, router = self._program, self._program.router
+        if not isinstance(router, DrawnRouter):
+            return None
+        planned = iterations_of(program.workload.tier).values()
+        keys = [(block, i) for block in program.layers for iterations in planned for i in iterations]
+        num_tokens = program.shape.max_tokens
+        mine = max(np.bincount(router.draw(num_tokens, layer=block, iteration=i)).max() for block, i in keys)
+        return int(all_gather(torch.tensor([mine], device=program.device), program.session.group).max())
+
+    def _profile(self) -> dict[int, Profile]:
+        """By block: the experts of other tokens than those measured, of all ranks and layers, gathered once."""
+        program, batches = self._program, range(PROFILE_FROM, PROFILE_FROM + PROFILED)
+        experts_of = self._drawn if isinstance(program.router, DrawnRouter) else self._routed
+        expert_LM = torch.cat([experts_of(iteration) for iteration in batches], 1)
+        expert_GLM = all_gather(expert_LM.unsqueeze(0), program.session.group).cpu().numpy()
+        first = Profile(expert_GLM.transpose(1, 0, 2), 0)
+        return {block: replace(first, layer=layer) for layer, block in enumerate(program.layers)}
+
+    def _drawn(self, iteration: int) -> torch.Tensor:
+        """int64 [L, T]: the experts that this rank's tokens of one batch take in each layer."""
+        router, num_tokens = self._program.router, self._program.shape.max_tokens
+        drawn = [router.draw(num_tokens, layer=block, iteration=iteration) for block in self._program.layers]
+        return torch.from_numpy(np.stack(drawn)).to(self._program.device)
+
+    @torch.inference_mode()
+    def _routed(self, iteration: int) -> torch.Tensor:
+        """The same of a router that looks at tokens, by a forward pass of its own."""
+        program = self._program
+        dense = {
+            block: Dense(resident=False, shape=program.shape, engine=LoopEngine(), **program.given(block))
+            for block in program.layers
+        }
+        batch = iterations_of(program.workload.tier)["warmup"].stop + iteration - PROFILE_FROM
+        program.forward(dense, program.embed(batch), iteration)
+        routings = (layer.routing for layer in program.layers.values())
+        return torch.stack([routing.expert_TK[:, 0] for routing in routings if routing is not None])
+
+
+def _nearest(rate: float) -> float:
+    return 4.0 ** round(math.log(rate, 4)) if math.isfinite(rate) else rate

@@ -1,0 +1,89 @@
+"""The program of one rank: the encoder of a workload, in whose MoE layers whichever system is put there computes."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from clusters.session import Session
+from experiments.configuration import build_router, layer_shape, set_precision, token_source
+from experiments.moe_layer import MoELayer
+from experiments.recorder import Recorder
+from experiments.records import Workload
+from systems.base import System
+from systems.engines.base import DTYPES
+from workloads.checkpoint import Checkpoint, open_checkpoint
+from workloads.encoder import build_encoder
+from workloads.weights import CheckpointLayer, Layer, SeededLayer, ShapedLayer, SharedLayer
+
+
+class Program:
+    """Weights, router, encoder and tokens; its MoE layers are told of by their blocks."""
+
+    def __init__(self, workload: Workload, session: Session, recorder: Recorder, cache_dir: str) -> None:
+        self.workload, self.session, self.recorder = workload, session, recorder
+        self.dtype, self.device, self.shape = DTYPES[workload.precision], session.device, layer_shape(workload)
+        set_precision(workload.precision)
+        model = workload.model
+        checkpoint = open_checkpoint(model.checkpoint) if model.checkpoint else None
+        self.weights = {block: self._weights(block, checkpoint) for block in model.moe_blocks}
+        self._shared = {block: SharedLayer(layer) for block, layer in self.weights.items()}
+        # The oracle's own copy: a system that changed the shared one in place would be compared with itself.
+        self.oracle_weights = {block: SharedLayer(layer) for block, layer in self.weights.items()}
+        self.router = build_router(workload, rank=session.rank, classifier=lambda block: self.weights[block].router())
+        self.layers: dict[int, MoELayer] = {}
+        for block in model.moe_blocks:
+            before = next(reversed(self.layers.values()), None)
+            self.layers[block] = MoELayer(block, self.router, recorder, before, wait=model.wait_for_layers)
+        self.encoder = build_encoder(
+            model,
+            lambda block: self.layers[block],
+            seed=workload.seed,
+            dtype=self.dtype,
+            device=self.device,
+            checkpoint=checkpoint,
+        )
+        self._tokens = token_source(workload, cache_dir)
+
+    def _weights(self, block: int, checkpoint: Checkpoint | None) -> Layer:
+        model = self.workload.model
+        if self.device.type == "meta":
+            return ShapedLayer(model, self.dtype, self.device)
+        if checkpoint:
+            return CheckpointLayer(model, block, checkpoint, self.dtype, self.device)
+        return SeededLayer(model, block, self.workload.seed, self.dtype, self.device)
+
+    def given(self, block: int) -> dict[str, Any]:
+        """What every system of a block is built with, beside its engine, the shape and its own options."""
+        return {"weights": self._shared[block], "group": self.session.group, "span": self.recorder.span}
+
+    def forward(self, systems: Mapping[int, System], embedded_BLD: torch.Tensor, iteration: int) -> torch.Tensor:
+        """The encoder's output with these systems, by block; what each layer was routed is in the layer."""
+        for block, layer in self.layers.items():
+            layer.system, layer.iteration = systems[block], iteration
+        return self.encoder(inputs_embeds=embedded_BLD).last_hidden_state
+
+    def embed(self, iteration: int) -> torch.Tensor:
+        """The encoder's input [B, L, D] of this rank."""
+        tokens_BL = torch.from_numpy(self.token_batch(iteration))
+        return self.encoder.get_input_embeddings()(tokens_BL.to(self.device))
+
+    def token_batch(self, iteration: int) -> NDArray[np.int64]:
+        """The tokens [B, L] of this rank."""
+        workload = self.workload
+        return self._tokens.batch(
+            rank=self.session.rank,
+            iteration=iteration,
+            world_size=self.session.world_size,
+            batch_size=workload.batch_size,
+            seq_len=workload.seq_len,
+            seed=workload.seed,
+        )
+
+    def prefetch(self, iteration: int) -> None:
+        """Let routers draw beforehand what is not to be timed."""
+        like = torch.empty(0, dtype=self.dtype, device=self.device)
+        for block in self.layers:
+            self.router.prefetch(self.shape.max_tokens, layer=block, iteration=iteration, like=like)
