@@ -60,8 +60,9 @@ $(STAMP): requirements.lock pyproject.toml
 test: $(STAMP)  ## run the tests, two files at a time (PYTEST_ARGS='-n 0': one after the other)
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
-lint: $(STAMP)  ## check style, formatting and types
+lint: $(STAMP)  ## check style, unsafe calls, imports, formatting and types
 	$(BIN)/ruff check .
+	$(BIN)/lint-imports --no-cache --no-logo
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 

@@ -15,7 +15,8 @@ from tests.experiments.tiny import TINY
 
 ROOT = Path(__file__).parents[1]
 IS_CHECKOUT = pytest.mark.skipif(not (ROOT / ".git").exists(), reason="not a git checkout")
-MAX_TRACKED_BYTES = 5_000_000
+MAX_TRACKED_BYTES = 500_000
+MAX_SAMPLE_BYTES = 5_000_000  # of a file under results/
 HOME = re.compile(rb"(?<![\w.~-])/(?:home|Users)/\w|(?<![\w.~-])/root/\w|[A-Za-z]:\\{1,2}Users\\")
 KEY = re.compile(
     rb"-----BEGIN [A-Z ]*PRIVATE KEY|\bAKIA[0-9A-Z]{16}\b|\bhf_[A-Za-z]{34}\b|\bgh[pousr]_\w{36}\b|\bwandb_v1_\w{20}"
@@ -34,7 +35,10 @@ def tracked(root: Path) -> list[Path]:
 
 
 def too_large(root: Path) -> list[str]:
-    return [str(path) for path in tracked(root) if path.stat().st_size > MAX_TRACKED_BYTES]
+    def limit(path: Path) -> int:
+        return MAX_SAMPLE_BYTES if path.is_relative_to(root / "results") else MAX_TRACKED_BYTES
+
+    return [str(path.relative_to(root)) for path in tracked(root) if path.stat().st_size > limit(path)]
 
 
 def private(root: Path, pattern: re.Pattern[bytes]) -> list[str]:
@@ -66,11 +70,14 @@ def test_what_must_not_be_tracked_is_found(tmp_path):
     (tmp_path / "fine.md").write_text("~/.cache, $HOME/x, https://a.b/home/x, a/root/b")
     (tmp_path / "key.txt").write_text("hf_" + 34 * "a")
     (tmp_path / "large.bin").write_bytes(bytes(MAX_TRACKED_BYTES + 1))
-    (tmp_path / "ignored.txt").write_text(me)
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results/fine.bin").write_bytes(bytes(MAX_SAMPLE_BYTES))
+    (tmp_path / "results/large.bin").write_bytes(bytes(MAX_SAMPLE_BYTES + 1))
+    (tmp_path / "ignored.txt").write_text(me + "x" * MAX_TRACKED_BYTES)
     (tmp_path / ".gitignore").write_text("ignored.txt")
     assert private(tmp_path, HOME) == [f"run.json: {me[:-1]}"]
     assert private(tmp_path, KEY) == ["key.txt: hf_" + 34 * "a"]
-    assert too_large(tmp_path) == [str(tmp_path / "large.bin")]
+    assert sorted(too_large(tmp_path)) == ["large.bin", "results/large.bin"]
 
 
 def command(overrides: list[str], home: Path) -> tuple[int, str, str]:
