@@ -1,8 +1,10 @@
 """A workload small enough for tests, and systems that misbehave."""
 
+import copy
 import os
 import signal
 import time
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +38,11 @@ TINY = [
 
 def configuration(*overrides: str) -> dict[str, Any]:
     """A resolved configuration, as the parent hands it on."""
+    return copy.deepcopy(_composed(*overrides))
+
+
+@cache
+def _composed(*overrides: str) -> dict[str, Any]:
     with initialize_config_dir(CONF, version_base="1.3"):
         container = OmegaConf.to_container(compose("config", [*TINY, *overrides]), resolve=True)
     assert isinstance(container, dict)
