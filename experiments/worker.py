@@ -1,6 +1,7 @@
 """What a rank does in one launch: build, check, warm up, measure, hand its rows to rank 0."""
 
 import faulthandler
+import gc
 import io
 import json
 import os
@@ -31,6 +32,7 @@ PRELOAD = [
 
 def run_rank(spec_path: str) -> None:
     """Entry point of a process started for one launch; `spec_path` is a JSON file written by the parent."""
+    gc.freeze()  # collecting what the fork server has imported, before each turn, would copy all its memory
     spec = json.loads(Path(spec_path).read_text())
     threading.Thread(target=follow_parent, args=(spec["parent"],), daemon=True).start()
     faulthandler.dump_traceback_later(spec["cluster"]["timeout_s"], exit=True)
