@@ -5,18 +5,13 @@ import os
 
 import pytest
 
-from clusters.launch import LaunchFailed, launch, prepare
+from clusters.launch import LaunchFailed, launch
 from clusters.session import ClusterSpec
 from tests.clusters import rank_programs
 
 
-@pytest.fixture(scope="module", autouse=True)
-def fork_server():
-    prepare(ClusterSpec(), ["experiments.conformance", "deepspeed.moe.layer"])
-
-
 @pytest.fixture(scope="module")
-def told(fork_server, tmp_path_factory):
+def told(tmp_path_factory):
     """What each of three ranks tells of each script: script -> time_s, exchanges. All run in one launch."""
     folder = tmp_path_factory.mktemp("scripts")
     launch(ClusterSpec("emulated", 3), rank_programs.scripted, str(folder))

@@ -127,6 +127,7 @@ def composed(*overrides: str) -> list[Point]:
         return experiment_points(compose("config", list(overrides)), list(overrides))
 
 
+QUICK = configuration("tier=quick")["tier"]["launches"]
 ONE = "experiment.systems=[ep]"  # for what does not depend on the systems: composing all of them takes seconds
 
 
@@ -138,19 +139,19 @@ def ran_here(points: list[Point]) -> list[Point]:
 def test_figure_3_is_that_of_the_paper():
     """6 and 4 points, of which one, 128 experts and batch 250, is in both panels."""
     plan = make_plan(ran_here(composed("experiment=fig3", "scale=paper", "tier=quick")))
-    assert len(plan.launches) == 3 * 9
+    assert len(plan.launches) == QUICK * 9
     published = [[point["published_x"] for point in panel["points"]] for panel in plan.document["panels"]]
     assert published == [[8, 16, 32, 64, 128, 256], [10, 100, 250, 450]]
     assert cells_of(plan, 0, 4) == cells_of(plan, 1, 2)
-    assert len(plan.cells) == 3 * 9 * (5 + 1)
+    assert len(plan.cells) == QUICK * 9 * (5 + 1)
     twins = [cell for cell in plan.cells.values() if cell.twin]
-    assert {cell.system for cell in twins} == {"moeshard"} and len(twins) == 3 * 9
+    assert {cell.system for cell in twins} == {"moeshard"} and len(twins) == QUICK * 9
 
 
 @pytest.mark.parametrize(("experiment", "num_points"), [("fig3a", 6), ("fig3b", 4), ("single", 1)])
 def test_each_panel_is_an_experiment_too(experiment, num_points):
     overrides = [f"experiment={experiment}", "scale=paper", "tier=quick", ONE]
-    assert len(make_plan(ran_here(composed(*overrides))).launches) == 3 * num_points
+    assert len(make_plan(ran_here(composed(*overrides))).launches) == QUICK * num_points
 
 
 def test_laptop_divides_the_batches_of_the_paper():
@@ -312,7 +313,7 @@ def test_simulated_launches_come_first_and_once_without_a_twin():
     plan = make_plan(composed(*MAKE))
     kinds = [plan.cells[ids[0]].cluster.kind for ids in plan.launches]
     simulated = [cell for cell in plan.cells.values() if cell.cluster.kind == "simulated"]
-    assert kinds == ["simulated"] * len(simulated) + ["emulated"] * 27  # each simulated cell is a launch
+    assert kinds == ["simulated"] * len(simulated) + ["emulated"] * 9 * QUICK  # each simulated cell is a launch
     assert {cell.launch for cell in simulated} == {0} and not any(cell.twin for cell in simulated)
     told = {key: plan.document[key] for key in ("twin", "scale", "tier", "campaign")}
     assert told == {"twin": "moeshard", "scale": "laptop", "tier": "quick", "campaign": "fig3-laptop-quick-seed0"}

@@ -66,6 +66,7 @@ def test_a_process_that_dies_or_takes_too_long_is_a_failed_launch(tmp_path):
     assert late.value.kind == "timeout" and failed.value.kind == "failed" and "KeyError" in failed.value.traceback
 
 
+@pytest.mark.slow
 def test_an_attribution_leaves_nothing_unexplained(tmp_path):
     """One pass has the times end to end and their places; a step's parts add up to it."""
     panels = [f"~experiment.panels.attribution_{name}" for name in ("batch", "batch_balanced")]
@@ -83,6 +84,7 @@ def test_an_attribution_leaves_nothing_unexplained(tmp_path):
     assert (levels["host"] > 0).all() and (levels["kernels"] > 0).all()
 
 
+@pytest.mark.slow
 def test_a_host_that_costs_nothing_is_no_part_of_an_attribution(tmp_path):
     panels = [f"~experiment.panels.attribution_{name}" for name in ("batch", "batch_balanced", "experts_balanced")]
     costs = ("operation", "launch", "view", "collective", "synchronise")
