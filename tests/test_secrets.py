@@ -117,7 +117,9 @@ def test_a_leak_is_found(tmp_path):
 def test_a_campaign_writes_no_secret(tmp_path):
     """Of two systems, of which one fails: what is stored, mirrored, cached and printed."""
     systems = "system._target_=systems.dense.Dense,tests.experiments.tiny.RaisesOnRankOne"
-    status, out, err = command(["-m", *TINY, "system=dense", systems, "logger=wandb", "logger.mode=offline"], tmp_path)
+    status, out, err = command(
+        ["-m", *TINY, "engine=loop", "system=dense", systems, "logger=wandb", "logger.mode=offline"], tmp_path
+    )
     assert status == 1, out + err
     stored = [json.loads(path.read_text())["state"] for path in tmp_path.glob("out/cells/*/run.json")]
     assert sorted(stored) == ["failed", "ok"]
