@@ -30,7 +30,7 @@ STAMP  := .venv/.setup
 INSTALL = $(BIN)/python -m pip install -qq --disable-pip-version-check $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test lint conformance status resume figures report verify-paper clean
+.PHONY: help setup test test-slow test-all lint conformance status resume figures report verify-paper clean
 .PHONY: validate-devices validate-here samples docs
 .PHONY: zoo calibrate fidelity fidelity-hosts attribution crossover scaling bench-engines bench-layer gpu gpu-visit
 .PHONY: reproduce-fig1 reproduce-layers reproduce-fig3 reproduce-fig4 reproduce-skew reproduce-sections reproduce-all
@@ -58,11 +58,20 @@ $(STAMP): requirements.lock pyproject.toml
 		print("setup: Python " + sys.version.split()[0], *(f"{n} {v(n)}" for n in ("torch", "deepspeed", "transformers")), sep=", ")'
 	@touch $@
 
-test: $(STAMP)  ## run the tests, two files at a time (PYTEST_ARGS='-n 0': one after the other)
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
+# Two files at a time, each on one worker: most of the time goes into launches that the tests of a file share.
+PYTEST = $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-lint: $(STAMP)  ## check style, formatting and types
+test: $(STAMP)  ## run the tests, less the slow ones (PYTEST_ARGS='-n 0': one after the other)
+	$(PYTEST) -m "not slow" $(PYTEST_ARGS)
+
+test-slow: $(STAMP)  ## run the tests that `make test` leaves out
+	$(PYTEST) -m slow $(PYTEST_ARGS)
+
+test-all: test test-slow  ## run all tests
+
+lint: $(STAMP)  ## check style, unsafe calls, imports, formatting and types
 	$(BIN)/ruff check .
+	$(BIN)/lint-imports --no-cache --no-logo
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 

@@ -1,6 +1,7 @@
 """What a rank does in one launch: build, check, warm up, measure, hand its rows to rank 0."""
 
 import faulthandler
+import gc
 import io
 import json
 import os
@@ -32,6 +33,7 @@ PRELOAD = [
 
 def run_rank(path: str) -> None:
     """Entry point of a process started for one launch; `path` is that of a Launch, written as JSON by the parent."""
+    gc.freeze()  # collecting what the fork server has imported, before each turn, would copy all its memory
     launch = read(Launch, json.loads(Path(path).read_text()))
     threading.Thread(target=follow_parent, args=(launch.parent,), daemon=True).start()
     workload = launch.workload

@@ -17,6 +17,19 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: not item.nodeid.startswith(LONG))
 
 
+@pytest.fixture(scope="session", autouse=True)
+def one_fork_server():
+    """Every rank of this process comes from one fork server, so it imports what any test needs, whichever is first."""
+    from clusters.launch import prepare
+    from clusters.session import ClusterSpec
+    from experiments.worker import PRELOAD
+
+    with pytest.MonkeyPatch.context() as patch:
+        prepare(ClusterSpec(), [*PRELOAD, "experiments.conformance", "scipy.optimize"])
+        patch.setattr("multiprocessing.set_forkserver_preload", lambda modules: None)
+        yield
+
+
 @pytest.fixture(autouse=True)
 def nothing_is_timed(monkeypatch):
     """engine=auto takes the first of the engines that can run: tests must not depend on what this machine measures."""

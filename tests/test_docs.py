@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 from hydra import compose, initialize_config_dir
 
-from clusters.launch import prepare
 from clusters.session import ClusterSpec
 from experiments.conformance import TOLERANCE, judge
 from experiments.panels import experiment_points
@@ -46,7 +45,6 @@ def test_the_example_equals_dense(tmp_path, monkeypatch, page):
     assert source is not None and len(source.group(1).splitlines()) < 80
     (tmp_path / f"{name}.py").write_text(source.group(1))
     monkeypatch.syspath_prepend(str(tmp_path))
-    prepare(ClusterSpec(), ["experiments.conformance", "deepspeed.moe.layer"])
     ranks = judge({name: {"name": name, **node}}, ClusterSpec("gloo", 2, timeout_s=60), tmp_path / "judged")
     verdicts = [verdict for found in ranks for verdict in found.values()]
     assert len(verdicts) == 30 and all(verdict["error"] <= TOLERANCE for verdict in verdicts)

@@ -7,6 +7,7 @@ import signal
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -33,28 +34,48 @@ class ScriptedWatch:
         self.now_s += seconds
 
 
-def scripted(script: str, folder: str) -> None:
-    """Run one of the scripts below on a scripted clock with a network that takes 10 s; leaves time.<rank>."""
+BYTE_A_SECOND, TEN_SECONDS = Network("bytes", bandwidth_gbs=1e-9), Network("ten seconds", base_us=10e6)
+NETWORKS = {"volumes": BYTE_A_SECOND, "late": replace(TEN_SECONDS, late=Network("twenty seconds", base_us=20e6))}
+
+
+class NetworkOfTheScript:
+    """Whatever the running script has; 10 s for everything unless NETWORKS says otherwise."""
+
+    script = ""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(NETWORKS.get(self.script, TEN_SECONDS), name)
+
+
+def scripted(folder: str) -> None:
+    """Run the scripts below on a scripted clock, each from 0 s; leaves script -> time_s, exchanges in told.<rank>."""
     store, rank, world_size = next(dist.rendezvous("env://"))
-    watch = ScriptedWatch()
+    watch, network, told = ScriptedWatch(), NetworkOfTheScript(), {}
     clock = VirtualClock(Baton(Path(folder) / "baton", rank, world_size), watch)
-    byte_a_second, ten_seconds = Network("bytes", bandwidth_gbs=1e-9), Network("ten seconds", base_us=10e6)
-    ten_or_twenty = replace(ten_seconds, late=Network("twenty seconds", base_us=20e6))
-    networks = {"volumes": byte_a_second, "late": ten_or_twenty}
-    emulated.register(clock, networks.get(script, ten_seconds))
+    emulated.register(clock, network)
     dist.init_process_group(emulated.BACKEND, store=store, rank=rank, world_size=world_size)
-    exchanges = []
-    clock.on_exchange = lambda exchange: exchanges.append(exchange._asdict())
-    with clock.running():
-        SCRIPTS[script](watch, rank)
-    (Path(folder) / f"exchanges.{rank}").write_text(json.dumps(exchanges))
-    (Path(folder) / f"time.{rank}").write_text(repr(clock.time_s))
+    SUBGROUPS["pair"], SUBGROUPS["same"] = dist.new_group([0, 1]), dist.new_group([0, 1])
+    for name, script in SCRIPTS.items():
+        exchanges: list[dict[str, Any]] = []
+        clock.time_s, clock.link_free_s, network.script = 0.0, 0.0, name
+        clock.on_exchange = lambda exchange, found=exchanges: found.append(exchange._asdict())
+        if script is after_a_collective:
+            dist.all_reduce(torch.ones(1))
+        with clock.running():
+            script(watch, rank)
+        told[name] = {"time_s": clock.time_s, "exchanges": exchanges}
+    (Path(folder) / f"told.{rank}").write_text(json.dumps(told))
     dist.destroy_process_group()
 
 
 def barrier(watch: ScriptedWatch, rank: int) -> None:
     watch.compute(rank + 1)
     dist.barrier()
+
+
+def after_a_collective(watch: ScriptedWatch, rank: int) -> None:
+    """As barrier, after an all-reduce before the clock runs, which must not stop the clock."""
+    barrier(watch, rank)
 
 
 def late(watch: ScriptedWatch, rank: int) -> None:
@@ -152,6 +173,7 @@ SCRIPTS = {
     f.__name__: f
     for f in (
         barrier,
+        after_a_collective,
         late,
         overlap,
         hidden,
@@ -164,30 +186,6 @@ SCRIPTS = {
         opposite_waits,
     )
 }
-
-
-def scripted_with_pair(script: str, folder: str) -> None:
-    """As `scripted`, with a group of ranks 0 and 1 made before the clock runs."""
-    original = dist.init_process_group
-
-    def init(*args, **kwargs) -> None:
-        original(*args, **kwargs)
-        SUBGROUPS["pair"], SUBGROUPS["same"] = dist.new_group([0, 1]), dist.new_group([0, 1])
-
-    dist.init_process_group = init
-    scripted(script, folder)
-
-
-def scripted_after_a_collective(script: str, folder: str) -> None:
-    """As `scripted`, with an all-reduce before the clock runs, which must not stop the clock."""
-    original = dist.init_process_group
-
-    def init(*args, **kwargs) -> None:
-        original(*args, **kwargs)
-        dist.all_reduce(torch.ones(1))
-
-    dist.init_process_group = init
-    scripted(script, folder)
 
 
 def every_collective(folder: str) -> None:

@@ -5,75 +5,45 @@ import os
 
 import pytest
 
-from clusters.launch import LaunchFailed, launch, prepare
+from clusters.launch import LaunchFailed, launch
 from clusters.session import ClusterSpec
 from tests.clusters import rank_programs
 
 
-@pytest.fixture(scope="module", autouse=True)
-def fork_server():
-    prepare(ClusterSpec(), ["experiments.conformance", "deepspeed.moe.layer"])
+@pytest.fixture(scope="module")
+def told(tmp_path_factory):
+    """What each of three ranks tells of each script: script -> time_s, exchanges. All run in one launch."""
+    folder = tmp_path_factory.mktemp("scripts")
+    launch(ClusterSpec("emulated", 3), rank_programs.scripted, str(folder))
+    return [json.loads((folder / f"told.{rank}").read_text()) for rank in range(3)]
 
 
-def run_script(name, folder, world_size=3, program=rank_programs.scripted):
-    launch(ClusterSpec("emulated", world_size), program, name, str(folder))
-    return [float((folder / f"time.{rank}").read_text()) for rank in range(world_size)]
+@pytest.mark.parametrize(
+    ("script", "times_s"),
+    [
+        pytest.param("barrier", [13] * 3, id="ranks of 1, 2 and 3 s and a 10 s transfer make 13 s on all"),
+        # The segments after a collective before the timed region are counted as ever.
+        pytest.param("after_a_collective", [23] * 3, id="a collective before the timed region only takes its transfer"),
+        pytest.param("late", [10 + 10 + 12 + 20] * 3, id="ranks that come apart may have a slower network"),
+        pytest.param("overlap", [13] * 3, id="computation during a transfer overlaps"),
+        pytest.param("hidden", [21, 22, 23], id="computation longer than a transfer hides it"),
+        # 10 s each, one after the other: the second ends at 20 s, then 1 s of computation.
+        pytest.param("busy_link", [21] * 3, id="a busy link delays the next transfer"),
+        pytest.param("subgroups", [12, 12, 3], id="a subgroup does not wait for others"),
+        pytest.param("waits_in_another_order", [20] * 3, id="ranks may wait in different orders"),
+        pytest.param("volumes", [16 + 8 + 8 + 8 + 24] * 3, id="each collective takes the time of its bytes"),
+        pytest.param("shared_link", [20, 20, 0], id="two groups of the same ranks share their link"),
+        pytest.param("opposite_waits", [20, 20, 0], id="collectives run in the order of issue whoever waits first"),
+    ],
+)
+def test_emulated_time_of_a_script(told, script, times_s):
+    assert [of_rank[script]["time_s"] for of_rank in told] == pytest.approx(times_s)
 
 
-def test_ranks_of_1_2_and_3_s_and_a_10_s_transfer_make_13_s_on_all(tmp_path):
-    assert run_script("barrier", tmp_path) == pytest.approx([13, 13, 13])
-
-
-def test_ranks_that_come_apart_may_have_a_slower_network(tmp_path):
-    assert run_script("late", tmp_path) == pytest.approx([10 + 10 + 12 + 20] * 3)
-
-
-def test_computation_during_a_transfer_overlaps(tmp_path):
-    assert run_script("overlap", tmp_path) == pytest.approx([13, 13, 13])
-
-
-def test_computation_longer_than_a_transfer_hides_it(tmp_path):
-    assert run_script("hidden", tmp_path) == pytest.approx([21, 22, 23])
-
-
-def test_a_busy_link_delays_the_next_transfer(tmp_path):
-    """10 s each, one after the other: the second ends at 20 s, then 1 s of computation."""
-    assert run_script("busy_link", tmp_path) == pytest.approx([21, 21, 21])
-
-
-def test_a_subgroup_does_not_wait_for_others(tmp_path):
-    times = run_script("subgroups", tmp_path, program=rank_programs.scripted_with_pair)
-    assert times == pytest.approx([12, 12, 3])
-
-
-def test_ranks_may_wait_in_different_orders(tmp_path):
-    assert run_script("waits_in_another_order", tmp_path) == pytest.approx([20, 20, 20])
-
-
-def test_each_collective_takes_the_time_of_its_bytes(tmp_path):
-    assert run_script("volumes", tmp_path) == pytest.approx([16 + 8 + 8 + 8 + 24] * 3)
-
-
-def test_a_collective_before_the_timed_region_only_takes_its_transfer(tmp_path):
-    """10 s for it, then 13 s as without it: segments after it are counted as ever."""
-    assert run_script("barrier", tmp_path, program=rank_programs.scripted_after_a_collective) == pytest.approx([23] * 3)
-
-
-def test_two_groups_of_the_same_ranks_share_their_link(tmp_path):
-    times = run_script("shared_link", tmp_path, program=rank_programs.scripted_with_pair)
-    assert times == pytest.approx([20, 20, 0])
-
-
-def test_collectives_of_two_groups_run_in_the_order_of_issue_whoever_waits_first(tmp_path):
-    times = run_script("opposite_waits", tmp_path, program=rank_programs.scripted_with_pair)
-    assert times == pytest.approx([20, 20, 0])
-
-
-def test_what_was_moved_when_is_told(tmp_path):
+def test_what_was_moved_when_is_told(told):
     """Links are free from 3 s, when rank 2 has issued: 10 s, then 10 s more; the broadcast a second later."""
-    run_script("logged", tmp_path)
     for rank in range(3):
-        first, second, third = json.loads((tmp_path / f"exchanges.{rank}").read_text())
+        first, second, third = told[rank]["logged"]["exchanges"]
         names = ("resumed_s", "issued_s", "waited_s", "started_s", "finished_s")
         assert [first[name] for name in names] == pytest.approx([0, rank + 1, rank + 5, 3, 13])
         assert [second[name] for name in names] == pytest.approx([0, rank + 1, 13, 13, 23])

@@ -26,7 +26,7 @@ def test_flops_by_hand():
 def test_announcement(tmp_path, systems, cells):
     plan = make_plan([point(*systems, out=tmp_path)])
     text = announce(plan, Store(tmp_path))
-    assert re.match(rf"plan: 1 launch, {cells} cells, {cells * 5} forward passes; about \d+ s \(rough", text), text
+    assert re.match(rf"plan: 1 launch, {cells} cells, {cells * 6} forward passes; about \d+ s \(rough", text), text
 
 
 def test_lossless_capacity_is_estimated_from_the_intended_load():

@@ -44,6 +44,7 @@ def wait_for_cells(folder: Path, number: int) -> None:
         time.sleep(0.1)
 
 
+@pytest.mark.slow
 def test_kill_9_of_the_parent_loses_the_running_launch_only(tmp_path):
     process = start(*SIX_POINTS, f"out={tmp_path}")
     wait_for_cells(tmp_path, 2)
@@ -128,6 +129,7 @@ def small_disk(tmp_path) -> Iterator[Path]:
     subprocess.run(["umount", str(folder)], check=True)
 
 
+@pytest.mark.slow
 def test_a_full_disk_ends_the_campaign_and_loses_nothing(small_disk):
     arguments = [*SIX_POINTS, f"out={small_disk}"]
     process = start(*arguments)

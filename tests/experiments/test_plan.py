@@ -1,5 +1,6 @@
 import json
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -118,9 +119,14 @@ def test_no_points():
         make_plan([])
 
 
+@cache
 def composed(*overrides: str) -> list[Point]:
     with initialize_config_dir(CONF, version_base="1.3"):
         return experiment_points(compose("config", list(overrides)), list(overrides))
+
+
+QUICK = configuration("tier=quick").tier.launches
+ONE = "experiment.systems=[ep]"  # for what does not depend on the systems: composing all of them takes seconds
 
 
 def ran_here(points: list[Point]) -> list[Point]:
@@ -128,23 +134,26 @@ def ran_here(points: list[Point]) -> list[Point]:
     return [point for point in points if not point.panel.endswith("_simulated")]
 
 
-@pytest.mark.parametrize(("experiment", "num_points"), [("fig3", 9), ("fig3a", 6), ("fig3b", 4), ("single", 1)])
-def test_experiments_of_the_paper(experiment, num_points):
-    """Figure 3 has 6 and 4 points, of which one, 128 experts and batch 250, is in both panels."""
-    overrides = [f"experiment={experiment}", "scale=paper", "tier=quick"]
-    plan = make_plan(ran_here(composed(*overrides)))
-    assert len(plan.launches) == 6 * num_points
-    if experiment == "fig3":
-        published = [[point["published_x"] for point in panel["points"]] for panel in plan.document["panels"]]
-        assert published == [[8, 16, 32, 64, 128, 256], [10, 100, 250, 450]]
-        assert cells_of(plan, 0, 4) == cells_of(plan, 1, 2)
-        assert len(plan.cells) == 6 * 9 * (5 + 1)
-        twins = [cell for cell in plan.cells.values() if cell.twin]
-        assert {cell.system for cell in twins} == {"moeshard"} and len(twins) == 6 * 9
+def test_figure_3_is_that_of_the_paper():
+    """6 and 4 points, of which one, 128 experts and batch 250, is in both panels."""
+    plan = make_plan(ran_here(composed("experiment=fig3", "scale=paper", "tier=quick")))
+    assert len(plan.launches) == QUICK * 9
+    published = [[point["published_x"] for point in panel["points"]] for panel in plan.document["panels"]]
+    assert published == [[8, 16, 32, 64, 128, 256], [10, 100, 250, 450]]
+    assert cells_of(plan, 0, 4) == cells_of(plan, 1, 2)
+    assert len(plan.cells) == QUICK * 9 * (5 + 1)
+    twins = [cell for cell in plan.cells.values() if cell.twin]
+    assert {cell.system for cell in twins} == {"moeshard"} and len(twins) == QUICK * 9
+
+
+@pytest.mark.parametrize(("experiment", "num_points"), [("fig3a", 6), ("fig3b", 4), ("single", 1)])
+def test_each_panel_is_an_experiment_too(experiment, num_points):
+    overrides = [f"experiment={experiment}", "scale=paper", "tier=quick", ONE]
+    assert len(make_plan(ran_here(composed(*overrides))).launches) == QUICK * num_points
 
 
 def test_laptop_divides_the_batches_of_the_paper():
-    found = ran_here(composed("experiment=fig3b"))
+    found = ran_here(composed("experiment=fig3b", ONE))
     assert [(point.x, point.published_x) for point in found] == [(1, 10), (10, 100), (25, 250), (45, 450)]
     assert [point.configs[0].batch_size for point in found] == [1, 10, 25, 45]
     assert all(Path(config.out).name == "fig3b" for point in found for config in point.configs)
@@ -174,9 +183,7 @@ def test_the_twin_is_measured_twice_in_every_launch():
     ],
 )
 def test_panels_of_an_experiment(experiment, panels, kinds):
-    overrides = [f"experiment={experiment}", "scale=laptop"]
-    with initialize_config_dir(CONF, version_base="1.3"):
-        found = experiment_points(compose("config", overrides), overrides)
+    found = composed(f"experiment={experiment}", "scale=laptop", ONE)
     assert list(dict.fromkeys(point.panel for point in found)) == panels and {point.kind for point in found} == kinds
     routers = {config.router.name for point in found for config in point.configs}
     assert routers == {{"fig1": "learned", "layers": "trace"}.get(experiment, "synthetic")}
@@ -185,29 +192,22 @@ def test_panels_of_an_experiment(experiment, panels, kinds):
 
 
 def test_what_is_typed_wins_over_a_panel_s_own_choice():
-    overrides = ["experiment=layers", "router=learned", "experiment.systems=[ep]"]
-    with initialize_config_dir(CONF, version_base="1.3"):
-        found = experiment_points(compose("config", overrides), overrides)
+    found = composed("experiment=layers", "router=learned", ONE)
     assert [config.router.name for point in found for config in point.configs] == ["learned"]
     assert [config.system.name for point in found for config in point.configs] == ["ep"]
 
 
 def test_points_that_panels_share_are_measured_once():
-    overrides = ["experiment=all", "tier=smoke"]
-    with initialize_config_dir(CONF, version_base="1.3"):
-        found = experiment_points(compose("config", overrides), overrides)
+    found = composed("experiment=all", "tier=smoke", ONE)
     plan = make_plan(found)
     assert len(found) == 1 + 1 + 10 + 10 + 5 + 6 + 1 and len(plan.launches) == 20
 
 
-def crossover(*overrides: str) -> list[Point]:
-    overrides = ("experiment=crossover", *overrides)
-    with initialize_config_dir(CONF, version_base="1.3"):
-        return experiment_points(compose("config", list(overrides)), list(overrides))
+CROSSOVER = ("experiment=crossover", "scale=laptop", ONE)
 
 
 def test_a_panel_of_two_axes_has_every_pair_once():
-    found = crossover("scale=laptop")
+    found = composed(*CROSSOVER)
     maps = {name: [p for p in found if p.panel == name] for name in ("map_imbalance_batch", "map_experts_ranks")}
     assert len(found) == sum(map(len, maps.values())) and {p.kind for p in found} == {"map"}
     places = {name: {(p.x, p.y) for p in points} for name, points in maps.items()}
@@ -223,9 +223,10 @@ def test_a_panel_of_two_axes_has_every_pair_once():
 
 
 def test_the_second_axis_is_scaled_and_what_is_typed_is_its_one_value():
-    laptop, paper = ({p.y for p in crossover(f"scale={s}") if p.y_name == "batch_size"} for s in ("laptop", "paper"))
+    laptop, paper = (composed("experiment=crossover", f"scale={scale}", ONE) for scale in ("laptop", "paper"))
+    laptop, paper = ({p.y for p in points if p.y_name == "batch_size"} for points in (laptop, paper))
     assert {10 * y for y in laptop} == paper and 250 in paper
-    typed = crossover("cluster.world_size=8", "batch_size=7")
+    typed = composed(*CROSSOVER, "cluster.world_size=8", "batch_size=7")
     assert {p.y for p in typed if p.y_name == "world_size"} == {8}
     assert {p.y for p in typed if p.y_name == "batch_size"} == {7}
     assert len({p.x for p in typed if p.y_name == "world_size"}) > 1
@@ -244,10 +245,9 @@ def test_only_panels_of_two_axes_say_so_in_the_document():
 
 
 def test_a_multirun_keeps_the_points_of_a_map_apart():
-    overrides = ["experiment=crossover", "tier=smoke"]
+    made = composed(*CROSSOVER)
     with initialize_config_dir(CONF, version_base="1.3"):
-        config = compose("config", overrides)
-        made = experiment_points(config, overrides)
+        config = compose("config", list(CROSSOVER))
     jobs = [Job({"experiment": "crossover", "seed": seed}, config, made) for seed in ("0", "1")]
     swept = sweep_points(jobs)
     assert {(p.panel, p.x, p.y) for p in swept} == {(f"{p.panel}_seed={s}", p.x, p.y) for p in made for s in (0, 1)}
@@ -273,7 +273,7 @@ MAKE = ("experiment=fig3", "scale=laptop", "cluster=emulated", "cluster.device=c
 
 
 def test_a_pinned_panel_keeps_its_cluster_and_scale_whatever_is_typed():
-    points = composed(*MAKE, "tier.rounds=9", "cluster.world_size=2")
+    points = composed(*MAKE, "tier.rounds=9", "cluster.world_size=2", ONE)
     simulated = [point for point in points if point.panel.endswith("_simulated")]
     assert len(simulated) == 6 + 4 == len(ran_here(points))
     for config in (config for point in simulated for config in point.configs):
@@ -289,7 +289,7 @@ def test_a_pinned_panel_keeps_its_cluster_and_scale_whatever_is_typed():
 
 
 def test_what_is_typed_reaches_a_pinned_panel_where_it_is_not_pinned():
-    points = composed(*MAKE, "seq_len=12", "experiment.systems=[ep]")
+    points = composed(*MAKE, "seq_len=12", ONE)
     assert {config.seq_len for point in points for config in point.configs} == {12}
     assert {config.system.name for point in points for config in point.configs} == {"ep"}
 
@@ -297,7 +297,7 @@ def test_what_is_typed_reaches_a_pinned_panel_where_it_is_not_pinned():
 @pytest.mark.parametrize("typed", ["cluster=simulated", "cluster=torchrun"])
 def test_pinned_panels_are_left_out(typed, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "4")
-    points = composed("experiment=fig3", *with_implied([typed]))
+    points = composed("experiment=fig3", ONE, *with_implied([typed]))
     assert {point.panel for point in points} == {"fig3a", "fig3b"}
 
 
@@ -305,7 +305,7 @@ def test_simulated_launches_come_first_and_once_without_a_twin():
     plan = make_plan(composed(*MAKE))
     kinds = [plan.cells[ids[0]].cluster.kind for ids in plan.launches]
     simulated = [cell for cell in plan.cells.values() if cell.cluster.kind == "simulated"]
-    assert kinds == ["simulated"] * len(simulated) + ["emulated"] * 54  # each simulated cell is a launch
+    assert kinds == ["simulated"] * len(simulated) + ["emulated"] * 9 * QUICK  # each simulated cell is a launch
     assert {cell.launch for cell in simulated} == {0} and not any(cell.twin for cell in simulated)
     told = {key: plan.document[key] for key in ("twin", "scale", "tier", "campaign")}
     assert told == {"twin": "moeshard", "scale": "laptop", "tier": "quick", "campaign": "fig3-laptop-quick-seed0"}

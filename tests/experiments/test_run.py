@@ -37,27 +37,18 @@ def states(folder: Path) -> list[str]:
     return [json.loads(path.read_text())["state"] for path in folder.glob("cells/*/run.json")]
 
 
-@pytest.mark.parametrize(
-    ("arguments", "sentence"),
-    [
-        (["model.num_experts=6", "cluster.world_size=4", "system=ep"], "model.num_experts (6) must be divisible by"),
-        (["router.num_skewed=5"], "router.num_skewed is 5; it must be between 0 and num_experts (4)"),
-        (["cluster=nccl"], "cluster=nccl with cluster.device=cuda needs"),
-    ],
-)
-def test_bad_input_is_one_sentence_before_anything_runs(tmp_path, arguments, sentence):
-    status, out, err = run(*TINY, *arguments, f"out={tmp_path / 'out'}")
-    assert status == 2 and err.startswith("error: ") and sentence in err
+def test_bad_input_is_one_sentence_before_anything_runs(tmp_path):
+    """Which sentences there are, test_cells has."""
+    status, out, err = run(*TINY, "router.num_skewed=5", f"out={tmp_path / 'out'}")
+    assert status == 2 and err.startswith("error: ") and "router.num_skewed is 5; it must be between 0 and" in err
     assert len(err.strip().splitlines()) == 1 and out == ""
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize(
-    ("argument", "words"), [("system=moeshrd", ["moeshrd", "moeshard"]), ("btch_size=3", ["btch_size"])]
-)
-def test_unknown_names_are_named(argument, words):
-    status, _, err = run(argument)
-    assert status != 0 and all(word in err for word in words) and "Traceback" not in err
+def test_an_unknown_name_is_named():
+    """Which other things Hydra refuses, test_refusals has."""
+    status, _, err = run("system=moeshrd")
+    assert status == 2 and "'moeshrd'" in err and "'moeshard'" in err and "Traceback" not in err
 
 
 def test_a_multirun_is_one_campaign(tmp_path):
@@ -99,6 +90,7 @@ def test_ctrl_c_keeps_what_is_measured_and_the_same_command_goes_on(tmp_path):
     assert status == 0 and f"{kept} cells stored already" in out and states(tmp_path) == ["ok"] * 6
 
 
+@pytest.mark.slow
 def test_a_matched_network_is_shown_and_the_same_command_goes_on_without_measuring(tmp_path, monkeypatch):
     arguments = [*TINY, "network=matched", "engine=loop", f"out={tmp_path / 'out'}"]
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
@@ -116,6 +108,7 @@ def test_a_matched_network_is_shown_and_the_same_command_goes_on_without_measuri
     assert not kept.exists()
 
 
+@pytest.mark.slow
 def test_inside_torchrun(tmp_path):
     launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
     overrides = [key for key in TINY if not key.startswith("cluster.")]

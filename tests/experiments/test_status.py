@@ -60,6 +60,7 @@ def test_a_folder_without_a_plan_is_one_sentence(tmp_path, capsys):
     assert capsys.readouterr().err.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_resume_runs_what_is_missing_and_nothing_twice(tmp_path):
     """Two launches of one cell each; the second cell loses its samples."""
     typed = ["system=moeshard", "tier.launches=2"]

@@ -4,7 +4,7 @@ import os
 import signal
 import time
 from dataclasses import replace
-from functools import reduce
+from functools import cache, reduce
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -38,6 +38,11 @@ TINY = [
 
 def configuration(*overrides: str) -> Config:
     """A resolved configuration, as the parent hands it on."""
+    return _composed(overrides)
+
+
+@cache
+def _composed(overrides: tuple[str, ...]) -> Config:
     return composition.configuration([*TINY, *overrides])
 
 

@@ -31,6 +31,7 @@ def test_every_engine_that_can_run_is_timed_on_the_same_work(tmp_path, monkeypat
     assert (tmp_path / "engines.png").exists() and "percent" not in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.skipif("avx2" not in processor(), reason="this processor has no AVX2 to be held to")
 def test_a_processor_without_avx512_is_timed_too(tmp_path, has_compiler):
     """Where oneDNN packs no weights in bfloat16."""

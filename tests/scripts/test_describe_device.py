@@ -5,7 +5,7 @@ import torch
 import yaml
 
 from devices import device, load, load_device
-from scripts import describe_device
+from scripts import describe_device, measure_overheads
 from scripts.description import kernels, measure
 
 
@@ -22,6 +22,7 @@ def small(monkeypatch, tmp_path):
     monkeypatch.setattr(measure, "LARGE_FLOPS", 1e6)
     monkeypatch.setattr(measure, "KEYS", (16, 64))
     monkeypatch.setattr(kernels, "SHARES", [0.5, 1.0])
+    monkeypatch.setattr(measure_overheads, "LAUNCHES", 1)
     threads = torch.get_num_threads()
     yield tmp_path
     torch.set_num_threads(threads)

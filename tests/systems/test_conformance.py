@@ -7,7 +7,6 @@ import pytest
 from omegaconf import OmegaConf
 from safetensors.numpy import load_file
 
-from clusters.launch import prepare
 from clusters.session import ClusterSpec
 from experiments.conformance import ROUTINGS, TOLERANCE, cases, judge
 
@@ -22,13 +21,15 @@ DROPPING = {"deepspeed_tight", "tutel_tight", "tutel_tight_gathered", "gshard"}
 # The kit counts dropped tokens, not copies, so those that drop are judged with top-1.
 ONLY_TOP_1 = {"deepspeed", "deepspeed_dropless", "deepspeed_lossless", "moeshard_published", *AUTHORS, *DROPPING}
 MAX_TOP_K = {name: 1 if name in ONLY_TOP_1 else 2 for name in SYSTEMS}
-CLUSTERS = [(kind, world_size) for world_size in (1, 2, 4) for kind in ("gloo", "emulated")]
+# Each is a launch of half a minute of CPU time; `make test` has gloo on two ranks and emulated ranks on 1, 2 and 4.
+GLOO = [pytest.param(world_size, marks=[pytest.mark.slow] if world_size != 2 else []) for world_size in (1, 2, 4)]
+CLUSTERS = [pytest.param("gloo", *size.values, marks=size.marks, id=f"gloo-{size.values[0]}") for size in GLOO]
+CLUSTERS += [pytest.param("emulated", world_size, id=f"emulated-{world_size}") for world_size in (1, 2, 4)]
 
 
 @pytest.fixture(scope="module")
 def verdicts(tmp_path_factory):
     """(kind, G) -> (verdicts of each rank, folder with their outputs); each launched once."""
-    prepare(ClusterSpec(), ["experiments.conformance", "deepspeed.moe.layer"])
     known = {}
 
     def of(kind: str, world_size: int):
@@ -63,7 +64,7 @@ def test_accounted_bytes_are_those_on_the_wire(verdicts, world_size, name):
             assert (verdict["bytes_sent"] > 0) == (world_size > 1 and name != "dense"), (rank, case)
 
 
-@pytest.mark.parametrize("world_size", [1, 2, 4])
+@pytest.mark.parametrize("world_size", GLOO)
 def test_tight_capacity_drops_where_it_must(verdicts, world_size):
     """capacity_factor 1, all to one expert: only C = ceil(24 / E) tokens of each rank survive.
 
@@ -82,7 +83,7 @@ def test_tight_capacity_drops_where_it_must(verdicts, world_size):
                 assert found[f"{name}/E{num_experts}-all_to_one-k1"]["dropped"] == 24 - capacity, name
 
 
-@pytest.mark.parametrize("world_size", [1, 2, 4])
+@pytest.mark.parametrize("world_size", GLOO)
 def test_emulated_and_gloo_agree(verdicts, world_size):
     (_, gloo), (_, emulated) = verdicts("gloo", world_size), verdicts("emulated", world_size)
     for rank in range(world_size):

@@ -7,7 +7,6 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
-from clusters.launch import prepare
 from clusters.session import ClusterSpec
 from experiments.conformance import cases, judge
 from routers.base import Routing
@@ -72,7 +71,6 @@ def test_enough_capacity_is_dense(one_rank, top_k, num_tokens):
 
 def test_two_ranks_keep_what_comes_first(tmp_path):
     """Copy by copy, for top-1 and top-2; rank 1 may bring no token."""
-    prepare(ClusterSpec(), ["experiments.conformance", "deepspeed.moe.layer"])
     node = {"_target_": "systems.gshard.GShard", "name": "gshard", "engine": None}
     judge({"gshard": node}, ClusterSpec("gloo", 2), tmp_path, {"gshard": 2})
     for rank in range(2):

@@ -7,7 +7,6 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
-from clusters.launch import prepare
 from clusters.session import ClusterSpec
 from experiments.conformance import cases, judge
 from routers.base import Routing
@@ -64,7 +63,6 @@ def test_bad_options_are_named(options, sentence):
 @pytest.mark.parametrize("world_size", [2, 4])
 def test_neither_r_nor_overlap_changes_what_is_computed(world_size, tmp_path):
     """capacity_factor 4: C = 24, 12, 8 for each choice, which no overlap degree here rounds up."""
-    prepare(ClusterSpec(), ["experiments.conformance", "deepspeed.moe.layer"])
     node = {"_target_": "systems.tutel.Tutel", "engine": None, "capacity_factor": 4}
     systems = {
         **{f"overlap_{degree}": {**node, "name": "tutel", "overlap_degree": degree} for degree in (1, 2, 4)},

@@ -162,6 +162,7 @@ def test_training_repeats_itself_and_changes_every_parameter(source):
     assert not [name for name in shared_by_all if torch.equal(first[name], untrained[name])]
 
 
+@pytest.mark.slow
 def test_the_script_leaves_a_checkpoint(tmp_path):
     command = [sys.executable, "-m", "scripts.train_small_switch", "--steps", "2", "--out", str(tmp_path / "out")]
     printed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=250)

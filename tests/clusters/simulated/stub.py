@@ -12,9 +12,7 @@ from typing import Any
 
 import torch
 
-from clusters.launch import prepare
 from clusters.network import Network
-from clusters.session import ClusterSpec
 from clusters.simulated import Simulated
 from clusters.simulated.on_device import OnDevice
 from clusters.simulated.operations import Simulation
@@ -117,7 +115,6 @@ def call(function: Callable[..., Any], *given: Any, ranks: int) -> Any:
 
 @cache
 def _process(ranks: int) -> ProcessPoolExecutor:
-    prepare(ClusterSpec("simulated", ranks), ["clusters.simulated", "deepspeed.moe.layer"])
     return ProcessPoolExecutor(1, multiprocessing.get_context("forkserver"))
 
 

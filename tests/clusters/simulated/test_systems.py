@@ -18,7 +18,7 @@ SYSTEMS = {
 MAX_TOP_K = test_conformance.MAX_TOP_K | dict.fromkeys(AUTHORS, 1)
 SKIPPED = {name: ["ragged"] for name in AUTHORS}
 SPEC = {"systems": SYSTEMS, "max_top_k": MAX_TOP_K, "skipped": SKIPPED}
-RANKS = (2, 4)
+RANKS = (2, pytest.param(4, marks=pytest.mark.slow))
 
 
 @pytest.fixture(scope="module")

@@ -11,4 +11,4 @@ def test_each_call_of_a_program_has_operands_of_its_own():
         values.add(float(own.sum()))
 
     assert in_program_s(call, (x,), 0.05) > 0
-    assert len(seen) > 16 and x.data_ptr() not in seen and values == {float(x.sum())}
+    assert len(seen) > 2 and x.data_ptr() not in seen and values == {float(x.sum())}

@@ -154,6 +154,7 @@ def test_grouped_names_a_width_it_cannot_use(dtype, multiple, good, bad):
         find_engine("grouped").check(CPU, dtype, bad)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif("avx512f" not in processor(), reason="this processor has no wider registers than AVX2's anyway")
 def test_all_of_this_with_the_registers_of_avx2(has_compiler):
     here = [sys.executable, "-m", "pytest", "-q", "-n", "0", __file__, "-k", "cpu or loop or grouped"]
