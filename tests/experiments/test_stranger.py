@@ -109,4 +109,4 @@ def test_it_is_in_the_league_by_its_own_word(place):
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         (point,) = experiment_points(compose("config", typed), typed)
     league = {key for key, node in cards.systems().items() if node["about"]["league"]}
-    assert {config["system"]["name"] for config in point.configs} == league | {"stay_at_home"}
+    assert {config.system.name for config in point.configs} == league | {"stay_at_home"}
