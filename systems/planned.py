@@ -76,26 +76,16 @@ class PlannedExpertParallel(System):
 
     @classmethod
     def check(
-        cls,
-        shape: LayerShape,
-        world_size: int,
-        *,
-        planner: Planner,
-        loads: str,
-        mover: str,
-        home: str,
-        every: int,
-        window: int,
-        **_: Any,
+        cls, shape: LayerShape, world_size: int, *, planner: Planner, loads: str, mover: str, home: str, **others: Any
     ) -> None:
         """ValueError for unknown loads, mover or home, counts below 1, and what mover and planner cannot do."""
         divisible("model.num_experts", shape.num_experts, world_size, "every rank is home to E/G experts")
         for name, value, known in (("loads", loads, LOADS), ("mover", mover, MOVERS), ("home", home, PLACEMENTS)):
             if value not in known:
                 raise ValueError(f"system.{name} is {value!r}; it must be one of {', '.join(known)}")
-        for name, value in (("every", every), ("window", window)):
-            if value < 1:
-                raise ValueError(f"system.{name} is {value!r}; it must be a whole number of at least 1")
+        for name in ("every", "window"):
+            if others[name] < 1:
+                raise ValueError(f"system.{name} is {others[name]!r}; it must be a whole number of at least 1")
         if mover == "static" and loads in ("oracle", "lagged"):
             raise ValueError(
                 f"system.mover is 'static' and system.loads {loads!r}; experts that stay where they are cannot follow "

@@ -1,6 +1,7 @@
 """The reference of the configuration as Markdown: every key of conf/config.yaml and of every group."""
 
-from scripts.docs_site.keys import Key, group_keys, group_meaning, groups, options, top_level
+from scripts.docs_site.fields import group_meaning
+from scripts.docs_site.keys import Key, group_keys, groups, options, top_level
 
 LONGEST = 40  # characters of a value that a table shows
 FEW = 4  # options whose names stand beside a value

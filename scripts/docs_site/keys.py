@@ -3,28 +3,24 @@
 Keys of records are as their fields say; those of nodes, which name a class, as files, comments and the class do.
 """
 
-import ast
 import inspect
 import re
 from collections.abc import Iterator
-from dataclasses import MISSING, dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field
 from functools import cache
-from itertools import pairwise
 from pathlib import Path
-from types import NoneType
-from typing import Any, get_type_hints
+from typing import Any
 
 import yaml
 
 from experiments.configuration import SUPPLIED, find_class, parameters
-from experiments.records import Config, Experiment, Panel
-from experiments.values import parts
+from experiments.records import Config
+from scripts.docs_site.fields import fields_of, group_meaning, plain, records, type_in_words
 
 ROOT = Path(__file__).parents[2]
 CONF = ROOT / "conf"
 MEANINGS = ROOT / "docs/reference/meanings.yaml"
 TAGS = {"int": "int", "float": "float", "bool": "bool", "str": "str", "seq": "list", "map": "mapping"}
-TYPES = {NoneType: "null", int: "int", float: "float", bool: "bool", str: "str", list: "list", dict: "mapping"}
 INTERPOLATION = re.compile(r"\$\{([a-z_.]+)\}")
 HIDDEN = {"defaults", "hydra", "_target_"}
 WHOLE = {"devices", "grouped", "about"}  # mappings that are data, not keys of their own
@@ -84,17 +80,6 @@ def _document(path: Path) -> dict[str, Any]:
     return yaml.safe_load(path.read_text()) or {}
 
 
-def records() -> dict[str, Any]:
-    """The groups of which a record is, each with it."""
-    kinds = get_type_hints(Config)
-    return {group: kinds[group] for group in kinds if is_dataclass(kinds[group])} | {"panel": Panel}
-
-
-def group_meaning(group: str) -> str:
-    """What a group is for."""
-    return _helped(Experiment)["panels"] if group == "panel" else _helped(Config)[group]
-
-
 def top_level() -> list[Key]:
     """The keys of config.yaml itself: the choice in each group, and the numbers beside it."""
     chosen = {name: str(value) for one in _document(CONF / "config.yaml")["defaults"] if isinstance(one, dict)
@@ -111,28 +96,11 @@ def group_keys(group: str) -> list[Key]:
 
 def _record_keys(kind: Any, files: dict[str, Path]) -> list[Key]:
     written = {option: {name: _text(node) for name, node, _ in _walk(path)} for option, path in files.items()}
-    types, helped, keys = get_type_hints(kind), _helped(kind), []
-    for one in fields(kind):
-        if one.name == "panels":
-            continue
-        empty = one.default_factory() if one.default_factory is not MISSING else one.default
-        default = "" if empty is MISSING else _plain(empty)
-        values = {option: found.get(one.name, default) for option, found in written.items()}
-        keys.append(Key(one.name, values, {_type_in_words(types[one.name])}, helped[one.name]))
+    keys = []
+    for one in fields_of(kind):
+        values = {option: found.get(one.name, one.default) for option, found in written.items()}
+        keys.append(Key(one.name, values, {one.type}, one.meaning))
     return keys
-
-
-@cache
-def _helped(kind: Any) -> dict[str, str]:
-    """By name, the string under each field of a record."""
-    helped = {}
-    for base in kind.__mro__[:-1]:
-        (record,) = ast.parse(inspect.getsource(base)).body
-        assert isinstance(record, ast.ClassDef)
-        for one, text in pairwise(record.body):
-            if isinstance(one, ast.AnnAssign) and isinstance(text, ast.Expr):
-                helped[ast.unparse(one.target)] = " ".join(ast.literal_eval(text.value).split())
-    return helped
 
 
 def _node_keys(group: str, files: dict[str, Path]) -> list[Key]:
@@ -149,8 +117,8 @@ def _node_keys(group: str, files: dict[str, Path]) -> list[Key]:
                 continue
             key = keys.setdefault(name, Key(name, added=True))
             if key.added:
-                key.values[option] = "" if parameter.default is parameter.empty else _plain(parameter.default)
-            key.types |= {_type_in_words(parameter.annotation)} - {""}
+                key.values[option] = "" if parameter.default is parameter.empty else plain(parameter.default)
+            key.types |= {type_in_words(parameter.annotation)} - {""}
             key.meaning = key.meaning or _from_docstring(_document(path), name)
     for key in keys.values():
         _complete(group, key)
@@ -212,12 +180,6 @@ def _type(node: yaml.Node) -> str:
     return {**TAGS, "null": "null"}[node.tag.rpartition(":")[2]]
 
 
-def _plain(value: Any) -> str:
-    if value is None or isinstance(value, bool):
-        return {None: "null", True: "true", False: "false"}[value]
-    return str(value)
-
-
 def _classes(document: dict[str, Any]) -> Iterator[tuple[str, Any]]:
     """The classes that an option builds, each with the prefix of its keys."""
     if "_target_" in document:
@@ -236,12 +198,6 @@ def _parameters(document: dict[str, Any]) -> dict[str, inspect.Parameter]:
         for name, one in parameters(kind).items()
         if name not in hidden
     }
-
-
-def _type_in_words(kind: Any) -> str:
-    """A type in the words of a configuration; "" for one that a configuration does not type."""
-    names = [TYPES.get(part, "") for part in parts(kind)]
-    return " or ".join(names) if all(names) else ""
 
 
 def _from_docstring(document: dict[str, Any], name: str) -> str:
