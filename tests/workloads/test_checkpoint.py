@@ -123,7 +123,9 @@ def test_neither_directory_nor_hub_name(monkeypatch):
 def test_hub_name_is_opened_where_the_hub_client_puts_it(monkeypatch, tmp_path):
     folder = save(tmp_path / "snapshot", random_tensors())
     monkeypatch.setattr("workloads.checkpoint.snapshot_download", lambda name, **_: str(folder))
-    open_checkpoint("google/switch-base-8").check(MODEL)
+    checkpoint = open_checkpoint("google/switch-base-8")
+    checkpoint.check(MODEL)
+    assert checkpoint.folder == folder
 
 
 def test_directory_without_safetensors(tmp_path):
