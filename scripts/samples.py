@@ -21,6 +21,7 @@ from analysis.schema import RUNS
 from experiments.identity import code_digest
 from experiments.main import INTERRUPTED
 from experiments.pack import pack
+from experiments.records import Config, read
 
 RESULTS = Path(__file__).parents[1] / "results"
 MANIFEST = RESULTS / "samples.json"
@@ -89,7 +90,14 @@ def is_current(folder: Path) -> bool:
     """Whether all cells of a sample, packed or not, were measured by the code that is here now."""
     loose = [json.loads(path.read_text()) for path in folder.glob("cells/*/run.json")]
     runs = [*read_packed_runs(folder).values(), *loose]
-    return all(run.get("code") == code_digest(run["config"]) for run in runs)
+    return all(_is_of_this_code(run) for run in runs)
+
+
+def _is_of_this_code(run: dict[str, Any]) -> bool:
+    try:
+        return run.get("code") == code_digest(read(Config, run["config"]))
+    except ValueError:  # a key of older code
+        return False
 
 
 def caption(folder: Path) -> str:

@@ -83,6 +83,7 @@ def test_its_label_stands_in_table_figure_and_report(campaign):
     assert "Nobody moves" in (campaign / "report.html").read_text()
 
 
+@pytest.mark.slow
 def test_what_it_says_of_itself_is_stored_and_no_part_of_its_identity(place, campaign):
     runs = load_campaign(campaign).runs
     mine = {cell for cell, run in runs.items() if run["system"] == "stay_at_home"}

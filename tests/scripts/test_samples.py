@@ -20,6 +20,7 @@ def test_the_manifest_describes_the_samples_that_are_there():
 def test_a_caption_says_whether_the_code_has_changed(monkeypatch):
     folder = samples.folders()[0]
     runs = samples.read_packed_runs(folder)
+    monkeypatch.setattr(samples, "read", lambda kind, stored: stored)
     monkeypatch.setattr(samples, "code_digest", lambda config: "now")
     monkeypatch.setattr(
         samples, "read_packed_runs", lambda folder: {cell: run | {"code": "now"} for cell, run in runs.items()}
