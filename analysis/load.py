@@ -218,9 +218,8 @@ def device_of(run: dict) -> str:
 
 
 def turn_of(run: dict) -> int:
-    """How many forward passes of a cell followed one another before the next system had its turn."""
-    schedule = run["schedule"]
-    return schedule["turn"] if "turn" in schedule else run["config"]["tier"]["block"]  # samples of earlier code
+    """How many forward passes of each kind a cell had in a round; one in samples of earlier code."""
+    return run["schedule"].get("turn", 1)
 
 
 def runs_of(campaign: Campaign, panel: dict | None = None) -> list[dict]:

@@ -64,19 +64,20 @@ class Bench:
         }
 
     @torch.inference_mode()
-    def measure(self, schedule: Iterable[tuple[str, range]], phase: str, progress: Progress) -> None:
-        """Run the schedule; `phase` is warmup, measure or instrumented (the last one observes layers and sections)."""
+    def measure(self, visits: Iterable[tuple[str, int]], phase: str, progress: Progress) -> None:
+        """Run these iterations of these cells, one forward pass each.
+
+        phase: warmup, measure or instrumented (the last one observes layers and sections).
+        """
         self.recorder.observing = phase == "instrumented"
         with _no_garbage_collection():
-            for cell, iterations in schedule:
+            for cell, iteration in visits:
                 progress(cell)
-                for iteration in iterations:
-                    self.program.prefetch(iteration)
+                self.program.prefetch(iteration)
                 with self.session.clock.running():
-                    for iteration in iterations:
-                        hidden_BLD = self.timed_forward(cell, iteration, phase=phase)
-                        if phase != "warmup":
-                            self.sketches[cell][iteration] = sketch(hidden_BLD)
+                    hidden_BLD = self.timed_forward(cell, iteration, phase=phase)
+                    if phase != "warmup":
+                        self.sketches[cell][iteration] = sketch(hidden_BLD)
         self.recorder.observing = False
 
     def last_ttft_s(self, cells: list[str], phase: str) -> dict[str, float]:

@@ -89,10 +89,9 @@ class Tier:
     """Forward passes of each system before any that counts, beside the first, which is compared with the dense
     model."""
     rounds: int = field(metadata=WHOLE)
-    """Rounds in a launch. In each of them every system has two turns: one end to end, one in which layers and sections
-    are marked."""
+    """Rounds in a launch. In each of them every system has a turn end to end and one in which layers are marked."""
     turn_s: float = field(metadata=COUNT)
-    """Seconds of forward passes that a turn is filled with; a turn of a system that is slower is one forward pass."""
+    """Seconds of forward passes in a turn. They are spread over the round; a system that is slower has one."""
     longest_turn: int = field(metadata=WHOLE)
     """The most forward passes of a turn."""
 

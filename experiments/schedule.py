@@ -23,7 +23,7 @@ def iterations_of(tier: Tier) -> dict[str, range]:
 
 
 def turns_of(ttft_s: Mapping[str, float], tier: Tier) -> dict[str, int]:
-    """How many forward passes a turn of each system has, by how long one takes.
+    """How many forward passes each system has in a round, by how long one takes.
 
     As many as fill `turn_s`, at least one and at most `longest_turn`: little wall time then narrows the intervals of
     fast systems, whose few milliseconds vary most.
@@ -31,15 +31,18 @@ def turns_of(ttft_s: Mapping[str, float], tier: Tier) -> dict[str, int]:
     return {cell: max(1, min(tier.longest_turn, round(tier.turn_s / s))) for cell, s in ttft_s.items()}
 
 
-def interleave(turns: Mapping[str, int], rounds: int, seed: int, first: int = 0) -> Iterator[list[tuple[str, range]]]:
-    """Rounds of turns, [A B C] [C B A] ...: every system has its turn before the next round.
+def interleave(turns: Mapping[str, int], rounds: int, seed: int, first: int = 0) -> Iterator[list[tuple[str, int]]]:
+    """The forward passes of each round, as (system, iteration): [A B C] [C B A] ..., where all have one a round.
 
-    turns: the iterations of each system's turn; first: the number of everyone's first one. The first order is drawn
-    from the seed and then reversed at each round, so that slow drift of the machine meets all systems alike.
+    turns: how many each system has in a round. They are spread over it, A B C B A B, because passes that follow one
+    another share what disturbs them. first: the number of everyone's first iteration. The first order is drawn from the
+    seed and then reversed each time, so that slow drift of the machine meets all systems alike.
     """
     order = sorted(turns)
     random.Random(seed).shuffle(order)
     for place in range(rounds):
-        starts = {cell: first + place * turns[cell] for cell in order}
-        yield [(cell, range(starts[cell], starts[cell] + turns[cell])) for cell in order]
-        order.reverse()
+        visits = []
+        for lap in range(max(turns.values(), default=0)):
+            visits += [(cell, first + place * turns[cell] + lap) for cell in order if lap < turns[cell]]
+            order.reverse()
+        yield visits

@@ -78,15 +78,15 @@ def run_launch(launch: Launch, session: Session) -> None:
 def _measure(
     bench: Any, cells: list[str], launch: Launch, progress: "Progress", stopwatch: "Stopwatch"
 ) -> dict[str, dict[str, int]]:
-    """Warm up, then rounds in which every system has a turn end to end and one instrumented.
+    """Warm up, then rounds in which every system runs end to end and then instrumented.
 
     So slow drift of the machine meets both passes alike, and their ratio is the observer's cost. Returns each cell's
-    iterations of a pass and of a turn.
+    iterations of a pass and of a round.
     """
     tier, seed = launch.workload.tier, launch.number
     phases = iterations_of(tier)
 
-    def run(turns: list[tuple[str, range]], phase: str) -> None:
+    def run(turns: list[tuple[str, int]], phase: str) -> None:
         with stopwatch(phase):
             bench.measure(turns, phase, progress)
 
@@ -154,7 +154,7 @@ class Progress:
 
     def __init__(self, launch: Launch, rank: int) -> None:
         tier = launch.workload.tier
-        self._steps, self._done = len(launch.cells) * (2 + (tier.warmup > 0) + 2 * tier.rounds), 0
+        self._steps, self._done = len(launch.cells) * (2 + tier.warmup + 2 * tier.rounds * tier.longest_turn), 0
         self._file = Path(launch.folder) / f"progress.{rank}"
         self._timeout_s = launch.workload.cluster.timeout_s
 

@@ -67,10 +67,10 @@ def profile_rank(path: str) -> None:
 
 def _profiled(bench: Any, system: str) -> Iterator[dict[str, Any]]:
     iterations = list(iterations_of(bench.workload.tier)["measure"])
-    bench.measure([(system, range(iterations[0], iterations[PASSES]))], "warmup", lambda cell: None)
+    bench.measure([(system, i) for i in iterations[:PASSES]], "warmup", lambda cell: None)
     on_gpu = bench.session.device.type == "cuda"
     with profile(activities=[ProfilerActivity.CPU, *[ProfilerActivity.CUDA] * on_gpu]) as seen:
-        bench.measure([(system, range(iterations[PASSES], iterations[-1] + 1))], "measure", lambda cell: None)
+        bench.measure([(system, i) for i in iterations[PASSES:]], "measure", lambda cell: None)
         if on_gpu:
             torch.cuda.synchronize()
     for operation in seen.key_averages():

@@ -144,7 +144,7 @@ def interleaved_order(evidence: Evidence) -> Iterator[Finding]:
         if problem or len(cells) > 1:
             shortest, longest = (choose(cell.turn for cell in cells) for choose in (min, max))
             lengths = f"{shortest} to {longest}" if shortest < longest else f"{longest}"
-            text = f"{len(cells)} systems took turns of {lengths} forward passes, each round reversed."
+            text = f"{len(cells)} systems took turns, {lengths} forward passes each in a round, each lap reversed."
             yield from (expect(cell.id, [problem] if problem else [], text) for cell in cells)
         else:
             yield Finding(cells[0].id, SKIP, "One system alone in its launch.")
@@ -156,11 +156,15 @@ def order_problem(cells: list[Cell]) -> str:
     visits: Any = pd.concat(frames).drop_duplicates(["cell", "iteration"]).sort_values("order", ignore_index=True)
     if visits["order"].isna().any() or visits["time"].isna().any() or visits["order"].duplicated().any():
         return "Rows lack a place in the order or a wall time of their own"
-    visits["round"] = visits["iteration"] // visits["cell"].map({cell.id: cell.turn for cell in cells})
-    blocks = visits.loc[(visits[["cell", "round"]].shift() != visits[["cell", "round"]]).any(axis=1)]
-    if not blocks["round"].is_monotonic_increasing or blocks.duplicated(["cell", "round"]).any():
-        return "A block of iterations was interrupted, or a system was a round ahead of another"
-    rounds = blocks.groupby("round")["cell"].agg(list).tolist()
-    if any(later != [cell for cell in earlier[::-1] if cell in later] for earlier, later in pairwise(rounds)):
-        return "A round of the systems is not the reverse of the one before"
+    turn = visits["cell"].map({cell.id: cell.turn for cell in cells})
+    visits["round"], visits["lap"] = visits["iteration"] // turn, visits["iteration"] % turn
+    laps = visits.loc[(visits[["round", "lap"]].shift() != visits[["round", "lap"]]).any(axis=1), ["round", "lap"]]
+    if laps.duplicated().any() or not laps.reset_index(drop=True).equals(
+        laps.sort_values(["round", "lap"], ignore_index=True)
+    ):
+        return "A lap of the systems was interrupted, or a system was ahead of another"
+    orders = visits.groupby(["round", "lap"])["cell"].agg(list).tolist()
+    for earlier, later in pairwise(orders):
+        if [cell for cell in later if cell in earlier] != [cell for cell in earlier[::-1] if cell in later]:
+            return "A lap of the systems is not the reverse of the one before"
     return ""

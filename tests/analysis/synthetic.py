@@ -186,10 +186,9 @@ def point(num_experts: int = 128, batch_size: int = 25) -> dict:
 def take_turns(cells: list[str], iterations: int) -> dict[str, dict[int, int]]:
     """A B C C B A: the place of every iteration of every cell."""
     turns, place = {cell: {} for cell in cells}, 0
-    for start, order in zip(range(0, iterations, BLOCK), cycle([cells, cells[::-1]])):
+    for i, order in zip(range(iterations), cycle([cells, cells[::-1]])):
         for cell in order:
-            for i in range(start, min(start + BLOCK, iterations)):
-                turns[cell][i], place = place, place + 1
+            turns[cell][i], place = place, place + 1
     return turns
 
 
