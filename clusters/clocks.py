@@ -4,17 +4,15 @@ A mark is taken without synchronising; `seconds` between two marks may wait for 
 after the timed region only.
 """
 
-import fcntl
-import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
-import numpy as np
 import torch
+
+from clusters.device_lock import DeviceLock
 
 
 class Clock(Protocol):
@@ -89,53 +87,6 @@ class CudaClock:
         return nullcontext()
 
 
-class Baton:
-    """The right to use the device: an exclusive lock on a file that the ranks of a launch share.
-
-    Who holds it is not to be disturbed. A rank that is done sleeps until all others are done too before it moves any
-    data (`wait_until_idle`), and a rank that gets the baton starts only when those it has just exchanged data with
-    are asleep again. The kernel frees all locks of a rank that dies.
-
-    at_once: how many batons there are; rank r waits for number r mod at_once. More than one where the emulated ranks
-    share a host, so that they meet in its caches and memory as they would there.
-    """
-
-    def __init__(self, path: Path, rank: int, world_size: int, at_once: int = 1) -> None:
-        self.rank = rank
-        self._turn = open(path.with_suffix(f".turn{rank % at_once}"), "a+b")  # noqa: SIM115  (held for the rank's life)
-        self._computing = open(path.with_suffix(".computing"), "a+b")  # noqa: SIM115
-        with open(path, "a+b") as arrivals:
-            arrivals.truncate(8 * world_size)
-            self._arrivals = np.memmap(arrivals, dtype=np.int64, mode="r+", shape=(world_size,))
-
-    @property
-    def next_arrival(self) -> int:
-        return int(self._arrivals[self.rank]) + 1
-
-    def take(self, after: Mapping[int, int]) -> None:
-        """Wait for the baton, then until each rank in `after` has come to wait for it that many times.
-
-        The second wait is for quiet only and ends after a while: a rank may be busy with a later collective.
-        """
-        fcntl.flock(self._computing, fcntl.LOCK_SH)
-        self._arrivals[self.rank] += 1
-        fcntl.flock(self._turn, fcntl.LOCK_EX)
-        deadline_s = time.perf_counter() + 0.01
-        while any(self._arrivals[rank] < arrival for rank, arrival in after.items()):
-            if time.perf_counter() > deadline_s:
-                break
-            os.sched_yield()
-
-    def give(self) -> None:
-        fcntl.flock(self._turn, fcntl.LOCK_UN)
-        fcntl.flock(self._computing, fcntl.LOCK_UN)
-
-    def wait_until_idle(self) -> None:
-        """Sleep until no rank computes or waits to compute."""
-        fcntl.flock(self._computing, fcntl.LOCK_EX)
-        fcntl.flock(self._computing, fcntl.LOCK_UN)
-
-
 @runtime_checkable
 class ModelledClock(Clock, Protocol):
     """A clock of a cluster whose collectives take what a network model says: it tells of each, and what time it is."""
@@ -195,7 +146,7 @@ class Exchange(NamedTuple):
 class VirtualClock:
     """Emulated time of one rank: the sum of its own segments, joined with the other ranks at collectives.
 
-    A segment is what the rank computes between two collectives, alone on the device because it holds the baton.
+    A segment is what the rank computes between two collectives, alone on the device because it holds the lock.
     Outside `running` nobody takes turns and only transfers move the clock (set-up, gathering of results).
     link_free_s: when this rank's link has carried all that was issued so far. on_exchange is told of each collective.
     preempted_s: how long other processes had this rank's core in the segments so far, which the clock leaves out; stays
@@ -204,12 +155,12 @@ class VirtualClock:
 
     on_exchange: Callable[[Exchange], None] | None = None
 
-    def __init__(self, baton: Baton, stopwatch: Clock) -> None:
+    def __init__(self, lock: DeviceLock, stopwatch: Clock) -> None:
         self.time_s = 0.0
         self.link_free_s = 0.0
         self.resumed_s = 0.0
         self.preempted_s = 0.0
-        self.baton = baton
+        self.lock = lock
         self.pending: deque[Any] = deque()  # collectives that were issued and are not carried out yet, over all groups
         self._stopwatch = stopwatch
         self._segment: Any = None
@@ -249,21 +200,21 @@ class VirtualClock:
 
     @contextmanager
     def paused(self) -> Iterator[dict[int, int]]:
-        """Close the segment for a collective; afterwards wait for the baton and open a new segment.
+        """Close the segment for a collective; afterwards wait for the lock and open a new segment.
 
-        Yields a dict in which the caller notes rank -> next_arrival of those who take part (see `Baton.take`).
+        Yields a dict in which the caller notes rank -> next_arrival of those who take part (see `DeviceLock.take`).
         """
         arrivals: dict[int, int] = {}
         was_running = self._segment is not None
         if was_running:
             self._pause()
-            self.baton.wait_until_idle()
+            self.lock.wait_until_idle()
         yield arrivals
         if was_running:
             self._resume(arrivals)
 
     def _resume(self, after: Mapping[int, int]) -> None:
-        self.baton.take(after)
+        self.lock.take(after)
         self.resumed_s = self.time_s
         self._segment = self._stopwatch.mark()
 
@@ -272,4 +223,4 @@ class VirtualClock:
         if self._segment is not None and isinstance(self._stopwatch, ThreadClock):
             self.preempted_s += self._stopwatch.preempted_s(self._segment, self._stopwatch.mark())
         self._segment = self._held_s = None
-        self.baton.give()
+        self.lock.give()

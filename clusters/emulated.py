@@ -1,7 +1,7 @@
 """A `torch.distributed` backend whose ranks take turns on one device, in emulated time.
 
 Every rank is a real process and the data really moves (through shared memory), so results are real and third-party
-layers run unmodified. Time is not: a rank computes only while it holds the baton, each segment between two
+layers run unmodified. Time is not: a rank computes only while it holds the lock, each segment between two
 collectives is timed alone on the whole device (or beside those it shares a host with), and at a collective all clocks
 become
 
@@ -25,7 +25,7 @@ import torch.distributed as dist
 from clusters.clocks import Exchange, VirtualClock
 from clusters.network import COLLECTIVES, NetworkModel
 from clusters.reductions import reduction
-from clusters.shared_memory import Board
+from clusters.shared_memory import SharedBuffer
 
 BACKEND = "emulated"
 
@@ -81,7 +81,7 @@ class EmulatedGroup(dist.ProcessGroup):
         super().__init__(rank, size)  # pyright: ignore[reportCallIssue]  (torch's stubs lack this constructor)
         self.clock = clock
         self._network = network
-        self._board = Board(store, rank, size, timeout)
+        self._buffer = SharedBuffer(store, rank, size, timeout)
 
     def getBackendName(self) -> str:
         return BACKEND
@@ -97,12 +97,12 @@ class EmulatedGroup(dist.ProcessGroup):
     @torch.inference_mode()
     def exchange(self, work: EmulatedWork) -> dict[int, int]:
         """Carry out one collective and give it its completion time; returns who took part: rank -> next arrival."""
-        issue, clock, baton = work.issue, self.clock, self.clock.baton
+        issue, clock, lock = work.issue, self.clock, self.clock.lock
         if issue.data is not None:
-            self._board.write(issue.data)
+            self._buffer.write(issue.data)
         ready_s = max(issue.issued_s, clock.link_free_s)
         kind = COLLECTIVES.index(issue.collective)
-        notes = self._board.meet([ready_s, baton.rank, baton.next_arrival, kind, *issue.sent_to_G])
+        notes = self._buffer.meet([ready_s, lock.rank, lock.next_arrival, kind, *issue.sent_to_G])
         ready_s, ranks, arrivals, kinds = notes[:, :4].T
         sent_GG, members = notes[:, 4:].copy(), [int(rank) for rank in ranks]
         received_G = sent_GG[:, self.rank()].tolist()
@@ -111,7 +111,7 @@ class EmulatedGroup(dist.ProcessGroup):
             raise ValueError(f"{issue.collective}: the ranks of its group call {others}")
         if received_G != issue.received_from_G:
             raise ValueError(
-                f"{issue.collective}: rank {baton.rank} expects {issue.received_from_G} bytes from the ranks of its "
+                f"{issue.collective}: rank {lock.rank} expects {issue.received_from_G} bytes from the ranks of its "
                 f"group, which send {received_G}"
             )
         issue.take(sent_GG)
@@ -128,8 +128,8 @@ class EmulatedGroup(dist.ProcessGroup):
             received = float(sent_GG[:, self.rank()].sum())
             clock.on_exchange(Exchange(issue.collective, *times, sent_to_G, received, issue.asynchronous))
         clock.time_s = max(clock.time_s, work.finished_s)  # those issued later are waited for from here on
-        self._board.meet()  # nobody writes the next, or computes, while others still read
-        self._board.forget()
+        self._buffer.meet()  # nobody writes the next, or computes, while others still read
+        self._buffer.forget()
         return dict(zip(members, (int(arrival) for arrival in arrivals), strict=True))
 
     def _now_s(self, opts: Any) -> float:
@@ -168,7 +168,7 @@ class EmulatedGroup(dist.ProcessGroup):
         issued_s, (tensor,), reduced = self._now_s(opts), tensors, reduction(opts)
 
         def take(sent_GG: np.ndarray) -> None:
-            tensor.copy_(reduced(self._board.read(tensor)))
+            tensor.copy_(reduced(self._buffer.read(tensor)))
 
         sent = self._equally(2 * tensor.nbytes / self.size())  # a reduce-scatter, then an all-gather
         return self._issue("all_reduce", opts, issued_s, tensor, take, sent)
@@ -178,7 +178,7 @@ class EmulatedGroup(dist.ProcessGroup):
 
         def take(sent_GG: np.ndarray) -> None:
             if root != self.rank():
-                tensor.copy_(self._board.read(tensor)[root])
+                tensor.copy_(self._buffer.read(tensor)[root])
 
         received = [float(tensor.nbytes if rank == root else 0) for rank in range(self.size())]
         data, num_bytes = (tensor, tensor.nbytes) if root == self.rank() else (None, 0)
@@ -189,7 +189,7 @@ class EmulatedGroup(dist.ProcessGroup):
 
         def take(sent_GG: np.ndarray) -> None:
             parts = output.unflatten(0, (self.size(), -1))
-            parts.copy_(self._board.read(input).view(parts.shape))
+            parts.copy_(self._buffer.read(input).view(parts.shape))
 
         return self._issue("all_gather", opts, issued_s, input, take, self._equally(input.nbytes))
 
@@ -197,7 +197,7 @@ class EmulatedGroup(dist.ProcessGroup):
         issued_s, (parts,), (input,) = self._now_s(opts), outputs, inputs
 
         def take(sent_GG: np.ndarray) -> None:
-            for part, theirs in zip(parts, self._board.read(input), strict=True):
+            for part, theirs in zip(parts, self._buffer.read(input), strict=True):
                 part.copy_(theirs)
 
         return self._issue("all_gather", opts, issued_s, input, take, self._equally(input.nbytes))
@@ -206,7 +206,7 @@ class EmulatedGroup(dist.ProcessGroup):
         issued_s, reduced = self._now_s(opts), reduction(opts)
 
         def take(sent_GG: np.ndarray) -> None:
-            parts = self._board.read(input).view(self.size(), self.size(), *output.shape)
+            parts = self._buffer.read(input).view(self.size(), self.size(), *output.shape)
             output.copy_(reduced(parts[:, self.rank()]))
 
         return self._issue("reduce_scatter", opts, issued_s, input, take, self._equally(output.nbytes))
@@ -229,7 +229,7 @@ class EmulatedGroup(dist.ProcessGroup):
         def take(sent_GG: np.ndarray) -> None:
             starts_G = sent_GG[:, : self.rank()].sum(1) // input.element_size()
             for rank, part in enumerate(parts):
-                part.copy_(self._board.read(part, int(starts_G[rank]))[rank])
+                part.copy_(self._buffer.read(part, int(starts_G[rank]))[rank])
 
         sizes = [[float(part.nbytes) for part in split] for split in (sent, parts)]
         return self._issue("all_to_all", opts, issued_s, input, take, *sizes)

@@ -11,7 +11,8 @@ import torch
 import torch.distributed as dist
 
 from clusters import emulated
-from clusters.clocks import Baton, Clock, CudaClock, HostClock, ThreadClock, VirtualClock
+from clusters.clocks import Clock, CudaClock, HostClock, ThreadClock, VirtualClock
+from clusters.device_lock import DeviceLock
 from clusters.network import NetworkModel
 
 KINDS = ("emulated", "simulated", "gloo", "nccl", "torchrun")
@@ -114,10 +115,10 @@ class Session:
 
 
 @contextmanager
-def connect(spec: ClusterSpec, network: NetworkModel, baton_path: Path) -> Iterator[Session]:
+def connect(spec: ClusterSpec, network: NetworkModel, lock_path: Path) -> Iterator[Session]:
     """Join the process group named by the launcher's environment (RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT).
 
-    network and baton_path (a file that all ranks of this launch share) matter to emulated clusters only.
+    network and lock_path (a file that all ranks of this launch share) matter to emulated clusters only.
     """
     torch.set_num_threads(spec.threads_per_rank)
     device = _device(spec)
@@ -125,7 +126,7 @@ def connect(spec: ClusterSpec, network: NetworkModel, baton_path: Path) -> Itera
     backend = {"gloo": "gloo", "nccl": "nccl", "torchrun": "nccl" if device.type == "cuda" else "gloo"}.get(spec.kind)
     store, rank, world_size = next(dist.rendezvous("env://", timeout=timedelta(seconds=spec.timeout_s)))
     if spec.kind == "emulated":
-        clock = VirtualClock(Baton(baton_path, rank, world_size, spec.ranks_at_once), clock)
+        clock = VirtualClock(DeviceLock(lock_path, rank, world_size, spec.ranks_at_once), clock)
         emulated.register(clock, network)
         backend = emulated.BACKEND
     elif backend == "gloo":

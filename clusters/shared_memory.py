@@ -19,7 +19,7 @@ ROW_BYTES = 1 << 36  # of address space; only what has been written takes memory
 KEPT_BYTES = 1 << 26  # of a row's memory; giving back and taking anew what small messages use would cost time
 
 
-class Board:
+class SharedBuffer:
     """One row of bytes for each of G ranks: a rank writes its own, meets the others, and reads theirs.
 
     Meeting goes over connections to the first rank (Unix sockets, which block in the kernel): who waits sleeps, who

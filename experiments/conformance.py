@@ -160,7 +160,7 @@ def judge_rank(spec_path: str) -> None:
     folder = Path(spec_path).parent
     verdicts: dict[str, Any] = {}
     outputs: dict[str, torch.Tensor] = {}
-    with connect(ClusterSpec(**spec["cluster"]), Network("none"), folder / "baton") as session:
+    with connect(ClusterSpec(**spec["cluster"]), Network("none"), folder / "device_lock") as session:
         for name, node in spec["systems"].items():
             for case in cases(spec["max_top_k"].get(name, 1)):
                 faulthandler.dump_traceback_later(spec["cluster"]["timeout_s"], exit=True)

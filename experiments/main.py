@@ -143,7 +143,7 @@ def _run(plan: Plan, store: Store, logger: Logger, console: Console) -> None:
 def _run_inside_launch(plan: Plan, store: Store, logger: Logger, console: Console) -> None:
     """Under torchrun this process is a rank: rank 0 leads the campaign, the others follow its launches."""
     first = next(iter(plan.cells.values()))
-    with connect(first.cluster, instantiate(first.config.network, "network"), store.folder / "baton") as session:
+    with connect(first.cluster, instantiate(first.config.network, "network"), store.folder / "device_lock") as session:
         if session.rank > 0:
             number = 0
             while (told := json.loads(session.store.get(f"launch/{number}"))) is not None:

@@ -39,7 +39,7 @@ def run_rank(path: str) -> None:
     workload = launch.workload
     faulthandler.dump_traceback_later(workload.cluster.timeout_s, exit=True)
     network = instantiate(workload.network, "network")
-    with connect(workload.cluster, network, Path(launch.folder) / "baton") as session:
+    with connect(workload.cluster, network, Path(launch.folder) / "device_lock") as session:
         run_launch(launch, session)
 
 

@@ -77,7 +77,7 @@ def run_rank(network_path: str, out: str) -> None:
 
 
 def _run(spec: ClusterSpec, network: NetworkModel, out: Path) -> None:
-    with connect(spec, network, out.with_suffix(".baton")) as session:
+    with connect(spec, network, out.with_suffix(".device_lock")) as session:
         rows = measure(session)
     if session.rank == 0:
         rows.to_csv(out, index=False)

@@ -69,7 +69,7 @@ def time_rank(folder: str) -> None:
     """Rank entry: leaves times.<rank>.json, {"harness": [...], "bare": [...]} in ms."""
     spec = json.loads((Path(folder) / "spec.json").read_text())
     num_experts, num_tokens = spec["num_experts"], spec["batch_size"] * SEQ_LEN
-    with connect(ClusterSpec("gloo", spec["world_size"]), Network("none"), Path(folder) / "baton") as session:
+    with connect(ClusterSpec("gloo", spec["world_size"]), Network("none"), Path(folder) / "device_lock") as session:
         model = ModelShape(num_experts, 64, 256, 16, 4, 4, 2, 8000)
         shape = LayerShape(num_experts, model.d_model, model.d_ff, num_tokens)
         weights = SeededLayer(model, 1, 0, torch.float32, session.device)

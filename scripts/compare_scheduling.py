@@ -35,7 +35,7 @@ Calls = dict[tuple[str, str], Callable[[], Any]]  # by collective and size
 
 def run_rank(folder: str) -> None:
     """Rank entry; rank 0 leaves times.csv: KEYS and milliseconds."""
-    with connect(SPEC, Network("none"), Path(folder) / "baton") as session:
+    with connect(SPEC, Network("none"), Path(folder) / "device_lock") as session:
         timer, x = Timer(session, session.group, common_clock=True), torch.ones(2 * max(ELEMENTS.values()))
         calls: Calls = {
             (collective, size): make_call(Case(collective, 2, elements), x, session.group)

@@ -17,7 +17,8 @@ import torch
 import torch.distributed as dist
 
 from clusters import emulated
-from clusters.clocks import Baton, HostClock, VirtualClock
+from clusters.clocks import HostClock, VirtualClock
+from clusters.device_lock import DeviceLock
 from clusters.launch import launch, prepare
 from clusters.network import Network
 from clusters.session import ClusterSpec
@@ -53,7 +54,7 @@ def time_rank(folder: str, evicted: str = "") -> None:
     """
     torch.set_num_threads(1)
     store, rank, world_size = next(dist.rendezvous("env://"))
-    clock = TracedClock(Baton(Path(folder) / "baton", rank, world_size), HostClock())
+    clock = TracedClock(DeviceLock(Path(folder) / "device_lock", rank, world_size), HostClock())
     emulated.register(clock, Network("none"))
     dist.init_process_group(emulated.BACKEND, store=store, rank=rank, world_size=world_size)
     assert dist.group.WORLD is not None

@@ -57,7 +57,7 @@ def profile_rank(path: str) -> None:
 
     told = read(Launch, json.loads(Path(path).read_text()))
     workload, folder, rows = told.workload, Path(told.folder), []
-    with connect(workload.cluster, instantiate(workload.network, "network"), folder / "baton") as session:
+    with connect(workload.cluster, instantiate(workload.network, "network"), folder / "device_lock") as session:
         bench = Bench(workload, session, told.cache_dir, ceilings_here(workload, session))
         for name, member in told.cells.items():
             bench.add(name, member)

@@ -183,6 +183,6 @@ def run_rank(folder: str) -> None:
 
 
 def _be_rank(spec: ClusterSpec, folder: Path, settings: dict[str, Any]) -> list[Timing] | None:
-    with connect(spec, Network("none"), folder / "baton") as session:
+    with connect(spec, Network("none"), folder / "device_lock") as session:
         timings = measure(session, **settings)
     return timings if session.rank == 0 else None

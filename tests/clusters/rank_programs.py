@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 
 from clusters import emulated
-from clusters.clocks import Baton, VirtualClock
+from clusters.clocks import DeviceLock, VirtualClock
 from clusters.network import Network
 from clusters.session import ClusterSpec, connect
 
@@ -51,7 +51,7 @@ def scripted(folder: str) -> None:
     """Run the scripts below on a scripted clock, each from 0 s; leaves script -> time_s, exchanges in told.<rank>."""
     store, rank, world_size = next(dist.rendezvous("env://"))
     watch, network, told = ScriptedWatch(), NetworkOfTheScript(), {}
-    clock = VirtualClock(Baton(Path(folder) / "baton", rank, world_size), watch)
+    clock = VirtualClock(DeviceLock(Path(folder) / "device_lock", rank, world_size), watch)
     emulated.register(clock, network)
     dist.init_process_group(emulated.BACKEND, store=store, rank=rank, world_size=world_size)
     SUBGROUPS["pair"], SUBGROUPS["same"] = dist.new_group([0, 1]), dist.new_group([0, 1])
@@ -190,7 +190,7 @@ SCRIPTS = {
 
 def every_collective(folder: str) -> None:
     """Call each collective on this cluster and leave what came out in collectives.<rank>."""
-    with connect(ClusterSpec("emulated", 3), Network("none"), Path(folder) / "baton") as session:
+    with connect(ClusterSpec("emulated", 3), Network("none"), Path(folder) / "device_lock") as session:
         rank, found = session.rank, {}
         x = torch.arange(6.0) + 10 * rank
         summed = x.clone()
@@ -215,8 +215,8 @@ def every_collective(folder: str) -> None:
 
 
 def two_at_once(folder: str) -> None:
-    """Three ranks, two batons: leaves the wall-clock times between which each rank computed in turns.<rank>."""
-    with connect(ClusterSpec("emulated", 3, at_once=2), Network("none"), Path(folder) / "baton") as session:
+    """Three ranks, two locks: leaves the wall-clock times between which each rank computed in turns.<rank>."""
+    with connect(ClusterSpec("emulated", 3, at_once=2), Network("none"), Path(folder) / "device_lock") as session:
         turns = []
         with session.clock.running():
             for _ in range(3):
@@ -228,7 +228,7 @@ def two_at_once(folder: str) -> None:
 
 
 def raise_on_rank_one(folder: str) -> None:
-    with connect(ClusterSpec("emulated", 2), Network("none"), Path(folder) / "baton") as session:
+    with connect(ClusterSpec("emulated", 2), Network("none"), Path(folder) / "device_lock") as session:
         if session.rank == 1:
             raise RuntimeError("rank one has had enough")
         with session.clock.running():
@@ -238,7 +238,7 @@ def raise_on_rank_one(folder: str) -> None:
 def hang_on_rank_one(folder: str) -> None:
     faulthandler.dump_traceback_later(3, exit=True)
     with (
-        connect(ClusterSpec("emulated", 2), Network("none"), Path(folder) / "baton") as session,
+        connect(ClusterSpec("emulated", 2), Network("none"), Path(folder) / "device_lock") as session,
         session.clock.running(),
     ):
         if session.rank == 1:
@@ -246,9 +246,9 @@ def hang_on_rank_one(folder: str) -> None:
         dist.barrier()
 
 
-def die_holding_the_baton(folder: str) -> None:
+def die_holding_the_lock(folder: str) -> None:
     with (
-        connect(ClusterSpec("emulated", 2), Network("none"), Path(folder) / "baton") as session,
+        connect(ClusterSpec("emulated", 2), Network("none"), Path(folder) / "device_lock") as session,
         session.clock.running(),
     ):
         if session.rank == 1:
@@ -270,7 +270,7 @@ DTYPES = (
 
 def like_gloo(folder: str) -> None:
     """Every collective of 4 ranks on every kind of number, bit for bit as gloo; small whole numbers, so sums are."""
-    with connect(ClusterSpec("emulated", 4, timeout_s=60), Network("none"), Path(folder) / "baton") as session:
+    with connect(ClusterSpec("emulated", 4, timeout_s=60), Network("none"), Path(folder) / "device_lock") as session:
         ours, gloo = session.group, dist.new_group(backend="gloo")
         for dtype in DTYPES:
             generator = torch.Generator().manual_seed(session.rank)
@@ -341,7 +341,7 @@ COLLECTIVES = {
 
 def hard_cases(folder: str) -> None:
     """Large, strided and asynchronous tensors, several groups at once, sums in the order of ranks, and refusals."""
-    with connect(ClusterSpec("emulated", 4, timeout_s=60), Network("none"), Path(folder) / "baton") as session:
+    with connect(ClusterSpec("emulated", 4, timeout_s=60), Network("none"), Path(folder) / "device_lock") as session:
         rank, clock = session.rank, session.clock
         halves = [dist.new_group([0, 1]), dist.new_group([2, 3])]
         odds = [dist.new_group([0, 2]), dist.new_group([1, 3])]
@@ -398,7 +398,7 @@ REFUSED = {
 
 def killed_in_a_collective(folder: str) -> None:
     """Rank 1 dies as a rank that is out of memory does, while the others wait for it with their data written."""
-    with connect(ClusterSpec("emulated", 3, timeout_s=60), Network("none"), Path(folder) / "baton") as session:
+    with connect(ClusterSpec("emulated", 3, timeout_s=60), Network("none"), Path(folder) / "device_lock") as session:
         dist.all_reduce(torch.ones(1 << 20))
         if session.rank == 1:
             os.kill(os.getpid(), signal.SIGKILL)
@@ -406,7 +406,7 @@ def killed_in_a_collective(folder: str) -> None:
 
 
 def late_for_a_collective(folder: str) -> None:
-    with connect(ClusterSpec("emulated", 2, timeout_s=2), Network("none"), Path(folder) / "baton") as session:
+    with connect(ClusterSpec("emulated", 2, timeout_s=2), Network("none"), Path(folder) / "device_lock") as session:
         if session.rank == 1:
             time.sleep(600)
         dist.barrier()
@@ -414,7 +414,7 @@ def late_for_a_collective(folder: str) -> None:
 
 def scheduling(folder: str) -> None:
     """Leave threads.json of gloo's own threads, of a group made later too: [name, policy] each."""
-    with connect(ClusterSpec("gloo", 2), Network("none"), Path(folder) / "baton") as session:
+    with connect(ClusterSpec("gloo", 2), Network("none"), Path(folder) / "device_lock") as session:
         dist.barrier(group=dist.new_group([0, 1]))
         tasks = [Path("/proc/self/task", task) for task in os.listdir("/proc/self/task")]
         found = [((task / "comm").read_text().strip(), os.sched_getscheduler(int(task.name))) for task in tasks]

@@ -56,7 +56,7 @@ def test_what_was_moved_when_is_told(told):
 
 
 def test_as_many_ranks_as_share_a_host_compute_at_once(tmp_path):
-    """Ranks 0 and 2 share a baton; rank 1 has one to itself."""
+    """Ranks 0 and 2 share a lock; rank 1 has one to itself."""
     launch(ClusterSpec("emulated", 3, at_once=2), rank_programs.two_at_once, str(tmp_path))
     turns = [json.loads((tmp_path / f"turns.{rank}").read_text()) for rank in range(3)]
     for one, other, shared in ((0, 2, False), (0, 1, True)):
@@ -92,9 +92,9 @@ def test_a_rank_that_hangs_ends_the_launch_with_its_stack(tmp_path):
     assert caught.value.kind == "timeout" and "hang_on_rank_one" in caught.value.traceback
 
 
-def test_a_rank_that_dies_with_the_baton_does_not_hang_the_others(tmp_path):
+def test_a_rank_that_dies_with_the_lock_does_not_hang_the_others(tmp_path):
     with pytest.raises(LaunchFailed, match=r"rank 1 died with exit code 3|a rank died without an exception"):
-        launch(ClusterSpec("emulated", 2), rank_programs.die_holding_the_baton, str(tmp_path))
+        launch(ClusterSpec("emulated", 2), rank_programs.die_holding_the_lock, str(tmp_path))
 
 
 def test_every_collective_moves_what_gloo_moves(tmp_path):
@@ -113,7 +113,7 @@ def test_a_killed_rank_ends_the_launch_and_leaves_nothing_behind(tmp_path):
     with pytest.raises(LaunchFailed, match=r"rank 1 died with exit code -9|a rank died without an exception"):
         launch(ClusterSpec("emulated", 3), rank_programs.killed_in_a_collective, str(tmp_path))
     assert shared() <= before
-    assert all(path.name.startswith("baton") for path in tmp_path.iterdir())
+    assert all(path.name.startswith("device_lock") for path in tmp_path.iterdir())
 
 
 def test_a_rank_that_is_late_ends_the_launch_with_its_number(tmp_path):

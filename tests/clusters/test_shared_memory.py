@@ -10,10 +10,11 @@ import torch.distributed as dist
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from clusters.clocks import Baton, HostClock, VirtualClock
+from clusters.clocks import HostClock, VirtualClock
+from clusters.device_lock import DeviceLock
 from clusters.emulated import EmulatedGroup
 from clusters.network import Network
-from clusters.shared_memory import KEPT_BYTES, ROW_BYTES, Board
+from clusters.shared_memory import KEPT_BYTES, ROW_BYTES, SharedBuffer
 
 
 def on_ranks(num_ranks, do, timeout_s=5.0, stay=True):
@@ -21,7 +22,7 @@ def on_ranks(num_ranks, do, timeout_s=5.0, stay=True):
     store, boards = dist.HashStore(), []
 
     def run(rank):
-        board = Board(store, rank, num_ranks, timedelta(seconds=timeout_s))
+        board = SharedBuffer(store, rank, num_ranks, timedelta(seconds=timeout_s))
         if stay:
             boards.append(board)
         return do(rank, board)
@@ -100,7 +101,7 @@ def test_a_rank_that_does_not_come_is_named_in_time():
 
 def test_a_group_that_does_not_come_together_says_so():
     with pytest.raises(TimeoutError, match=r"only 1 of 3 ranks have joined their group within 0\.1 s"):
-        Board(dist.HashStore(), 0, 3, timedelta(seconds=0.1))
+        SharedBuffer(dist.HashStore(), 0, 3, timedelta(seconds=0.1))
 
 
 @pytest.mark.parametrize("gone", [0, 1])
@@ -117,13 +118,13 @@ def test_all_to_all_moves_every_row_to_its_place(tmp_path_factory, data):
     num_ranks = data.draw(st.integers(1, 4))
     rows_GG = data.draw(st.lists(st.lists(st.integers(0, 3), min_size=num_ranks, max_size=num_ranks),
                                  min_size=num_ranks, max_size=num_ranks))  # fmt: skip
-    baton, store = tmp_path_factory.mktemp("ranks") / "baton", dist.HashStore()
+    lock, store = tmp_path_factory.mktemp("ranks") / "device_lock", dist.HashStore()
 
     def rows(source, target):
         return [[source, target, number] for number in range(rows_GG[source][target])]
 
     def run(rank):
-        clock = VirtualClock(Baton(baton, rank, num_ranks), HostClock())
+        clock = VirtualClock(DeviceLock(lock, rank, num_ranks), HostClock())
         group = EmulatedGroup(store, rank, num_ranks, timedelta(seconds=5), clock, Network("none"))
         given = [row for target in range(num_ranks) for row in rows(rank, target)]
         arriving = [rows_GG[source][rank] for source in range(num_ranks)]

@@ -1,4 +1,5 @@
-from clusters.clocks import Baton, Exchange, VirtualClock
+from clusters.clocks import Exchange, VirtualClock
+from clusters.device_lock import DeviceLock
 from experiments.recorder import Recorder
 
 
@@ -70,7 +71,7 @@ def exchange(start_s: float, sent: float) -> Exchange:
 
 def test_collectives_of_observed_layers_are_kept_with_their_place(tmp_path):
     watch = Watch()
-    clock = VirtualClock(Baton(tmp_path / "baton", 0, 1), watch)
+    clock = VirtualClock(DeviceLock(tmp_path / "device_lock", 0, 1), watch)
     recorder = Recorder(clock, lambda: clock.on_exchange(exchange(0, 1)))  # the meeting before a layer is no part of it
     for observing in (False, True):
         recorder.observing = observing

@@ -105,7 +105,7 @@ def emulated(spec_path: str) -> None:
     """Entry point of an emulated rank; leaves traces.<rank>.json beside the specification."""
     spec, folder = json.loads(Path(spec_path).read_text()), Path(spec_path).parent
     cluster = ClusterSpec("emulated", spec["ranks"], timeout_s=60)
-    with connect(cluster, Network("free"), folder / "baton") as session, torch.inference_mode():
+    with connect(cluster, Network("free"), folder / "device_lock") as session, torch.inference_mode():
         (folder / f"traces.{session.rank}.json").write_text(json.dumps(trace_all(spec, session)))
 
 
