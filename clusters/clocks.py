@@ -54,7 +54,8 @@ class ThreadMark(NamedTuple):
 class ThreadClock:
     """The CPU time of the thread that asks, for a rank that computes with one thread and waits for nothing.
 
-    Time in which the thread was ready and another had its core does not count. `preempted_s` tells how much that was.
+    Time in which the thread did not run, because another had its core or because it slept, does not count; `lost_s`
+    tells how much that was.
     """
 
     def mark(self) -> ThreadMark:
@@ -63,7 +64,7 @@ class ThreadClock:
     def seconds(self, start: ThreadMark, end: ThreadMark) -> float:
         return end.cpu_s - start.cpu_s
 
-    def preempted_s(self, start: ThreadMark, end: ThreadMark) -> float:
+    def lost_s(self, start: ThreadMark, end: ThreadMark) -> float:
         """Seconds of wall time between two marks in which the thread did not run."""
         return max(0.0, (end.wall_s - start.wall_s) - (end.cpu_s - start.cpu_s))
 
@@ -111,9 +112,11 @@ class IdleClock(Protocol):
 
 @runtime_checkable
 class PreemptedClock(Protocol):
-    """A clock that leaves out the time in which others had the core, and tells how many seconds that were so far."""
+    """A clock that may leave out the time in which others had the core."""
 
-    preempted_s: float
+    def preempted_s(self) -> float | None:
+        """How many seconds that were so far; None where it counts all time."""
+        ...
 
 
 class VirtualMark(NamedTuple):
@@ -149,8 +152,6 @@ class VirtualClock:
     A segment is what the rank computes between two collectives, alone on the device because it holds the lock.
     Outside `running` nobody takes turns and only transfers move the clock (set-up, gathering of results).
     link_free_s: when this rank's link has carried all that was issued so far. on_exchange is told of each collective.
-    preempted_s: how long other processes had this rank's core in the segments so far, which the clock leaves out; stays
-    0 where the stopwatch cannot tell.
     """
 
     on_exchange: Callable[[Exchange], None] | None = None
@@ -159,7 +160,7 @@ class VirtualClock:
         self.time_s = 0.0
         self.link_free_s = 0.0
         self.resumed_s = 0.0
-        self.preempted_s = 0.0
+        self._lost_s = 0.0
         self.lock = lock
         self.pending: deque[Any] = deque()  # collectives that were issued and are not carried out yet, over all groups
         self._stopwatch = stopwatch
@@ -176,6 +177,14 @@ class VirtualClock:
     def at(self, mark: VirtualMark) -> float:
         """Emulated seconds at a mark; waits for the device."""
         return mark.segment_s + self._stopwatch.seconds(mark.segment, mark.now)
+
+    def preempted_s(self) -> float | None:
+        """How long this rank did not run in its segments so far; None where the stopwatch counts that too."""
+        if not isinstance(self._stopwatch, ThreadClock):
+            return None
+        if self._segment is None:
+            return self._lost_s
+        return self._lost_s + self._stopwatch.lost_s(self._segment, self._stopwatch.mark())
 
     def now_s(self) -> float:
         """Emulated seconds at this moment; waits for the device."""
@@ -220,7 +229,6 @@ class VirtualClock:
 
     def _pause(self) -> None:
         self.time_s = self.now_s()
-        if self._segment is not None and isinstance(self._stopwatch, ThreadClock):
-            self.preempted_s += self._stopwatch.preempted_s(self._segment, self._stopwatch.mark())
+        self._lost_s = self.preempted_s() or 0.0
         self._segment = self._held_s = None
         self.lock.give()

@@ -165,7 +165,7 @@ class EmulatedGroup(dist.ProcessGroup):
         return self._issue("barrier", opts, self._now_s(opts), None, lambda sent_GG: None, self._equally(0))
 
     def allreduce(self, tensors: list[torch.Tensor], opts: Any) -> EmulatedWork:
-        issued_s, (tensor,), reduced = self._now_s(opts), tensors, reduction(opts)
+        issued_s, (tensor,), reduced = self._now_s(opts), tensors, reduction(opts, BACKEND)
 
         def take(sent_GG: np.ndarray) -> None:
             tensor.copy_(reduced(self._buffer.read(tensor)))
@@ -203,7 +203,7 @@ class EmulatedGroup(dist.ProcessGroup):
         return self._issue("all_gather", opts, issued_s, input, take, self._equally(input.nbytes))
 
     def _reduce_scatter_base(self, output: torch.Tensor, input: torch.Tensor, opts: Any) -> EmulatedWork:
-        issued_s, reduced = self._now_s(opts), reduction(opts)
+        issued_s, reduced = self._now_s(opts), reduction(opts, BACKEND)
 
         def take(sent_GG: np.ndarray) -> None:
             parts = self._buffer.read(input).view(self.size(), self.size(), *output.shape)

@@ -18,10 +18,10 @@ REDUCTIONS = {
 }
 
 
-def reduction(opts: Any) -> Callable[[Iterable[torch.Tensor]], torch.Tensor]:
-    """What reduces tensors, in their order. Raises ValueError for what is not among REDUCTIONS."""
+def reduction(opts: Any, ranks: str) -> Callable[[Iterable[torch.Tensor]], torch.Tensor]:
+    """What reduces tensors, in their order. Raises ValueError for what these ranks do not know."""
     op = opts.reduceOp.op
     if op not in REDUCTIONS:
         known = ", ".join(known.name for known in REDUCTIONS)
-        raise ValueError(f"emulated ranks reduce with {known}; not with {op.name}")
+        raise ValueError(f"{ranks} ranks reduce with {known}; not with {op.name}")
     return partial(reduce, REDUCTIONS[op])

@@ -28,7 +28,9 @@ def announce(plan: Plan, store: Store) -> str:
     failed = sum(count for state, count in states.items() if state not in ("ok", *TO_MEASURE))
     stored += f" ({failed} without numbers)" if failed else ""
     plural = "" if len(lacking) == 1 else "es"
-    plan_text = f"plan: {len(lacking)} launch{plural}, {len(todo)} cells, {passes} forward passes{stored}"
+    # How many a fast system has in a turn is known when it has run.
+    least = "at least " if any(not cell.is_simulated and cell.config.tier.longest_turn > 1 for cell in todo) else ""
+    plan_text = f"plan: {len(lacking)} launch{plural}, {len(todo)} cells, {least}{passes} forward passes{stored}"
     simulated = sum(cell.is_simulated for cell in todo)
     todo = [cell for cell in todo if not cell.is_simulated]
     lacking = [ids for ids in lacking if not plan.cells[ids[0]].is_simulated]

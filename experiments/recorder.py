@@ -87,12 +87,11 @@ class Recorder:
     def iteration(self, **labels: Any) -> Iterator[None]:
         """Time one forward pass as ttft_ms; `labels` go into every row of it."""
         labels["time"] = time.time()
-        before_s = self._preempted_s
+        before_s = self._preempted_s()
         with self._interval("ttft_ms"):
             yield
-        if isinstance(self._clock, PreemptedClock):
-            value = (self._preempted_s - before_s) * 1e3
-            self._known.append({**labels, "metric": "preempted_ms", "value": value, "unit": "ms"})
+        if before_s is not None and (after_s := self._preempted_s()) is not None:
+            self._known.append({**labels, "metric": "preempted_ms", "value": (after_s - before_s) * 1e3, "unit": "ms"})
         for interval in self._intervals:
             self._rows.append({**labels, "interval": interval})
         for seen in self._seen:
@@ -146,9 +145,8 @@ class Recorder:
             here = sum(seen.layer == self._layer for seen in self._seen)
             self._seen.append(Seen(self._layer, self._section, here, self._layer_start, exchange))
 
-    @property
-    def _preempted_s(self) -> float:
-        return self._clock.preempted_s if isinstance(self._clock, PreemptedClock) else 0.0
+    def _preempted_s(self) -> float | None:
+        return self._clock.preempted_s() if isinstance(self._clock, PreemptedClock) else None
 
     def ttft_ms(self, cell: str, phase: str) -> list[float]:
         """This rank's forward passes of one cell and phase so far; waits for the device."""

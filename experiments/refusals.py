@@ -9,8 +9,6 @@ from experiments.values import field_in_words, meant
 
 # Lines of Hydra's that say nothing to who types a command.
 UNREAD = ("To append to", "Config search path", "provider=", "Set the environment", "full_key", "object_type")
-
-
 UNKNOWN = re.compile(r"Could not override '(?P<key>.+?)'|Key '.+?' not in '\w+'\s+full_key: (?P<added>\S+)")
 MISTYPED = re.compile(r"Value '(?P<value>.*?)'.* \W?type '?(?P<kind>\w+).*\s+full_key: (?P<key>\S+)")
 NULL = re.compile(r"field '(?P<key>\S+)' is not Optional")

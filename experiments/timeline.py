@@ -82,7 +82,12 @@ def slices_of(store: Store, run: dict[str, Any], layer: int | None, iteration: i
 
 def simulated_again(store: Store, run: dict[str, Any]) -> list[Seen]:
     """A stored cell simulated with its events; says so where the code is no longer what the cell was simulated by."""
-    config = read(Config, run["config"])
+    try:
+        config = read(Config, run["config"])
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"cell {run['cell']} was simulated by earlier code, whose keys were others: {error}"
+        ) from error
     prepare(config.cluster, [])
     member = Member(config.system, run["engine"], run["twin"])
     told = Launch(workload=config.workload, cells={run["cell"]: member}, cache_dir=str(cache_dir()))

@@ -66,7 +66,7 @@ def check_record(record: Any, before: str = "") -> None:
 
 
 def field_in_words(kind: Any, key: str) -> str:
-    """What the value of a key such as tier.iterations may be; "" where no record says so."""
+    """What the value of a key such as tier.rounds may be; "" where no record says so."""
     first, _, rest = key.partition(".")
     if get_origin(kind) is dict:
         return field_in_words(get_args(kind)[1], rest)

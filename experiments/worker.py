@@ -102,7 +102,7 @@ def _measure(
 
 
 def _account(
-    bench: Any, cells: list[str], launch: Launch, schedule: dict[str, dict[str, Any]], session: Session
+    bench: Any, cells: list[str], launch: Launch, schedule: dict[str, dict[str, int]], session: Session
 ) -> dict[str, Any]:
     """Everything that is known once the clock has stopped: rows to files on rank 0, and what goes into run.json."""
     from experiments import evidence

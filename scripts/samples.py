@@ -26,18 +26,18 @@ from experiments.records import Config, read
 RESULTS = Path(__file__).parents[1] / "results"
 MANIFEST = RESULTS / "samples.json"
 FIDELITY = "cluster.world_size=2 tier.launches=6 tier.rounds=4"
-EXECUTOR = "tier.launches=16 tier.rounds=16"
+EXECUTOR = "tier.launches=16 tier.rounds=8"
 TWO_FORMS = "experiment.systems=[ep,ep_planned] experiment.baseline=ep experiment.twin=ep"
 # By name of the folder: minutes, and what is typed.
 CAMPAIGNS = {
-    "fig3": (10, "experiment=fig3"),
+    "fig3": (14, "experiment=fig3"),
     "paper": (25, "experiment=all"),
     "zoo": (20, "experiment=zoo"),
-    "attribution": (12, "experiment=attribution tier.launches=2"),
-    "crossover": (20, "experiment=crossover scale=laptop cluster=emulated tier.launches=2"),
+    "attribution": (12, "experiment=attribution tier.launches=3 tier.rounds=2"),
+    "crossover": (20, "experiment=crossover scale=laptop cluster=emulated tier.launches=3"),
     "fidelity": (12, f"experiment=fidelity {FIDELITY}"),
     "executor": (8, f"experiment=sections {TWO_FORMS} {EXECUTOR}"),
-    "bench-layer": (5, "experiment=bench_layer tier.launches=1 experiment.panels.bench_layer.values=[32,64]"),
+    "bench-layer": (5, "experiment=bench_layer tier.launches=3 experiment.panels.bench_layer.values=[32,64]"),
 }
 THEN = {"fidelity": "analysis.studies.fidelity"}  # what makes of a campaign's cells the table that a page shows
 DERIVED = ("validity.json", "report.html", "tables", "*.svg", ".lock")  # which `make report` makes again

@@ -113,14 +113,14 @@ def half_against_half(values_I: np.ndarray) -> tuple[float, float]:
 
 
 def preemption(evidence: Evidence) -> Iterator[Finding]:
-    """V08: how long other processes had the cores of emulated ranks, which their times leave out."""
+    """V08: how long emulated ranks did not run, because others had their cores, which their times leave out."""
     for cell in evidence.cells:
         taken, own = (cell.rows("measure", name)["value"].sum() for name in ("preempted_ms", "ttft_ms"))
         if cell.rows("measure", "preempted_ms").empty:
             yield Finding(cell.id, SKIP, "The clock of these ranks counts all time, preempted or not.")
             continue
-        share = taken / (taken + own)
-        text = f"Others had the ranks' cores for {percent(share)} of the time, which is left out."
+        share = taken / own
+        text = f"The ranks' threads did not run for {percent(share)} of TTFT more, which is left out."
         yield Finding(cell.id, WARN if share > PREEMPTION_LIMIT else PASS, text)
 
 
@@ -158,10 +158,8 @@ def order_problem(cells: list[Cell]) -> str:
         return "Rows lack a place in the order or a wall time of their own"
     turn = visits["cell"].map({cell.id: cell.turn for cell in cells})
     visits["round"], visits["lap"] = visits["iteration"] // turn, visits["iteration"] % turn
-    laps = visits.loc[(visits[["round", "lap"]].shift() != visits[["round", "lap"]]).any(axis=1), ["round", "lap"]]
-    if laps.duplicated().any() or not laps.reset_index(drop=True).equals(
-        laps.sort_values(["round", "lap"], ignore_index=True)
-    ):
+    laps = list(zip(visits["round"], visits["lap"], strict=True))
+    if laps != sorted(laps):
         return "A lap of the systems was interrupted, or a system was ahead of another"
     orders = visits.groupby(["round", "lap"])["cell"].agg(list).tolist()
     for earlier, later in pairwise(orders):

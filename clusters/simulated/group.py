@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch.utils._python_dispatch import _disable_current_modes
 
-from clusters.reductions import REDUCTIONS
+from clusters.reductions import REDUCTIONS, reduction
 from clusters.simulated.meetings import Issue, Ranks
 from clusters.simulated.values import Read
 
@@ -91,7 +91,7 @@ class SimulatedGroup(dist.ProcessGroup):
         return self._issue("barrier", opts, None, lambda reads, sent_GG: None, self._equally(0))
 
     def allreduce(self, tensors: list[torch.Tensor], opts: Any) -> SimulatedWork:
-        _check_reduction(opts)
+        reduction(opts, BACKEND)  # refuses what there is not; values are known by the operation itself
         (tensor,) = tensors
         sent = self._equally(2 * tensor.nbytes / self.size())  # a reduce-scatter, then an all-gather
         return self._issue("all_reduce", opts, tensor, self._writer(tensor, _reduce_into, opts.reduceOp.op), sent)
@@ -124,7 +124,7 @@ class SimulatedGroup(dist.ProcessGroup):
 
     def _reduce_scatter_base(self, output: torch.Tensor, input: torch.Tensor, opts: Any) -> SimulatedWork:
         self._check_parts("reduce_scatter", input, output)
-        _check_reduction(opts)
+        reduction(opts, BACKEND)  # refuses what there is not; values are known by the operation itself
         finish = self._writer(output, _reduce_share_into, opts.reduceOp.op, self.rank(), self.size())
         return self._issue("reduce_scatter", opts, input, finish, self._equally(output.nbytes))
 
@@ -172,13 +172,6 @@ class SimulatedGroup(dist.ProcessGroup):
     all_gather_single = _allgather_base  # pyright: ignore[reportAssignmentType]
     reduce_scatter_single = _reduce_scatter_base  # pyright: ignore[reportAssignmentType]
     all_to_all_single = alltoall_base  # pyright: ignore[reportAssignmentType]
-
-
-def _check_reduction(opts: Any) -> None:
-    op = opts.reduceOp.op
-    if op not in REDUCTIONS:
-        known = ", ".join(known.name for known in REDUCTIONS)
-        raise ValueError(f"simulated ranks reduce with {known}; not with {op.name}")
 
 
 def _row_bytes(tensor: torch.Tensor) -> int:

@@ -1,4 +1,6 @@
-from clusters.clocks import Exchange, VirtualClock
+import time
+
+from clusters.clocks import Exchange, HostClock, ThreadClock, VirtualClock
 from clusters.device_lock import DeviceLock
 from experiments.recorder import Recorder
 
@@ -50,6 +52,24 @@ def test_times_of_one_cell_and_phase():
         with recorder.iteration(cell=cell, iteration=0, phase=phase, order=0):
             pass
     assert recorder.ttft_ms("a", "measure") == [1000.0, 1000.0]
+
+
+def test_time_in_which_the_thread_does_not_run_is_left_out_and_told(tmp_path):
+    clock = VirtualClock(DeviceLock(tmp_path / "device_lock", 0, 1), ThreadClock())
+    recorder = Recorder(clock, lambda: None)
+    with clock.running(), recorder.iteration(cell="a", iteration=0, phase="p", order=0):
+        time.sleep(0.2)
+    values = {row["metric"]: row["value"] for row in recorder.rows()}
+    assert values["preempted_ms"] > 190 and values["ttft_ms"] < 100
+
+
+def test_a_clock_on_the_wall_says_nothing_of_preemption(tmp_path):
+    clock = VirtualClock(DeviceLock(tmp_path / "device_lock", 0, 1), HostClock())
+    recorder = Recorder(clock, lambda: None)
+    with clock.running(), recorder.iteration(cell="a", iteration=0, phase="p", order=0):
+        time.sleep(0.01)
+    (row,) = recorder.rows()
+    assert row["metric"] == "ttft_ms" and row["value"] >= 10
 
 
 class Watch:

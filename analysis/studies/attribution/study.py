@@ -30,6 +30,7 @@ class Attribution(Study):
         return attribute(self.findings.campaign, panel["name"])
 
     def figures(self, panel: dict) -> Iterator[Picture]:
+        """The waterfall, and the shares at all points."""
         campaign, name, rows = self.findings.campaign, panel["name"], self.rows(panel)
         if rows.empty:
             return

@@ -26,6 +26,7 @@ class Maps(Study):
     kinds = ("map",)
 
     def figures(self, panel: dict) -> Iterator[Picture]:
+        """A map of each metric that has values."""
         findings, campaign = self.findings, self.findings.campaign
         loads, axes = known_loads(campaign, panel), {"x_name": panel["x_name"], "y_name": panel["y_name"]}
         for metric, frame in map_frames(campaign, panel).items():
