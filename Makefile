@@ -32,7 +32,7 @@ INSTALL = $(BIN)/python -m pip install -qq --disable-pip-version-check $(if $(TO
 .DEFAULT_GOAL := help
 .PHONY: help setup test test-slow test-all lint conformance status resume figures report verify-paper clean
 .PHONY: validate-devices validate-here samples docs
-.PHONY: zoo calibrate fidelity fidelity-hosts attribution crossover scaling bench-engines bench-layer gpu gpu-visit
+.PHONY: league zoo calibrate fidelity fidelity-hosts attribution crossover scaling bench-engines bench-layer gpu gpu-visit
 .PHONY: reproduce-fig1 reproduce-layers reproduce-fig3 reproduce-fig4 reproduce-skew reproduce-sections reproduce-all
 
 help:  ## list the targets and the variables
@@ -103,8 +103,9 @@ reproduce-sections: $(STAMP)  ## time per section of the MoE layer and rank
 reproduce-all: $(STAMP)  ## all of these as one campaign in results/all
 	$(BIN)/python -m experiments.run experiment=all $(SETTINGS) $(ARGS)
 
-zoo: $(STAMP)  ## the league table: every system at the paper's point, with permuted and drifting hot experts, recorded loads and tokens
-	$(BIN)/python -m experiments.run experiment=zoo $(SETTINGS) $(ARGS)
+zoo: league  # its former name
+league: $(STAMP)  ## the league table: every system at the paper's point, with permuted and drifting hot experts, recorded loads and tokens
+	$(BIN)/python -m experiments.run experiment=league $(SETTINGS) $(ARGS)
 
 attribution: $(STAMP)  ## why MoEShard is faster than DeepSpeed: measured counterfactuals, step by step
 	$(BIN)/python -m experiments.run experiment=attribution $(SETTINGS) $(ARGS)
@@ -153,7 +154,7 @@ gpu: $(STAMP)  ## what needs a GPU, on one that plays four ranks: tests, engines
 gpu-visit: $(STAMP)  ## the same in ten minutes on a borrowed one: results/gpu-visit (VISIT_DEVICE=cpu rehearses it; docs/gpus.md)
 	scripts/gpu_visit.sh $(BIN)/python results/gpu-visit
 
-samples: $(STAMP)  ## measure the samples under results/ and the page of validation anew (two hours on two cores; resumable; ARGS='fig3 zoo')
+samples: $(STAMP)  ## measure the samples under results/ and the page of validation anew (two hours on two cores; resumable; ARGS='fig3 league')
 	$(BIN)/python -m scripts.samples $(ARGS)
 	$(if $(ARGS),,$(MAKE) validate-devices TRACKED='--document docs/validation.md --errors devices/validated.json')
 

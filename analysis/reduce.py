@@ -68,13 +68,13 @@ def over_ranks(name: str, ms_ILG: np.ndarray) -> dict[str, np.ndarray]:
 
 def reduce_counts(measured: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Imbalance per layer; padding, tokens dropped, bytes and flops per forward pass; expert weights of a rank; whether
-    loads were foreseen, per layer.
+    loads were predicted, per layer.
     """
     reduced = {name: per_pass(measured[name]) for name in ("dropped", "bytes_sent", "flops") if name in measured}
     if "weight_bytes" in measured:
         reduced["weight_bytes"] = measured["weight_bytes"].sum(axis=1).max(axis=-1)[:, None]
-    if "foreseen" in measured:
-        reduced["foreseen"] = measured["foreseen"].mean(axis=-1)
+    if "predicted" in measured:
+        reduced["predicted"] = measured["predicted"].mean(axis=-1)
     computed_ILG, useful_ILG = measured.get("rows_computed"), measured.get("rows_useful")
     if computed_ILG is not None:
         reduced["imbalance"] = computed_ILG.max(axis=-1) / computed_ILG.mean(axis=-1)

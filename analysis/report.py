@@ -53,8 +53,8 @@ def render(folder: Path | str, console: Console) -> None:
     write_validity(campaign, findings.checks)
     write_tables(campaign.folder, [*(table for *_, table in panels), *added, *tables.values()])
     write_html(findings, tables, panels, [section for study in known for section in study.sections()])
-    told = [one for study in known for one in study.told()]
-    print_report(findings, tables, [table for *_, table in panels], told, console)
+    notes = [one for study in known for one in study.notes()]
+    print_report(findings, tables, [table for *_, table in panels], notes, console)
     print_files(campaign.folder, [picture for _, pictures, _ in panels for picture in pictures], console)
 
 
@@ -70,7 +70,7 @@ def campaign_tables(findings: Findings) -> list[Table]:
 
 
 def print_report(
-    findings: Findings, tables: dict[str, Table], panels: list[Table], told: list[str | Table], console: Console
+    findings: Findings, tables: dict[str, Table], panels: list[Table], notes: list[str | Table], console: Console
 ) -> None:
     """Panels, what studies tell, problems, one line of checks, the noise floor."""
     plan = findings.campaign.plan
@@ -78,7 +78,7 @@ def print_report(
     for table in panels:
         if len(table.shown):
             console.print(in_terminal(table.title, fitted(table.shown, console.width)), "")
-    for one in told:
+    for one in notes:
         console.print(Text(one) if isinstance(one, str) else in_terminal(one.title, one.shown), "")
     problems = tables["problems"]
     if len(problems.shown):
@@ -91,7 +91,7 @@ def print_report(
     console.print(Text(checks_line(tables["validity"].shown)))
     if not simulated_on(findings.campaign):
         console.print(Text(floor_sentence(findings.floor)))
-    shown = [*panels, *(one for one in told if isinstance(one, Table))]
+    shown = [*panels, *(one for one in notes if isinstance(one, Table))]
     if any(text.endswith(UNSURE) for table in shown for text in table.shown.astype(str).to_numpy().ravel()):
         console.print(Text(f"{MARK}: {UNSURE}."))
     if (share := useful_share(launch_seconds(findings.campaign))) is not None:

@@ -48,7 +48,7 @@ class Study:
         """Tables of the whole campaign."""
         return []
 
-    def told(self) -> Iterable[str | Table]:
+    def notes(self) -> Iterable[str | Table]:
         """What the terminal shows below the panels."""
         return []
 

@@ -34,7 +34,7 @@ MEDIANS = {
     "bytes_sent": "bytes",
     "weight_bytes": "bytes",
 }
-MEANS = {"dropped": "tokens", "foreseen": "share"}  # a median would hide what is rare
+MEANS = {"dropped": "tokens", "predicted": "share"}  # a median would hide what is rare
 # Name of the ratio: the reduced metrics above and below, and the statistic.
 RATIOS = {
     "speedup_ttft": ("ttft_ms", "ttft_ms", median_ratio),

@@ -16,13 +16,13 @@ class DeviceLock:
     data (`wait_until_idle`), and a rank that gets the lock starts only when those it has just exchanged data with
     are asleep again. The kernel frees all locks of a rank that dies.
 
-    at_once: how many locks there are; rank r waits for number r mod at_once. More than one where the emulated ranks
-    share a host, so that they meet in its caches and memory as they would there.
+    concurrent_ranks: how many locks there are; rank r waits for number r mod concurrent_ranks. More than one where the
+    emulated ranks share a host, so that they meet in its caches and memory as they would there.
     """
 
-    def __init__(self, path: Path, rank: int, world_size: int, at_once: int = 1) -> None:
+    def __init__(self, path: Path, rank: int, world_size: int, concurrent_ranks: int = 1) -> None:
         self.rank = rank
-        self._turn = open(path.with_suffix(f".turn{rank % at_once}"), "a+b")  # noqa: SIM115  (held for the rank's life)
+        self._turn = open(path.with_suffix(f".turn{rank % concurrent_ranks}"), "a+b")  # noqa: SIM115  (held for the rank's life)
         self._computing = open(path.with_suffix(".computing"), "a+b")  # noqa: SIM115
         with open(path, "a+b") as arrivals:
             arrivals.truncate(8 * world_size)

@@ -34,7 +34,7 @@ class ClusterSpec:
     """Seconds without progress, after which a launch is stopped and stored as failed."""
     threads: int | None = field(default=None, metadata={"least": 1})
     """CPU threads a rank computes with; null: one if emulated, else its share of the cores."""
-    at_once: int | None = field(default=1, metadata={"least": 1})
+    concurrent_ranks: int | None = field(default=1, metadata={"least": 1})
     """Emulated ranks that compute at once: one that has the device to itself, or as many as share the caches and the
     memory of the CPU host that is emulated; null: as many as this machine has cores for."""
 
@@ -61,23 +61,23 @@ class ClusterSpec:
             raise ValueError(f"cluster={self.kind} with cluster.device=cuda needs {gpus_needed} GPU(s); found {found}")
 
     def _check_at_once(self) -> None:
-        if self.at_once != 1 and (self.kind != "emulated" or self.device != "cpu"):
-            asked = "null" if self.at_once is None else self.at_once
+        if self.concurrent_ranks != 1 and (self.kind != "emulated" or self.device != "cpu"):
+            asked = "null" if self.concurrent_ranks is None else self.concurrent_ranks
             raise ValueError(
-                f"cluster.at_once is {asked}; more than one rank computes at once on emulated CPU hosts only"
+                f"cluster.concurrent_ranks is {asked}; more than one rank computes at once on emulated CPU hosts only"
             )
         if self.ranks_at_once * self.threads_per_rank > max(_cores(), self.threads_per_rank):
             raise ValueError(
-                f"cluster.at_once is {self.at_once} with {self.threads_per_rank} thread(s) a rank, but there are "
-                f"{_cores()} cores: ranks that share a core would disturb one another"
+                f"cluster.concurrent_ranks is {self.concurrent_ranks} with {self.threads_per_rank} thread(s) a rank, "
+                f"but there are {_cores()} cores: ranks that share a core would disturb one another"
             )
 
     @property
     def ranks_at_once(self) -> int:
         """How many emulated ranks compute at the same time."""
-        if self.at_once is None:
+        if self.concurrent_ranks is None:
             return max(1, min(self.world_size, _cores() // self.threads_per_rank))
-        return self.at_once
+        return self.concurrent_ranks
 
     @property
     def source(self) -> str:

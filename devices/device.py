@@ -27,10 +27,10 @@ SAME_RATE = {"fp16": "bf16"}
 OUTPUT_EXPOSED = 0.5
 TF32_ROWS, TF32_COLUMNS, TF32_DEPTH = (16, 128), 128, 768  # of a tile
 LARGE = 8192  # side of a product that reaches the rate of large ones
-IEEE_SHARE = 0.93  # of the peak that a large fp32 product reaches without tensor cores
+FP32_SHARE = 0.93  # of the peak that a large fp32 product reaches without tensor cores
 IEEE_TILES = {128: 1.0, 64: 0.85, 32: 0.6}  # side of a tile -> share of a large tile's rate
-# Attention against bf16: tf32 moves twice the bytes at half the rate, ieee multiplies in three tf32 parts.
-ATTENTION_COST = {"tf32": 2.0, "ieee": 6.0, "fp8": 1.0}
+# Attention against bf16: tf32 moves twice the bytes at half the rate, fp32 multiplies in three tf32 parts.
+ATTENTION_COST = {"tf32": 2.0, "fp32": 6.0, "fp8": 1.0}
 
 
 class Device:
@@ -180,8 +180,8 @@ class Device:
             return self._grids[precision].seconds(m, n, k)
         if precision == "tf32" and "bf16" in self._grids:
             return max(self._bf16_s(m, n, k), self._lone_tile_s(m, n, k))
-        if precision == "ieee" and "ieee" in self.precisions:
-            return self.memory_s(0) + max(self._ieee_s(m, n, k), self._stream_s(4 * (m * n + k * (m + n))))
+        if precision == "fp32" and "fp32" in self.precisions:
+            return self.memory_s(0) + max(self._fp32_s(m, n, k), self._stream_s(4 * (m * n + k * (m + n))))
         raise ValueError(f"device {self.name} multiplies in {', '.join(self.precisions)}, not in {precision}")
 
     def _bf16_s(self, m: int, n: int, k: int) -> float:
@@ -201,9 +201,9 @@ class Device:
         """Of bytes alone, without the fixed time of a kernel."""
         return self.memory_s(num_bytes) - self.memory_s(0)
 
-    def _ieee_s(self, m: int, n: int, k: int) -> float:
+    def _fp32_s(self, m: int, n: int, k: int) -> float:
         """FLOPs of the tiles that the multiprocessors work off in waves, with the best of the tiles."""
-        rate = 1e12 * self.peak_tflops["ieee"] * IEEE_SHARE / self.multiprocessors
+        rate = 1e12 * self.peak_tflops["fp32"] * FP32_SHARE / self.multiprocessors
         return min(
             ceil(ceil(m / side) * ceil(n / side) / self.multiprocessors) * 2 * side**2 * k / (rate * share)
             for side, share in IEEE_TILES.items()

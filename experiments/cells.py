@@ -193,4 +193,4 @@ def _check_system(cell: Cell) -> None:
 def check_precision(precision: str, device: str) -> None:
     """Raise ValueError for a precision that does not exist on the device."""
     if precision == "tf32" and device == "cpu":
-        raise ValueError("precision=tf32 exists on CUDA GPUs only; on a CPU use precision=ieee or bf16")
+        raise ValueError("precision=tf32 exists on CUDA GPUs only; on a CPU use precision=fp32 or bf16")

@@ -16,7 +16,7 @@ from systems.base import LayerShape
 from workloads.batches import TokenSource
 from workloads.checkpoint import open_checkpoint
 
-TOLERANCES = {"ieee": 1e-5, "tf32": 5e-3, "bf16": 3e-2, "fp16": 5e-3}
+TOLERANCES = {"fp32": 1e-5, "tf32": 5e-3, "bf16": 3e-2, "fp16": 5e-3}
 # What constructors of systems and routers get from the harness, not from a configuration.
 SUPPLIED = {"shape", "weights", "group", "engine", "span", "rates", "profile", "rank", "moe_blocks", "classifier"}
 LABELS = {"name", "engine", "about"}  # a node's own, unless its class takes it

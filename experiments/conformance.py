@@ -139,7 +139,7 @@ def _engine(node: dict[str, Any], shape: LayerShape, session: Session) -> Engine
     name = node.get("engine") or "loop"
     if name == "auto":
         widths = (shape.d_model, find_class(node).hidden_width(shape, session.world_size))
-        name = preferred(session.device.type, "ieee", widths)
+        name = preferred(session.device.type, "fp32", widths)
     return find_engine(name)
 
 

@@ -16,7 +16,7 @@ UNITS = {
     "dropped": "tokens",
     **dict.fromkeys(["bytes_sent", "memory_bytes", "weight_bytes"], "bytes"),
     "flops": "flop",
-    "foreseen": "share",
+    "predicted": "share",
 }
 
 

@@ -65,7 +65,7 @@ def _layer_error(bench: Bench, block: int) -> tuple[float, int]:
     assert seen is not None
     x_TD, routing, y_TD = seen
     exact = Routing(routing.expert_TK, routing.weight_TK.float())
-    set_precision("ieee")
+    set_precision("fp32")
     oracle = Dense(
         resident=False,
         shape=bench.program.shape,

@@ -147,8 +147,8 @@ class Workload:
     """Sequences of each rank."""
     seq_len: int = field(default=120, metadata=WHOLE)
     """Tokens of a sequence."""
-    precision: str = field(default="ieee", metadata=PRECISION)
-    """In what numbers are multiplied: `ieee`, `tf32`, `bf16` or `fp16`."""
+    precision: str = field(default="fp32", metadata=PRECISION)
+    """In what numbers are multiplied: `fp32`, `tf32`, `bf16` or `fp16`."""
     seed: int = field(default=0, metadata=COUNT)
     """What tokens, routing, weights and the order of launches are drawn from."""
 

@@ -20,7 +20,7 @@ def matched_counts(num_tokens: int, num_experts: int, ranks: int, imbalance: flo
 
 
 class MatchedRouter(CountedRouter):
-    """Max / mean load over `ranks` is `imbalance` where rank g is home to experts g*E/G .. (g+1)*E/G - 1.
+    """Max / mean load over `ranks` is `imbalance` where rank g owns experts g*E/G .. (g+1)*E/G - 1.
 
     Counts are exact, on every source rank and so over all of them; which tokens they are is drawn. `imbalance` is 1
     (balanced) to `ranks` (all on the first). Raises ValueError for another one, and unless `ranks` divides E.

@@ -227,7 +227,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Time, write the table and the plot."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0], allow_abbrev=False)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--precisions", nargs="+", choices=DTYPES, default=["ieee", "bf16"])
+    parser.add_argument("--precisions", nargs="+", choices=DTYPES, default=["fp32", "bf16"])
     parser.add_argument("--experts", nargs="+", type=int, default=[8, 32, 128, 256])
     parser.add_argument("--widths", nargs="+", type=int, default=[768, 1536, 3072], help="hidden units of a shard")
     parser.add_argument("--tokens", nargs="+", type=int, default=[3000])

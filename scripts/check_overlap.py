@@ -73,7 +73,7 @@ class _Timer:
 
 def run_rank(network_path: str, out: str) -> None:
     """Rank entry on an emulated cluster."""
-    _run(ClusterSpec("emulated", 2, at_once=None), read_network(network_path), Path(out))
+    _run(ClusterSpec("emulated", 2, concurrent_ranks=None), read_network(network_path), Path(out))
 
 
 def _run(spec: ClusterSpec, network: NetworkModel, out: Path) -> None:
@@ -108,7 +108,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _run(ClusterSpec("torchrun", 2, "cpu", threads=1), Network("none"), given.out)
         return 0
     prepare(ClusterSpec(), ["scripts.check_overlap"])
-    launch(ClusterSpec("emulated", 2, at_once=None), run_rank, given.network, str(given.out))
+    launch(ClusterSpec("emulated", 2, concurrent_ranks=None), run_rank, given.network, str(given.out))
     emulated = pd.read_csv(given.out)
     told = emulated if given.against is None else against(emulated, pd.read_csv(given.against))
     told.to_csv(given.out, index=False)

@@ -97,7 +97,7 @@ def describe_here(options: argparse.Namespace, network: Mapping[str, Any] | None
     path.write_text(document({"about": about} | tables))
 
     device = Device(**node, host=Host(**machine.host), grouped={})
-    precision = "bf16" if kind == "cuda" else "ieee"
+    precision = "bf16" if kind == "cuda" else "fp32"
     found = list(measure_kernels(machine, precision, device.with_kernel, 0.25))
     about |= {"kernels": {kernel: said for kernel, _, said in found}, "seconds": round(perf_counter() - start)}
     path.write_text(document({"about": about} | tables))

@@ -14,14 +14,14 @@ import numpy as np
 import pandas as pd
 
 from routers.token_trace import DEFAULT_PATH, TokenTrace
-from systems.planners.base import Costs, as_replicas, home_of, imbalance, tokens_per_expert
-from systems.planners.dispatch import to_home
+from systems.planners.base import Costs, as_replicas, imbalance, owner_of, tokens_per_expert
+from systems.planners.dispatch import to_owner
 from systems.planners.exflow import ExFlow, crossing_fraction, independent_crossing, modelled_traffic
 from systems.planners.moetuner import MoETuner
 from systems.planners.placement import PLACEMENTS, per_rank
 
 COLUMNS = """crossings: the share of steps from layer to layer that lead to another rank; if independent: the same if
-layers had nothing in common. Rows a token: round trip, to the experts and home in every layer; single, from expert to
+layers had nothing in common. Rows a token: round trip, to the experts and back in every layer; single, from expert to
 expert only; one context, what each exchange of all tokens among all ranks adds to that."""
 FREE = Costs(0.0, 0.0, 0.0)  # neither planner weighs anything
 
@@ -63,34 +63,34 @@ def judged(trace: TokenTrace, ranks: int, held_out: float) -> pd.DataFrame:
         for part_LT in np.split(expert_LT, [round((1 - held_out) * tokens)], axis=1)
     )
     return pd.DataFrame(
-        {"placement": name} | verdict(measured_LGM, home_LE)
-        for name, home_LE in placements(profile_LGM, num_experts, ranks).items()
+        {"placement": name} | verdict(measured_LGM, owner_LE)
+        for name, owner_LE in placements(profile_LGM, num_experts, ranks).items()
     )
 
 
 def placements(profile_LGM: np.ndarray, num_experts: int, ranks: int) -> dict[str, np.ndarray]:
-    """home_LE by name: two that know nothing and two made from the profile."""
+    """owner_LE by name: two that know nothing and two made from the profile."""
     static = {name: place(num_experts, ranks).numpy() for name, place in PLACEMENTS.items()}
     current_EG = as_replicas(static["contiguous"], ranks)
     made = {
-        name: np.stack(list(map(home_of, planner.place_layers(profile_LGM, current_EG, FREE))))
+        name: np.stack(list(map(owner_of, planner.place_layers(profile_LGM, current_EG, FREE))))
         for name, planner in (("exflow", ExFlow()), ("moetuner", MoETuner()))
     }
-    return {name: np.tile(home_E, (len(profile_LGM), 1)) for name, home_E in static.items()} | made
+    return {name: np.tile(owner_E, (len(profile_LGM), 1)) for name, owner_E in static.items()} | made
 
 
-def verdict(expert_LGM: np.ndarray, home_LE: np.ndarray) -> dict[str, float]:
+def verdict(expert_LGM: np.ndarray, owner_LE: np.ndarray) -> dict[str, float]:
     """What a placement means for these tokens. `single` and `context` are as in `modelled_traffic`."""
     _, ranks, num_tokens = expert_LGM.shape
-    traffic = modelled_traffic(expert_LGM, home_LE)
+    traffic = modelled_traffic(expert_LGM, owner_LE)
     loads = [
-        imbalance(to_home(tokens_per_expert(expert_GM, home_LE.shape[1]), as_replicas(home_E, ranks), home_E))
-        for expert_GM, home_E in zip(expert_LGM, home_LE, strict=True)
+        imbalance(to_owner(tokens_per_expert(expert_GM, owner_LE.shape[1]), as_replicas(owner_E, ranks), owner_E))
+        for expert_GM, owner_E in zip(expert_LGM, owner_LE, strict=True)
     ]
     rows = {"round trip": traffic.round_trip, "single": traffic.single, "one context": traffic.context}
     return {
-        "crossings": crossing_fraction(expert_LGM, home_LE),
-        "if independent": independent_crossing(expert_LGM, home_LE),
+        "crossings": crossing_fraction(expert_LGM, owner_LE),
+        "if independent": independent_crossing(expert_LGM, owner_LE),
         "max/mean rows": float(np.mean(loads)),
         **{f"{name}, rows a token": count / (ranks * num_tokens) for name, count in rows.items()},
     }

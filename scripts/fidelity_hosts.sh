@@ -21,7 +21,7 @@ for rate in 1gbit 100mbit; do
         # shellcheck disable=SC2086
         "$python" -m scripts.two_hosts --rate "$rate" -m experiments.run $cells cluster=torchrun cluster.device=cpu network=none out="$out"
         # shellcheck disable=SC2086
-        "$python" -m experiments.run $cells cluster=emulated cluster.at_once=null network="$network" out="$out-emulated"
+        "$python" -m experiments.run $cells cluster=emulated cluster.concurrent_ranks=null network="$network" out="$out-emulated"
     done
     "$python" -m analysis.studies.fidelity "$out" --emulated "$out-emulated"
 done

@@ -97,7 +97,7 @@ programs() {  # BATCH SECONDS: what each operation of the programs costs the hos
 
 engines() {  # SECONDS: each engine in percent of a dense product
     local sizes=(--precisions bf16 tf32 --tokens 1200 120000 --widths 768)
-    [ "$device" = cpu ] && sizes=(--precisions ieee --tokens 100 --widths 64)
+    [ "$device" = cpu ] && sizes=(--precisions fp32 --tokens 100 --widths 64)
     step engines "$1" "$python" -m scripts.bench_engines --device "$device" "${sizes[@]}" --seconds 0.2 --out "$work/engines"
     [ ! -f "$work/engines/tables/engines.csv" ] || cp "$work/engines/tables/engines.csv" "$out/engines.csv"
 }
@@ -116,7 +116,7 @@ layers() {
     local all=$others,deepspeed
     if [ "$device" = cpu ]; then
         layer bf16 250 3 "$all"
-        layer ieee 250 3 "$all"
+        layer fp32 250 3 "$all"
         return
     fi
     gib=$(timeout 20 nvidia-smi --query-gpu=memory.total --format=csv,noheader,nounits 2>/dev/null | head -1)
@@ -146,7 +146,7 @@ else
     programs 10 45
     programs 100 45
     for precision in bf16 tf32; do
-        [ "$device" = cpu ] && precision=ieee
+        [ "$device" = cpu ] && precision=fp32
         alone $precision 100
     done
     engines 60

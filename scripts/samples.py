@@ -1,7 +1,7 @@
 """The sample campaigns under results/: measure them anew, pack them, and say of each what it is of.
 
     python -m scripts.samples               # all, one after the other; the same command goes on where it was stopped
-    python -m scripts.samples fig3 zoo      # some
+    python -m scripts.samples fig3 league      # some
     python -m scripts.samples --manifest    # measure nothing, write results/samples.json anew
 
 Times are those of two cores. Samples of other machines (an H100, two hosts joined by wires) stay as they are.
@@ -32,7 +32,7 @@ TWO_FORMS = "experiment.systems=[ep,ep_planned] experiment.baseline=ep experimen
 CAMPAIGNS = {
     "fig3": (14, "experiment=fig3"),
     "paper": (25, "experiment=all"),
-    "zoo": (20, "experiment=zoo"),
+    "league": (20, "experiment=league"),
     "attribution": (12, "experiment=attribution tier.launches=3 tier.rounds=2"),
     "crossover": (20, "experiment=crossover scale=laptop cluster=emulated tier.launches=3"),
     "fidelity": (12, f"experiment=fidelity {FIDELITY}"),

@@ -62,7 +62,7 @@ class Account:
     bytes_sent: bytes this rank sends to other ranks. With G ranks an all-gather sends (G-1) x its input, a
     reduce-scatter (G-1) x its output, an all-to-all what is not for this rank, an all-reduce 2 (G-1)/G x its tensor.
     memory_bytes: bytes that the experts' matrix products at least read and write here (`ffn_bytes`).
-    foreseen: 1 where loads were foreseen well enough to keep the plan made of them, 0 where not; None: nobody tried.
+    predicted: 1 where loads were predicted well enough to keep the plan made of them, 0 where not; None: nobody tried.
     """
 
     rows_computed: float
@@ -70,7 +70,7 @@ class Account:
     dropped: int
     bytes_sent: float
     memory_bytes: float
-    foreseen: float | None = None
+    predicted: float | None = None
 
 
 class System(ABC):

@@ -140,14 +140,14 @@ class DeepSpeedMoE(System):
     def account(self, tokens_GE: torch.Tensor, element_size: int) -> Account:
         """Every expert's buffer is sent both ways and computed in full, whatever of it is filled."""
         capacity = self.capacity(tokens_GE)
-        home = slice(self.rank * (n := self.shape.num_experts // self.world_size), (self.rank + 1) * n)
+        own = slice(self.rank * (n := self.shape.num_experts // self.world_size), (self.rank + 1) * n)
         rows = float(self.shape.num_experts * capacity)
         away = (self.world_size - 1) / self.world_size
         sent = 2 * away * rows * self.shape.d_model * element_size
         agreed = 0 if self._drop_tokens else 2 * away * 8  # an all-reduce of the capacity, one int64
         return Account(
             rows_computed=rows,
-            rows_useful=float(tokens_GE[:, home].clamp(max=capacity).sum()),
+            rows_useful=float(tokens_GE[:, own].clamp(max=capacity).sum()),
             dropped=int((tokens_GE[self.rank] - capacity).clamp(min=0).sum()),
             bytes_sent=sent + agreed,
             memory_bytes=self.ffn_bytes(rows, n, element_size),  # an expert's slots are computed, filled or not

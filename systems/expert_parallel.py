@@ -20,12 +20,12 @@ class ExpertParallel(System):
 
     def __init__(self, *, placement: str = "contiguous", **layer) -> None:
         super().__init__(**layer)
-        home_E = PLACEMENTS[placement](self.shape.num_experts, self.world_size)
-        expert_of_slot_E = torch.argsort(home_E, stable=True)  # slots are numbered rank by rank
+        owner_E = PLACEMENTS[placement](self.shape.num_experts, self.world_size)
+        expert_of_slot_E = torch.argsort(owner_E, stable=True)  # slots are numbered rank by rank
         num_local = self.shape.num_experts // self.world_size
         mine = expert_of_slot_E.view(self.world_size, num_local)[self.rank].tolist()
         self._wi_eDF, self._wo_eFD = self.engine.prepare(*layer["weights"].experts(mine))
-        self._home_E = home_E
+        self._owner_E = owner_E
         self._slot_of_expert_E = inverse(expert_of_slot_E).to(self._wi_eDF.device)
 
     @classmethod
@@ -37,7 +37,7 @@ class ExpertParallel(System):
             raise ValueError(f"system.placement is {placement!r}; it must be one of {', '.join(PLACEMENTS)}")
 
     def forward(self, x_TD: torch.Tensor, routing: Routing) -> torch.Tensor:
-        """Counts travel first, so that rows can without padding; the way home is the same exchange turned round."""
+        """Counts travel first, so that rows can without padding; the way back is the same exchange turned round."""
         with self.span("metadata"):
             slot_N = self._slot_of_expert_E[routing.expert_TK.flatten()]
             order_N, sent_E = self.engine.group(slot_N, self.shape.num_experts)
@@ -57,7 +57,7 @@ class ExpertParallel(System):
             return weighted_sum(y_ND, routing.weight_TK)
 
     def account(self, tokens_GE: torch.Tensor, element_size: int) -> Account:
-        here_E = self._home_E == self.rank
+        here_E = self._owner_E == self.rank
         rows_e = tokens_GE[:, here_E].sum(0)
         rows = float(rows_e.sum())
         received_here = tokens_GE[self.rank, here_E].sum()

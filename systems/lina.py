@@ -1,4 +1,4 @@
-"""Lina's inference half: experts are placed by where tokens will go, foreseen from where they have been.
+"""Lina's inference half: experts are placed by where tokens will go, predicted from where they have been.
 
 Source: Li et al., "Accelerating Distributed MoE Training and Inference with Lina" (ATC'23); the prediction and the
 packing are in `systems.planners.lina`. Here both phases are within the timed layer, where Lina estimates and swaps
@@ -20,13 +20,13 @@ from systems.planners.lina import Lina, PathProfile, same_top
 
 
 class LinaExpertParallel(PlannedExpertParallel):
-    """Loads foreseen from the last `length` layers' experts; the true ones where the 2 `top` busiest differ from them.
+    """Loads predicted from the last `length` layers' experts; the true ones where the 2 `top` busiest differ from them.
 
     Every rank foresees its own tokens' loads and all are gathered, because paths of tokens stay on their rank. Rank 0
     decides nothing: all ranks have the same numbers. In the first MoE layer the marginal is all there is.
     """
 
-    fixed: ClassVar = {"loads": "oracle", "mover": "swap_in"}
+    fixed: ClassVar = {"loads": "oracle", "migration": "swap_in"}
 
     def __init__(self, *, planner: Lina, profile: Profile, length: int = 3, top: int = 1, **layer: Any) -> None:
         super().__init__(planner=planner, **self.fixed, **layer)
@@ -48,11 +48,11 @@ class LinaExpertParallel(PlannedExpertParallel):
         foreseen_E = self._paths.predict(self._path(routing), self._layer)
         gathered_GE = all_gather(torch.from_numpy(foreseen_E).to(routing.expert_TK.device).unsqueeze(0), self.group)
         foreseen_GE = gathered_GE.cpu().numpy()
-        self._foreseen = same_top(tokens_GE.sum(0), foreseen_GE.sum(0), 2 * self._top)
-        return foreseen_GE if self._foreseen else tokens_GE
+        self._predicted = same_top(tokens_GE.sum(0), foreseen_GE.sum(0), 2 * self._top)
+        return foreseen_GE if self._predicted else tokens_GE
 
     def _plan(self, tokens_GE: np.ndarray, routing: Routing) -> Plan:
-        return super()._plan(tokens_GE, routing)._replace(foreseen=self._foreseen)
+        return super()._plan(tokens_GE, routing)._replace(predicted=self._predicted)
 
     def _path(self, routing: Routing) -> np.ndarray:
         """path_TL of the layers before, those that the profile has."""
@@ -63,5 +63,5 @@ class LinaExpertParallel(PlannedExpertParallel):
     def account(self, tokens_GE: torch.Tensor, element_size: int) -> Account:
         account = super().account(tokens_GE, element_size)
         gathered = 8 * self.shape.num_experts * (self.world_size - 1)
-        foreseen = float(self.plan.foreseen) if self.plan else None
-        return replace(account, bytes_sent=account.bytes_sent + gathered, foreseen=foreseen)
+        predicted = float(self.plan.predicted) if self.plan else None
+        return replace(account, bytes_sent=account.bytes_sent + gathered, predicted=predicted)

@@ -1,8 +1,8 @@
 """One executor for every system that decides where experts are and where tokens go: expert parallelism with a plan.
 
-A planner (systems/planners/) says which ranks hold which experts and how many of each rank's tokens go where; a mover
-(systems/movers.py) brings weights there; this moves rows. Counts are gathered by all ranks, so that all make the same
-plan without talking. With experts at home and every token sent there it is dropless expert parallelism.
+A planner (systems/planners/) says which ranks hold which experts and how many of each rank's tokens go where; a
+migration (systems/migration.py) brings weights there; this moves rows. Counts are gathered by all ranks, so that all
+make the same plan without talking. With every expert and its tokens at its owner it is dropless expert parallelism.
 """
 
 from collections import deque
@@ -16,9 +16,9 @@ from routers.base import Routing
 from systems.base import Account, LayerShape, System, divisible
 from systems.collectives import all_gather, all_to_all
 from systems.engines import Copies
-from systems.movers import MOVERS, Held, Mover
+from systems.migration import MIGRATIONS, Held, Migration
 from systems.permute import experts_of_arrivals, transposed_blocks, weighted_sum
-from systems.planners.base import Costs, Planner, Profile, Rates, as_replicas, home_of
+from systems.planners.base import Costs, Planner, Profile, Rates, as_replicas, owner_of
 from systems.planners.placement import PLACEMENTS
 
 LOADS = ("none", "oracle", "lagged", "profiled")
@@ -27,22 +27,22 @@ LOADS = ("none", "oracle", "lagged", "profiled")
 class Plan(NamedTuple):
     """before_EG, replicas_EG: where experts were and are (`Planner.place`); sent_GEG: where tokens go (`dispatch`).
 
-    foreseen: whether the loads that experts were placed by were foreseen, where they should have been.
+    predicted: whether the loads that experts were placed by were predicted, where they should have been.
     """
 
     before_EG: np.ndarray
     replicas_EG: np.ndarray
     sent_GEG: np.ndarray
-    foreseen: bool | None = None
+    predicted: bool | None = None
 
 
 class PlannedExpertParallel(System):
     """Expert parallelism by plan.
 
-    planner: decides. loads: what it places experts by: nothing, they stay at home (none); this batch's counts (oracle);
-    those of the last `window` batches, every `every` batches (lagged); a profile of other data, once, before anything
-    is timed (profiled). mover: how weights travel. home: where experts are before any plan. rates: of this machine, by
-    which the planner weighs costs.
+    planner: decides. loads: what it places experts by: nothing, they stay where they are (none); this batch's counts
+    (oracle); those of the last `window` batches, every `every` batches (lagged); a profile of other data, once, before
+    anything is timed (profiled). migration: how weights travel. placement: where experts are before any plan. rates: of
+    this machine, by which the planner weighs costs.
     """
 
     def __init__(
@@ -50,8 +50,8 @@ class PlannedExpertParallel(System):
         *,
         planner: Planner,
         loads: str = "none",
-        mover: str = "static",
-        home: str = "contiguous",
+        migration: str = "static",
+        placement: str = "contiguous",
         every: int = 1,
         window: int = 1,
         rates: Rates,
@@ -63,40 +63,52 @@ class PlannedExpertParallel(System):
         if loads == "profiled" and profile is None:
             raise ValueError("system.loads is 'profiled' and there is no profile")
         self._planner, self._loads, self._every = planner, loads, every
-        self._home_E = PLACEMENTS[home](shape.num_experts, ranks).numpy()
-        self._replicas_EG = as_replicas(self._home_E, ranks)  # where experts are by the last plan
+        self._owner_E = PLACEMENTS[placement](shape.num_experts, ranks).numpy()
+        self._replicas_EG = as_replicas(self._owner_E, ranks)  # where experts are by the last plan
         no_wi_eDF, _ = layer["weights"].experts([])  # for its type and device
         self._costs = costs_of(shape, no_wi_eDF.element_size(), rates)
         if profile:
             self._replicas_EG = self._placed_by(profile, no_wi_eDF.device)
         given = {name: layer[name] for name in ("weights", "engine", "group")}
-        self._mover: Mover = MOVERS[mover](replicas_EG=self._replicas_EG, **given)
+        self._migration: Migration = MIGRATIONS[migration](replicas_EG=self._replicas_EG, **given)
         self._past: deque[np.ndarray] = deque(maxlen=window)
         self._calls = self._most_held = 0
 
     @classmethod
     def check(
-        cls, shape: LayerShape, world_size: int, *, planner: Planner, loads: str, mover: str, home: str, **others: Any
+        cls,
+        shape: LayerShape,
+        world_size: int,
+        *,
+        planner: Planner,
+        loads: str,
+        migration: str,
+        placement: str,
+        **others: Any,
     ) -> None:
-        """ValueError for unknown loads, mover or home, counts below 1, and what mover and planner cannot do."""
-        divisible("model.num_experts", shape.num_experts, world_size, "every rank is home to E/G experts")
-        for name, value, known in (("loads", loads, LOADS), ("mover", mover, MOVERS), ("home", home, PLACEMENTS)):
+        """ValueError for unknown loads, migration or placement, counts below 1, and pairs that do not go together."""
+        divisible("model.num_experts", shape.num_experts, world_size, "every rank owns E/G experts")
+        for name, value, known in (
+            ("loads", loads, LOADS),
+            ("migration", migration, MIGRATIONS),
+            ("placement", placement, PLACEMENTS),
+        ):
             if value not in known:
                 raise ValueError(f"system.{name} is {value!r}; it must be one of {', '.join(known)}")
         for name in ("every", "window"):
             if others[name] < 1:
                 raise ValueError(f"system.{name} is {others[name]!r}; it must be a whole number of at least 1")
-        if mover == "static" and loads in ("oracle", "lagged"):
+        if migration == "static" and loads in ("oracle", "lagged"):
             raise ValueError(
-                f"system.mover is 'static' and system.loads {loads!r}; experts that stay where they are cannot follow "
-                "the batches: use system.loads=profiled, or another +system.mover"
+                f"system.migration is 'static' and system.loads {loads!r}; experts that stay where they are cannot "
+                "follow the batches: use system.loads=profiled, or another +system.migration"
             )
         if not isinstance(planner, Planner):
             raise ValueError(f"system.planner is {planner!r}; it must name a class of planners in its _target_")
-        if mover == "swap" and planner.replicates:
+        if migration == "swap" and planner.replicates:
             raise ValueError(
-                f"system.mover is 'swap' and {type(planner).__name__} makes replicas, for which ranks that change "
-                "experts one for one have no room; use another system.mover"
+                f"system.migration is 'swap' and {type(planner).__name__} makes replicas, for which ranks that change "
+                "experts one for one have no room; use another system.migration"
             )
         planner.check(shape.num_experts, world_size)
 
@@ -112,7 +124,7 @@ class PlannedExpertParallel(System):
         with self.span("plan"):
             self.plan = plan = self._plan(tokens_GE, routing)
         with self.span("weights"):
-            held = self._mover.bring(plan.replicas_EG)
+            held = self._migration.bring(plan.replicas_EG)
             self._most_held = max(self._most_held, len(held.experts))
         with self.span("dispatch"):
             order_N, sent_G, received_G = self._addressed(order_N, plan.sent_GEG)
@@ -126,7 +138,7 @@ class PlannedExpertParallel(System):
 
     def _plan(self, tokens_GE: np.ndarray, routing: Routing) -> Plan:
         loads_GE = self._expected(tokens_GE, routing)
-        before_EG = self._mover.replicas_EG
+        before_EG = self._migration.replicas_EG
         if loads_GE is not None:
             self._replicas_EG = self._planner.place(loads_GE, _unwritable(before_EG), self._costs)
             self._check_counts("place", self._replicas_EG, before_EG.shape)
@@ -147,9 +159,9 @@ class PlannedExpertParallel(System):
 
     def _plan_of(self, tokens_GE: np.ndarray, before_EG: np.ndarray) -> Plan:
         replicas_EG = self._replicas_EG
-        still_home_E = replicas_EG[np.arange(len(replicas_EG)), self._home_E] > 0
-        home_E = np.where(still_home_E, self._home_E, home_of(replicas_EG))
-        return Plan(before_EG, replicas_EG, self._planner.dispatch(tokens_GE, replicas_EG, home_E))
+        still_owned_E = replicas_EG[np.arange(len(replicas_EG)), self._owner_E] > 0
+        owner_E = np.where(still_owned_E, self._owner_E, owner_of(replicas_EG))
+        return Plan(before_EG, replicas_EG, self._planner.dispatch(tokens_GE, replicas_EG, owner_E))
 
     def _check_counts(self, method: str, counts: np.ndarray, shape: tuple[int, ...]) -> None:
         if counts.shape != shape or counts.dtype.kind not in "iu":
@@ -162,7 +174,7 @@ class PlannedExpertParallel(System):
         self._check_counts("dispatch", plan.sent_GEG, (ranks, self.shape.num_experts, ranks))
         nowhere_E = np.flatnonzero(~(plan.replicas_EG > 0).any(1))
         lost_GE = np.argwhere(plan.sent_GEG.sum(2) != tokens_GE)
-        homeless_ED = np.argwhere((plan.sent_GEG.sum(0) > 0) & (plan.replicas_EG == 0))
+        unheld_ED = np.argwhere((plan.sent_GEG.sum(0) > 0) & (plan.replicas_EG == 0))
         name = type(self._planner).__name__
         if len(nowhere_E):
             raise ValueError(f"planner {name} places expert {nowhere_E[0]} nowhere; every expert needs a replica")
@@ -170,8 +182,8 @@ class PlannedExpertParallel(System):
             rank, expert = lost_GE[0]
             had, sent = tokens_GE[rank, expert], plan.sent_GEG[rank, expert].sum()
             raise ValueError(f"planner {name} sends {sent} of rank {rank}'s {had} tokens for expert {expert}")
-        if len(homeless_ED):
-            expert, rank = homeless_ED[0]
+        if len(unheld_ED):
+            expert, rank = unheld_ED[0]
             raise ValueError(
                 f"planner {name} sends tokens for expert {expert} to rank {rank}, which has no replica of it"
             )
@@ -210,19 +222,19 @@ class PlannedExpertParallel(System):
     def account(self, tokens_GE: torch.Tensor, element_size: int) -> Account:
         """By `plan`; before the first call by what would be planned now."""
         here = self.rank
-        plan: Plan = self.plan or self._plan_of(tokens_GE.cpu().numpy(), self._mover.replicas_EG)
+        plan: Plan = self.plan or self._plan_of(tokens_GE.cpu().numpy(), self._migration.replicas_EG)
         received_GE = plan.sent_GEG[:, :, here]
         rows, stay = float(received_GE.sum()), float(received_GE[here].sum())
         leaving, returning = float(plan.sent_GEG[here].sum()) - stay, rows - stay
-        experts = self._mover.experts_sent(plan.before_EG, plan.replicas_EG, here)
+        experts = self._migration.experts_sent(plan.before_EG, plan.replicas_EG, here)
         counts = 8 * self.shape.num_experts * (self.world_size - 1)
         moved = (leaving + returning) * self.shape.d_model * element_size
-        moved += experts * sum(w[0].numel() for w in self._mover.held[:2]) * element_size
+        moved += experts * sum(w[0].numel() for w in self._migration.held[:2]) * element_size
         memory_bytes = self.ffn_bytes(rows, int(np.count_nonzero(received_GE.sum(0))), element_size)
         return Account(rows, rows, dropped=0, bytes_sent=counts + moved, memory_bytes=memory_bytes)
 
     def experts_held(self) -> float:
-        return float(max(self._most_held, len(self._mover.held.experts)))
+        return float(max(self._most_held, len(self._migration.held.experts)))
 
 
 def _unwritable(array: np.ndarray) -> np.ndarray:

@@ -22,7 +22,7 @@ EXAMPLES = {
             "_target_": "systems.planned.PlannedExpertParallel",
             "engine": "loop",
             "loads": "oracle",
-            "mover": "broadcast",
+            "migration": "broadcast",
             "planner": {"_target_": "copy_busiest.CopyBusiest", "experts": 2},
         },
     ),

@@ -22,7 +22,7 @@ METRICS = {
     "dropped": ("tokens", COUNTED),
     **dict.fromkeys(["bytes_sent", "memory_bytes", "weight_bytes"], ("bytes", COUNTED)),
     "flops": ("flop", COUNTED),
-    "foreseen": ("share", COUNTED),
+    "predicted": ("share", COUNTED),
     "peak_memory_bytes": ("bytes", COUNTED),
 }
 

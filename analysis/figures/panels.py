@@ -43,7 +43,7 @@ def draw_speedup(findings: Findings, panel: dict, marks: Sequence[Marks] = ()) -
         findings.campaign.folder / slug(panel["name"]),
         baseline=findings.campaign.plan.get("baseline"),
         floors=floors_of(findings, panel),
-        note=note(findings, panel, told(findings, panel, f"{STATISTICS} {findings.doubt(panel)}")),
+        note=note(findings, panel, statistics_of(findings, panel, f"{STATISTICS} {findings.doubt(panel)}")),
     )
 
 
@@ -92,7 +92,7 @@ def draw_layers(findings: Findings, panel: dict, beside: str = "") -> Iterator[P
         here = select(findings.summary, experiment=panel["name"], x=point["x"], metric="layer_moe_by_layer_ms")
         if here.empty:
             continue
-        said = note(findings, panel, told(findings, panel, SLOWEST), beside)
+        said = note(findings, panel, statistics_of(findings, panel, SLOWEST), beside)
         title, baseline = f"{panel['title']}: latency of each MoE layer{at}", findings.campaign.plan.get("baseline")
         yield plot_layers(here, path, title=title, note=said, baseline=baseline)
 
@@ -103,7 +103,7 @@ def draw_sections(findings: Findings, panel: dict) -> Iterator[Picture]:
         section_ms = section_times(findings.campaign, point["cells"])
         if len(section_ms):
             title = f"{panel['title']}: time in each section of an MoE layer{at}"
-            said = note(findings, panel, told(findings, panel, INSIDE))
+            said = note(findings, panel, statistics_of(findings, panel, INSIDE))
             yield plot_sections(section_ms, path, title=title, note=said)
 
 
@@ -125,7 +125,7 @@ def places(campaign: Campaign, panel: dict) -> Iterator[tuple[dict, str, Path]]:
         yield point, at, campaign.folder / slug(name)
 
 
-def told(findings: Findings, panel: dict, statistics: str) -> str:
+def statistics_of(findings: Findings, panel: dict, statistics: str) -> str:
     """What the numbers of a figure are: `statistics` of measurements, or what stands for them where simulated."""
     return f"{EXACT} {findings.doubt(panel)}" if simulated_on(findings.campaign, panel) else statistics
 

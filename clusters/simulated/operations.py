@@ -32,7 +32,7 @@ _inner: dict[CodeType, bool] = {}
 
 
 class Simulation(TorchDispatchMode):
-    """One rank's operations on its timeline. precision: of products of float32 matrices (ieee or tf32).
+    """One rank's operations on its timeline. precision: of products of float32 matrices (fp32 or tf32).
 
     declared: by name of an operation of ours, the grouped products that it consists of, given its arguments.
     """
@@ -43,7 +43,7 @@ class Simulation(TorchDispatchMode):
         super().__init__()
         self.timeline, self.device, self.storages = timeline, device, storages
         self._declared, self._draws = declared, 0
-        self._precisions = {torch.float32: precision if precision in ("ieee", "tf32") else "ieee", **HALVES}
+        self._precisions = {torch.float32: precision if precision in ("fp32", "tf32") else "fp32", **HALVES}
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:

@@ -19,8 +19,8 @@ from scripts.description.timing import in_program_s, issue_in_program_s, issue_s
 from scripts.measure_overheads import collective_us
 from systems.engines.base import DTYPES
 
-PRECISIONS = {"cpu": ("ieee", "bf16"), "cuda": ("ieee", "tf32", "bf16", "fp16")}
-MEASURED = {"cpu": ("ieee", "bf16"), "cuda": ("ieee", "tf32", "bf16")}
+PRECISIONS = {"cpu": ("fp32", "bf16"), "cuda": ("fp32", "tf32", "bf16", "fp16")}
+MEASURED = {"cpu": ("fp32", "bf16"), "cuda": ("fp32", "tf32", "bf16")}
 ROWS = {
     "cpu": (1, 4, 16, 64, 256, 1024, 4096),
     "cuda": (1, 16, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768),
@@ -51,7 +51,7 @@ class Machine:
             own_s = seconds_of(lambda: call(*operands), self.device, share * self.budget_s)
         return max(LEAST_US, own_s * 1e6 - self._issuing_us)
 
-    def rand(self, *shape: int, precision: str = "ieee") -> torch.Tensor:
+    def rand(self, *shape: int, precision: str = "fp32") -> torch.Tensor:
         """Normal numbers, as activations and weights are: power, and so the clock, depends on them."""
         return torch.randn(shape, device=self.device).to(DTYPES[precision])
 

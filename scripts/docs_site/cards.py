@@ -1,7 +1,7 @@
 """A page for every system: what the code declares, what its authors say, and what was measured.
 
 From the systems' configurations (the block `about` has what neither code nor a campaign knows), the docstrings of their
-classes and the sample of `make zoo`.
+classes and the sample of `make league`.
 """
 
 import inspect
@@ -18,9 +18,9 @@ from analysis.load import load_campaign
 from experiments.configuration import find_class
 
 ROOT = Path(__file__).parents[2]
-CAMPAIGN = ROOT / "results/sample-zoo"
+CAMPAIGN = ROOT / "results/sample-league"
 SAID = ("source", "published", "left_out", "unconfirmed", "proved")
-TOLD = ("_target_", "name", "engine", "planner", "loads", "mover", "about")
+TOLD = ("_target_", "name", "engine", "planner", "loads", "migration", "about")
 METRICS = {
     "ttft_ms": ("forward pass, ms", number),
     "speedup_ttft": ("over EP", times),
@@ -30,7 +30,7 @@ METRICS = {
     "weight_bytes": ("expert weights of a rank, MB", lambda value: number(value / 1e6)),
     "plan": ("plan a layer, ms", number),
     "dropped": ("tokens dropped", number),
-    "foreseen": ("loads foreseen, share", number),
+    "predicted": ("loads predicted, share", number),
 }
 CARD = """\
 # {{ name }}
@@ -84,7 +84,7 @@ def facts(node: dict[str, Any]) -> str:
     kind = find_class(node)
     found = [kind.exactness, f"engine {kind.own_engine or node.get('engine') or 'loop'}"]
     found += [f"loads {node['loads']}"] if "loads" in node else []
-    found += [f"weights move by {node['mover']}"] if "mover" in node else []
+    found += [f"weights move by {node['migration']}"] if "migration" in node else []
     planner = node.get("planner", {})
     chosen = (node | planner).items()
     shown = {name: value for name, value in chosen if name not in TOLD and "${" not in str(value)}

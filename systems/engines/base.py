@@ -9,7 +9,7 @@ import torch
 from systems.permute import group_by_expert
 
 # The type of each precision; tf32 is float32 whose products are rounded (`torch.set_float32_matmul_precision`).
-DTYPES = {"ieee": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Copies(NamedTuple):

@@ -34,7 +34,7 @@ class MegaBlocksEngine(SortedEngine):
                 raise ValueError(f"engine=megablocks needs matrix widths that are multiples of {BLOCK}, got {width}")
         if dtype == torch.float32 and torch.get_float32_matmul_precision() == "highest":
             raise ValueError(
-                "engine=megablocks multiplies fp32 in TF32 and precision is ieee; "
+                "engine=megablocks multiplies fp32 in TF32 and precision is fp32; "
                 "use precision=tf32, bf16 or fp16, or another engine"
             )
 

@@ -48,16 +48,16 @@ class Planner(ABC):
         """
 
     @abstractmethod
-    def dispatch(self, tokens_GE: np.ndarray, replicas_EG: np.ndarray, home_E: np.ndarray) -> np.ndarray:
+    def dispatch(self, tokens_GE: np.ndarray, replicas_EG: np.ndarray, owner_E: np.ndarray) -> np.ndarray:
         """sent_GEG, with sum_d sent_GEG[s, e, d] = tokens_GE[s, e] and tokens only where a replica is.
 
-        home_E: the rank that each expert lives on whatever this batch brings.
+        owner_E: the rank that each expert lives on whatever this batch brings.
         """
 
     def check(self, num_experts: int, world_size: int) -> None:
         """Raise what `place` raises for these numbers, before anything is launched: by trying it."""
-        home_EG = as_replicas(np.arange(num_experts) * world_size // num_experts, world_size)
-        self.place(np.ones((world_size, num_experts), np.int64), home_EG, Costs(1.0, 1.0, 1.0))
+        owner_EG = as_replicas(np.arange(num_experts) * world_size // num_experts, world_size)
+        self.place(np.ones((world_size, num_experts), np.int64), owner_EG, Costs(1.0, 1.0, 1.0))
 
     def place_layers(self, expert_LGM: np.ndarray, current_EG: np.ndarray, costs: Costs) -> np.ndarray:
         """replicas_LEG from a token-level profile: expert_LGM[l, g, m] is the expert of rank g's token m in layer l."""
@@ -88,14 +88,14 @@ def tokens_per_expert(expert_GM: np.ndarray, num_experts: int) -> np.ndarray:
     return np.stack([np.bincount(expert_M, minlength=num_experts) for expert_M in expert_GM])
 
 
-def home_of(replicas_EG: np.ndarray) -> np.ndarray:
+def owner_of(replicas_EG: np.ndarray) -> np.ndarray:
     """int64 [E]: the first rank with a replica."""
     return (replicas_EG > 0).argmax(1)
 
 
-def as_replicas(home_E: np.ndarray, world_size: int) -> np.ndarray:
+def as_replicas(owner_E: np.ndarray, world_size: int) -> np.ndarray:
     """replicas_EG of experts that live on one rank each."""
-    return (home_E[:, None] == np.arange(world_size)).astype(np.int64)
+    return (owner_E[:, None] == np.arange(world_size)).astype(np.int64)
 
 
 def rows_per_rank(sent_GEG: np.ndarray) -> np.ndarray:

@@ -3,22 +3,22 @@
 import numpy as np
 
 
-def to_home(tokens_GE: np.ndarray, replicas_EG: np.ndarray, home_E: np.ndarray) -> np.ndarray:
-    """sent_GEG: every token to its expert's home."""
-    at_home_EG = home_E[:, None] == np.arange(tokens_GE.shape[0])
-    return tokens_GE[:, :, None] * at_home_EG
+def to_owner(tokens_GE: np.ndarray, replicas_EG: np.ndarray, owner_E: np.ndarray) -> np.ndarray:
+    """sent_GEG: every token to its expert's owner."""
+    owner_EG = owner_E[:, None] == np.arange(tokens_GE.shape[0])
+    return tokens_GE[:, :, None] * owner_EG
 
 
-def stay_or_go_home(tokens_GE: np.ndarray, replicas_EG: np.ndarray, home_E: np.ndarray) -> np.ndarray:
-    """sent_GEG: tokens whose own rank has their expert stay, the others go to its home (FasterMoE, Prophet)."""
+def stay_or_go_to_owner(tokens_GE: np.ndarray, replicas_EG: np.ndarray, owner_E: np.ndarray) -> np.ndarray:
+    """sent_GEG: tokens whose own rank has their expert stay, the others go to its owner (FasterMoE, Prophet)."""
     hosted_GE = replicas_EG.T > 0
-    sent_GEG = to_home(np.where(hosted_GE, 0, tokens_GE), replicas_EG, home_E)
+    sent_GEG = to_owner(np.where(hosted_GE, 0, tokens_GE), replicas_EG, owner_E)
     here_G = np.arange(len(tokens_GE))
     sent_GEG[here_G, :, here_G] += np.where(hosted_GE, tokens_GE, 0)
     return sent_GEG
 
 
-def evenly(tokens_GE: np.ndarray, replicas_EG: np.ndarray, home_E: np.ndarray) -> np.ndarray:
+def evenly(tokens_GE: np.ndarray, replicas_EG: np.ndarray, owner_E: np.ndarray) -> np.ndarray:
     """sent_GEG: each expert's tokens of all ranks in equal parts over its replicas, numbered rank after rank.
 
     Replica r of R takes the tokens whose number (rank after rank) is between floor(rN/R) and floor((r+1)N/R), so the

@@ -38,8 +38,8 @@ class EPLB(Planner):
         rank_R = np.arange(ranks) if len(expert_R) == ranks else pack(weights_R, ranks)
         return count_replicas(expert_R, rank_R, num_experts, ranks)
 
-    def dispatch(self, tokens_GE: np.ndarray, replicas_EG: np.ndarray, home_E: np.ndarray) -> np.ndarray:
-        return evenly(tokens_GE, replicas_EG, home_E)
+    def dispatch(self, tokens_GE: np.ndarray, replicas_EG: np.ndarray, owner_E: np.ndarray) -> np.ndarray:
+        return evenly(tokens_GE, replicas_EG, owner_E)
 
 
 def replicate(load_E: np.ndarray, extra: int) -> np.ndarray:

@@ -2,9 +2,9 @@
 
 import numpy as np
 
-from systems.planners.base import Costs, Planner, home_of
-from systems.planners.dispatch import stay_or_go_home
-from systems.planners.shadowing import at_home, changes, forward_s
+from systems.planners.base import Costs, Planner, owner_of
+from systems.planners.dispatch import stay_or_go_to_owner
+from systems.planners.shadowing import changes, forward_s, rows_at_owners
 
 
 class FasterMoE(Planner):
@@ -21,22 +21,22 @@ class FasterMoE(Planner):
 
     def place(self, loads_GE: np.ndarray, current_EG: np.ndarray, costs: Costs) -> np.ndarray:
         assert (current_EG.sum(1) == 1).all()
-        home_E = home_of(current_EG)
+        owner_E = owner_of(current_EG)
         popular_E = np.argsort(-loads_GE.sum(0), kind="stable")
-        num_shadows = count_shadows(loads_GE[:, popular_E], home_E[popular_E], costs)
+        num_shadows = count_shadows(loads_GE[:, popular_E], owner_E[popular_E], costs)
         replicas_EG = current_EG.copy()
         replicas_EG[popular_E[:num_shadows]] = 1
         return replicas_EG
 
-    def dispatch(self, tokens_GE: np.ndarray, replicas_EG: np.ndarray, home_E: np.ndarray) -> np.ndarray:
-        return stay_or_go_home(tokens_GE, replicas_EG, home_E)
+    def dispatch(self, tokens_GE: np.ndarray, replicas_EG: np.ndarray, owner_E: np.ndarray) -> np.ndarray:
+        return stay_or_go_to_owner(tokens_GE, replicas_EG, owner_E)
 
 
-def count_shadows(loads_GE: np.ndarray, home_E: np.ndarray, costs: Costs) -> int:
+def count_shadows(loads_GE: np.ndarray, owner_E: np.ndarray, costs: Costs) -> int:
     """How many of the first experts to shadow: up to the first that does not lower the cost."""
     everywhere_EG = np.ones(loads_GE.T.shape, np.int64)
     # All prefixes at once: row p is the state of the ranks with the first p experts shadowed.
-    states = zip(at_home(loads_GE, home_E), changes(loads_GE, home_E, everywhere_EG), strict=True)
+    states = zip(rows_at_owners(loads_GE, owner_E), changes(loads_GE, owner_E, everywhere_EG), strict=True)
     rows_PG, received_PG = (np.vstack([first_G, change_EG]).cumsum(0) for first_G, change_EG in states)
     cost_P = forward_s(rows_PG, received_PG, costs) + np.arange(len(rows_PG)) * costs.move_expert_s
     return int(np.append(np.diff(cost_P) >= 0, True).argmax())

@@ -46,7 +46,7 @@ class Lazarus(Planner):
             replicas_EG[rising_E] = maximum_rank_overlap(count_E[rising_E], ranks, self.slots_per_rank)
         return renumber(replicas_EG, current_EG)
 
-    def dispatch(self, tokens_GE: np.ndarray, replicas_EG: np.ndarray, home_E: np.ndarray) -> np.ndarray:
+    def dispatch(self, tokens_GE: np.ndarray, replicas_EG: np.ndarray, owner_E: np.ndarray) -> np.ndarray:
         return locally_first(tokens_GE, replicas_EG)
 
 

@@ -1,4 +1,4 @@
-"""Lina: loads foreseen from the experts that tokens have visited, busy experts on several ranks, the rest packed.
+"""Lina: loads predicted from the experts that tokens have visited, busy experts on several ranks, the rest packed.
 
 Letters beside those of base.py: T tokens of a batch, P paths of a profile, N pairs of a path and its next expert.
 """
@@ -32,8 +32,8 @@ class Lina(Planner):
         ranks, num_experts = loads_GE.shape
         return pack(shares(loads_GE.sum(0), ranks), ranks, math.ceil(num_experts / ranks) + self.slack)
 
-    def dispatch(self, tokens_GE: np.ndarray, replicas_EG: np.ndarray, home_E: np.ndarray) -> np.ndarray:
-        return evenly(tokens_GE, replicas_EG, home_E)
+    def dispatch(self, tokens_GE: np.ndarray, replicas_EG: np.ndarray, owner_E: np.ndarray) -> np.ndarray:
+        return evenly(tokens_GE, replicas_EG, owner_E)
 
 
 def shares(loads_E: np.ndarray, ranks: int) -> np.ndarray:
@@ -67,7 +67,7 @@ def _choose(room: list[int], size: float, load: list[float], held: list[set[int]
 
 
 def same_top(actual_E: np.ndarray, estimated_E: np.ndarray, count: int) -> bool:
-    """Whether the `count` busiest experts (the paper's 2k) are those foreseen; of equal ones the first count."""
+    """Whether the `count` busiest experts (the paper's 2k) are those predicted; of equal ones the first count."""
     return set(busiest(actual_E, count)) == set(busiest(estimated_E, count))
 
 

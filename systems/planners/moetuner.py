@@ -11,7 +11,7 @@ from scipy.optimize import Bounds, LinearConstraint, linear_sum_assignment, milp
 from scipy.sparse import block_array, eye_array, kron
 
 from systems.planners.base import Costs, Planner, as_replicas, tokens_per_expert
-from systems.planners.dispatch import to_home
+from systems.planners.dispatch import to_owner
 from systems.planners.exflow import transitions
 from systems.planners.options import check_positive
 from systems.planners.packing import pack
@@ -27,8 +27,8 @@ class MoETuner(Planner):
     least sum |T_c - mean| in each layer. Second: clusters to ranks, least sum over layers of the largest flow between
     two ranks. Our interpretation: E/G experts in every cluster, which also keeps the paper's limit of memory over all
     layers; the same bandwidth between all ranks; of equally good matchings the one that keeps most tokens in place.
-    Unconfirmed: how the authors square the second objective with outputs that go home. Where they do, as here, traffic
-    depends on a token's home, not on its last expert, so the second program changes nothing on the wire.
+    Unconfirmed: how the authors square the second objective with outputs that return. Where they do, as here, traffic
+    depends on a token's own rank, not on its last expert, so the second program changes nothing on the wire.
     Where time runs out the placement also depends on the machine's speed: one rank must place for all.
     """
 
@@ -45,15 +45,15 @@ class MoETuner(Planner):
     def place(self, loads_GE: np.ndarray, current_EG: np.ndarray, costs: Costs) -> np.ndarray:
         return as_replicas(self._clusters(loads_GE.sum(0), len(loads_GE)), len(loads_GE))
 
-    def dispatch(self, tokens_GE: np.ndarray, replicas_EG: np.ndarray, home_E: np.ndarray) -> np.ndarray:
-        return to_home(tokens_GE, replicas_EG, home_E)
+    def dispatch(self, tokens_GE: np.ndarray, replicas_EG: np.ndarray, owner_E: np.ndarray) -> np.ndarray:
+        return to_owner(tokens_GE, replicas_EG, owner_E)
 
     def place_layers(self, expert_LGM: np.ndarray, current_EG: np.ndarray, costs: Costs) -> np.ndarray:
         num_experts, ranks = current_EG.shape
         loads_LE = np.stack([tokens_per_expert(expert_GM, num_experts).sum(0) for expert_GM in expert_LGM])
         cluster_LE = np.stack([self._clusters(loads_E, ranks) for loads_E in loads_LE])
         flows_LCC = flows(transitions(expert_LGM, num_experts), cluster_LE, ranks)
-        return np.stack([as_replicas(home_E, ranks) for home_E in on_ranks(cluster_LE, flows_LCC)])
+        return np.stack([as_replicas(owner_E, ranks) for owner_E in on_ranks(cluster_LE, flows_LCC)])
 
     def _clusters(self, loads_E: np.ndarray, ranks: int) -> np.ndarray:
         """int64 [E]: the first program's, or where time ran out too early those of a heuristic."""
@@ -129,15 +129,15 @@ def match(flow_CC: np.ndarray) -> np.ndarray:
 
 
 def on_ranks(cluster_LE: np.ndarray, flows_LCC: np.ndarray) -> np.ndarray:
-    """home_LE: the second program, exactly.
+    """owner_LE: the second program, exactly.
 
     With one bandwidth only who shares a rank with whom counts, so each layer is matched to the one before.
     """
     rank_C = np.arange(cluster_LE.max() + 1)
-    home_LE = [cluster_LE[0]]
+    owner_LE = [cluster_LE[0]]
     for cluster_E, flow_CC in zip(cluster_LE[1:], flows_LCC, strict=True):
         following_C = np.empty_like(rank_C)
         following_C[match(flow_CC)] = rank_C
         rank_C = following_C
-        home_LE.append(rank_C[cluster_E])
-    return np.stack(home_LE)
+        owner_LE.append(rank_C[cluster_E])
+    return np.stack(owner_LE)

@@ -1,4 +1,4 @@
-"""Static placements: one home rank per expert."""
+"""Static placements: one owner per expert."""
 
 from collections.abc import Callable
 
@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from systems.planners.base import Costs, Planner
-from systems.planners.dispatch import to_home
+from systems.planners.dispatch import to_owner
 
 
 def per_rank(num_experts: int, world_size: int) -> int:
@@ -17,7 +17,7 @@ def per_rank(num_experts: int, world_size: int) -> int:
 
 
 def contiguous(num_experts: int, world_size: int) -> torch.Tensor:
-    """int64 [E]: rank g is home to experts g*E/G .. (g+1)*E/G - 1, as DeepSpeed and most systems place them."""
+    """int64 [E]: rank g owns experts g*E/G .. (g+1)*E/G - 1, as DeepSpeed and most systems place them."""
     return torch.arange(num_experts) // (num_experts // world_size)
 
 
@@ -37,5 +37,5 @@ class Home(Planner):
     def place(self, loads_GE: np.ndarray, current_EG: np.ndarray, costs: Costs) -> np.ndarray:
         return current_EG
 
-    def dispatch(self, tokens_GE: np.ndarray, replicas_EG: np.ndarray, home_E: np.ndarray) -> np.ndarray:
-        return to_home(tokens_GE, replicas_EG, home_E)
+    def dispatch(self, tokens_GE: np.ndarray, replicas_EG: np.ndarray, owner_E: np.ndarray) -> np.ndarray:
+        return to_owner(tokens_GE, replicas_EG, owner_E)

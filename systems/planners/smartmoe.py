@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from systems.planners.base import Costs, Planner, as_replicas, home_of
-from systems.planners.dispatch import to_home
+from systems.planners.base import Costs, Planner, as_replicas, owner_of
+from systems.planners.dispatch import to_owner
 from systems.planners.packing import pack
 from systems.planners.placement import per_rank
 
@@ -22,12 +22,12 @@ class SmartMoE(Planner):
         num_experts, ranks = current_EG.shape
         per_rank(num_experts, ranks)
         load_E = loads_GE.sum(0)
-        mapped_EG = as_replicas(pack(load_E, ranks, preferred_R=home_of(current_EG)), ranks)
+        mapped_EG = as_replicas(pack(load_E, ranks, preferred_R=owner_of(current_EG)), ranks)
         return mapped_EG if _busiest(load_E, mapped_EG) < _busiest(load_E, current_EG) else current_EG.copy()
 
-    def dispatch(self, tokens_GE: np.ndarray, replicas_EG: np.ndarray, home_E: np.ndarray) -> np.ndarray:
-        # The mapping moves homes: those of the plan count, whatever they were.
-        return to_home(tokens_GE, replicas_EG, home_of(replicas_EG))
+    def dispatch(self, tokens_GE: np.ndarray, replicas_EG: np.ndarray, owner_E: np.ndarray) -> np.ndarray:
+        # The mapping moves owners: those of the plan count, whatever they were.
+        return to_owner(tokens_GE, replicas_EG, owner_of(replicas_EG))
 
 
 def _busiest(load_E: np.ndarray, mapping_EG: np.ndarray) -> float:

@@ -131,7 +131,7 @@ def document(cell: str, spec: dict) -> dict:
     }
     seconds = {"build": 2.0, "verify": 1.0, "warmup": 1.0, "measure": 5.0, "instrumented": 2.0}
     run = {"schema": SCHEMA, "cell": cell, "campaign": "c1", "state": "ok", "reason": None, "traceback": None}
-    run |= {"engine": "grouped", "precision": "ieee", "source": "emulated", "launch": 0, "twin": False}
+    run |= {"engine": "grouped", "precision": "fp32", "source": "emulated", "launch": 0, "twin": False}
     run |= {"tier": tier["name"], "config": config, "seed": 0, "environment": host | {"gpus": []} | git}
     run |= {"correctness": correctness | {"agreement": agreement | {"tolerance": 2e-5, "passed": True}}}
     run |= {"schedule": {"iterations": iterations, "turn": BLOCK}}

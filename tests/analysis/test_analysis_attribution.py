@@ -262,7 +262,7 @@ def test_sentences_say_what_the_table_says(ladder, rows):
     assert (
         pair.startswith("Against plain expert parallelism (EP) MoEShard saves 15.3 [") and "communication +3.3" in pair
     )
-    assert Attribution(find(ladder.folder)).told() == [whole, pair]
+    assert Attribution(find(ladder.folder)).notes() == [whole, pair]
 
 
 def test_table_shows_every_step_of_one_point_and_the_sum_of_the_others(ladder, rows):

@@ -11,7 +11,7 @@ def test_samples_carry_run_columns(fig3):
     samples = campaign.samples()
     assert set(samples["cell"]) == set(campaign.runs)
     one = samples[samples["cell"] == "moeshard_num_experts_64_1"].iloc[0]
-    assert (one["system"], one["engine"], one["precision"], one["twin"]) == ("moeshard", "grouped", "ieee", False)
+    assert (one["system"], one["engine"], one["precision"], one["twin"]) == ("moeshard", "grouped", "fp32", False)
     assert (one["num_experts"], one["batch_size"], one["launch"]) == (64, 25, 1)
 
 

@@ -108,7 +108,7 @@ def test_mixed_comparison_is_refused(one_point, change):
 def test_systems_are_paired_with_the_baseline_of_their_precision(tmp_path, store):
     write_cell, write_plan, point = store
     cells = []
-    for precision, base, system_ms in (("ieee", 80.0, 40.0), ("bf16", 30.0, 10.0)):
+    for precision, base, system_ms in (("fp32", 80.0, 40.0), ("bf16", 30.0, 10.0)):
         for system, ms in (("deepspeed", base), ("moeshard", system_ms)):
             cells.append(f"{system}_{precision}")
             spec = {"system": system, "precision": precision, "point": point(), "values": {"ttft_ms": ms}}
@@ -117,7 +117,7 @@ def test_systems_are_paired_with_the_baseline_of_their_precision(tmp_path, store
     write_plan(tmp_path, [panel | {"points": [{"x": 128, "published_x": None, "cells": cells}]}])
     summary = summarise(load_campaign(tmp_path))
     ratios = summary[summary["metric"] == "speedup_ttft"].set_index("precision")["value"]
-    assert ratios.to_dict() == pytest.approx({"ieee": 2, "bf16": 3})
+    assert ratios.to_dict() == pytest.approx({"fp32": 2, "bf16": 3})
 
 
 def test_sections_layers_and_bound(summary):

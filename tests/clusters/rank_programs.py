@@ -216,7 +216,9 @@ def every_collective(folder: str) -> None:
 
 def two_at_once(folder: str) -> None:
     """Three ranks, two locks: leaves the wall-clock times between which each rank computed in turns.<rank>."""
-    with connect(ClusterSpec("emulated", 3, at_once=2), Network("none"), Path(folder) / "device_lock") as session:
+    with connect(
+        ClusterSpec("emulated", 3, concurrent_ranks=2), Network("none"), Path(folder) / "device_lock"
+    ) as session:
         turns = []
         with session.clock.running():
             for _ in range(3):

@@ -57,7 +57,7 @@ def test_what_was_moved_when_is_told(told):
 
 def test_as_many_ranks_as_share_a_host_compute_at_once(tmp_path):
     """Ranks 0 and 2 share a lock; rank 1 has one to itself."""
-    launch(ClusterSpec("emulated", 3, at_once=2), rank_programs.two_at_once, str(tmp_path))
+    launch(ClusterSpec("emulated", 3, concurrent_ranks=2), rank_programs.two_at_once, str(tmp_path))
     turns = [json.loads((tmp_path / f"turns.{rank}").read_text()) for rank in range(3)]
     for one, other, shared in ((0, 2, False), (0, 1, True)):
         overlaps = [min(a[1], b[1]) - max(a[0], b[0]) for a, b in zip(turns[one], turns[other], strict=True)]

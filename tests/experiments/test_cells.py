@@ -93,7 +93,7 @@ def test_engines_are_timed_for_ranks_that_compute_here_on_as_many_threads(monkey
     asked = []
     monkeypatch.setattr("experiments.cells.choose", lambda *sizes: asked.append(sizes) or "loop")
     assert Cell(changed("cluster.threads", 3), 0).engine == "loop"
-    assert asked == [("cpu", "ieee", 4, 48, (16, 16), 3)]
+    assert asked == [("cpu", "fp32", 4, 48, (16, 16), 3)]
     monkeypatch.setattr("experiments.cells.preferred", lambda device, precision, widths: f"{device} {widths}")
     for kind in ("simulated", "torchrun"):
         assert Cell(changed("cluster.kind", kind), 0).engine == "cpu (16, 16)"
@@ -128,7 +128,7 @@ def test_target_that_cannot_be_imported_is_named(target):
 
 
 def test_precision_sets_float32_products():
-    for precision, expected in (("tf32", "high"), ("ieee", "highest"), ("bf16", "highest")):
+    for precision, expected in (("tf32", "high"), ("fp32", "highest"), ("bf16", "highest")):
         set_precision(precision)
         assert torch.get_float32_matmul_precision() == expected
 
@@ -147,7 +147,7 @@ def test_every_system_passes_in_every_precision_of_a_cpu(system):
     config = configuration(f"system={system}")
     refused = {precision: refusal(replace(config, precision=precision)) for precision in DTYPES}
     assert "tf32 exists on CUDA GPUs only" in str(refused.pop("tf32"))
-    assert refused == {"ieee": None, "bf16": None, "fp16": None}
+    assert refused == {"fp32": None, "bf16": None, "fp16": None}
 
 
 @pytest.mark.parametrize(
@@ -201,7 +201,7 @@ def test_good_configurations_pass(override):
             ["cluster=simulated", "device=l40s", "network=device", "cluster.world_size=3"],
             "device l40s has collectives of 2, 4, 8 ranks and multiples of 8, not of 3",
         ),
-        (["precision=fp8"], "precision is 'fp8'; it must be one of ieee, tf32, bf16, fp16"),
+        (["precision=fp8"], "precision is 'fp8'; it must be one of fp32, tf32, bf16, fp16"),
         (["precision=tf32"], "precision=tf32 exists on CUDA GPUs only"),
         (["batch_size=0"], "batch_size is 0; it must be a whole number of at least 1"),
         (["batch_size=2.5"], "batch_size is 2.5; it must be a whole number of at least 1"),
@@ -286,7 +286,7 @@ def test_lossless_capacity_wants_a_router_that_draws():
 @pytest.mark.parametrize(
     ("override", "sentence"),
     [
-        ("precision=fp8", "precision is 'fp8'; it must be one of ieee, tf32, bf16, fp16"),
+        ("precision=fp8", "precision is 'fp8'; it must be one of fp32, tf32, bf16, fp16"),
         ("cluster.world_size=two", "cluster.world_size is 'two'; it must be a whole number of at least 1"),
         ("cluster.world_size=0", "cluster.world_size is 0; it must be a whole number of at least 1"),
         ("model.num_experts=0", "model.num_experts is 0; it must be a whole number of at least 1"),

@@ -53,8 +53,8 @@ def test_lossless_capacity_is_the_largest_count_of_the_whole_workload(counted):
 
 
 def test_whether_loads_were_foreseen_is_stored_where_a_system_tries(counted):
-    assert set(counted["lina_predicted"]["foreseen"]) <= {0, 1}
-    assert "foreseen" not in counted["moeshard_published"]
+    assert set(counted["lina_predicted"]["predicted"]) <= {0, 1}
+    assert "predicted" not in counted["moeshard_published"]
 
 
 def test_a_batch_that_comes_again_is_accounted_by_each_plan_it_had(tmp_path):

@@ -82,7 +82,7 @@ def test_the_laptop_s_network_by_hand(machine):
     d_model=st.integers(1, 8192),
     d_ff=st.integers(1, 32768),
     batch=st.integers(1, 1000),
-    precision=st.sampled_from(["ieee", "bf16", "fp16"]),
+    precision=st.sampled_from(["fp32", "bf16", "fp16"]),
     flops=st.floats(1e8, 1e15),
     collective=st.sampled_from(COLLECTIVES),
     volume=st.floats(0, 1e10),
@@ -111,7 +111,7 @@ def test_cells_hold_plain_numbers_and_where_they_come_from(machine):
     assert json.loads(json.dumps(network)) == network
     assert network.keys() == {"_target_", "name", "base_us", "hop_us", "points", "bandwidth_gbs", "source"}
     assert network["source"] == (
-        "this machine's core (99 GFLOP/s, ieee) : 2.1 GB/s as an A100 (130 TFLOP/s, tf32) : 235 GB/s (R = 5.6)"
+        "this machine's core (99 GFLOP/s, fp32) : 2.1 GB/s as an A100 (130 TFLOP/s, tf32) : 235 GB/s (R = 5.6)"
     )
 
 
@@ -211,10 +211,10 @@ def test_what_cannot_be_matched_is_refused_before_anything_is_measured(unmeasura
 
 
 def test_each_network_is_shown_in_a_line(machine):
-    configs = [changed({"precision": precision}) for precision in ("ieee", "ieee", "bf16")]
+    configs = [changed({"precision": precision}) for precision in ("fp32", "fp32", "bf16")]
     plan = make_plan(match_networks(map(point, configs), {}))
     shown = networks(plan)
-    assert len(shown) == 2 and shown[0].startswith("network matched: this machine's core (99 GFLOP/s, ieee) : ")
+    assert len(shown) == 2 and shown[0].startswith("network matched: this machine's core (99 GFLOP/s, fp32) : ")
     assert shown[0].endswith(" as an A100 (130 TFLOP/s, tf32) : 235 GB/s (R = 5.6)")
     assert networks(make_plan([point(configuration("network=none", "engine=loop"))])) == []
     assert networks(make_plan([point(configuration("cluster=gloo", "engine=loop"))])) == []

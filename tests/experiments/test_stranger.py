@@ -105,8 +105,8 @@ def test_its_card_stands_among_the_others(place, monkeypatch):
 
 
 def test_it_is_in_the_league_by_its_own_word(place):
-    others = [f"~experiment.panels.zoo_{name}" for name in ("permuted", "drift", "trace", "tokens")]
-    typed = ["experiment=zoo", *others, f"hydra.searchpath=[file://{place / 'configs'}]", "network=nvlink3"]
+    others = [f"~experiment.panels.league_{name}" for name in ("permuted", "drift", "trace", "tokens")]
+    typed = ["experiment=league", *others, f"hydra.searchpath=[file://{place / 'configs'}]", "network=nvlink3"]
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         (point,) = experiment_points(compose("config", typed), typed)
     league = {key for key, node in cards.systems().items() if node["about"]["league"]}

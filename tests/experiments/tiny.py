@@ -16,8 +16,8 @@ from experiments.plan import Point
 from experiments.records import Config, Node, document, read
 from systems.dense import Dense
 from systems.planned import PlannedExpertParallel
-from systems.planners.base import Planner, home_of
-from systems.planners.dispatch import to_home
+from systems.planners.base import Planner, owner_of
+from systems.planners.dispatch import to_owner
 
 CONF = str(Path(__file__).parents[2] / "conf")
 TINY = [
@@ -75,14 +75,14 @@ class Rotating(Planner):
     def place(self, loads_GE, current_EG, costs):
         return np.roll(current_EG, 1, axis=1)
 
-    def dispatch(self, tokens_GE, replicas_EG, home_E):
-        return to_home(tokens_GE, replicas_EG, home_of(replicas_EG))
+    def dispatch(self, tokens_GE, replicas_EG, owner_E):
+        return to_owner(tokens_GE, replicas_EG, owner_of(replicas_EG))
 
 
 class RotatingExpertParallel(PlannedExpertParallel):
     """Whatever it remembers of a batch, the same batch is computed elsewhere the next time."""
 
-    fixed: ClassVar = {"planner": Rotating(), "loads": "lagged", "mover": "swap"}
+    fixed: ClassVar = {"planner": Rotating(), "loads": "lagged", "migration": "swap"}
 
     def __init__(self, **layer):
         super().__init__(**self.fixed, **layer)

@@ -27,7 +27,7 @@ def test_every_engine_that_can_run_is_timed_on_the_same_work(tmp_path, monkeypat
         packed = {"dense oneDNN"} if bench._packs(bench.DTYPES[str(precision)]) else set()
         assert set(rows.engine) == timed | packed
         assert rows.loc[rows.engine == rows.dense, "share"].item() == 1  # that others are held against
-    assert set(found.precision) == {"ieee", "bf16"} and (found.share > 0).all() and (found.rounds >= 5).all()
+    assert set(found.precision) == {"fp32", "bf16"} and (found.share > 0).all() and (found.rounds >= 5).all()
     assert (tmp_path / "engines.png").exists() and "percent" not in capsys.readouterr().err
 
 

@@ -22,7 +22,7 @@ def test_every_system_has_a_card_of_what_it_declares(key):
 def test_cards_have_the_numbers_of_the_league():
     pages = cards.pages()
     assert pages.keys() == NODES.keys()
-    assert "| Paper's routing, 128 experts | " in pages["ep"] and "results/sample-zoo" in pages["ep"]
+    assert "| Paper's routing, 128 experts | " in pages["ep"] and "results/sample-league" in pages["ep"]
 
 
 def test_a_system_from_elsewhere_has_a_card(tmp_path: Path, monkeypatch):

@@ -31,11 +31,11 @@ def small(monkeypatch, tmp_path):
 def test_this_machine_can_be_described_and_loaded(small):
     assert describe_device.main(["here", "--seconds", "1", "--network", "nvlink3", "--conf", str(small)]) == 0
     device = load_device("here")
-    assert device.kind == "cpu" and device.host.synchronous and device.peak_tflops["ieee"] > 0
-    assert device.matmul_s(1, 64, 256, 64, "ieee") > 0 and device.attention_s(4, 4, 120, 120, 16, "bf16") > 0
+    assert device.kind == "cpu" and device.host.synchronous and device.peak_tflops["fp32"] > 0
+    assert device.matmul_s(1, 64, 256, 64, "fp32") > 0 and device.attention_s(4, 4, 120, 120, 16, "bf16") > 0
     assert device.network(4).name == "nvlink3"
     assert set(device.grouped) - {"cpu"} == {"grouped", "batched"}  # ours need a compiler
-    assert device.grouped_s("grouped", [8, 8], 64, 64, "ieee") == 2 * device.matmul_s(1, 8, 64, 64, "ieee")
+    assert device.grouped_s("grouped", [8, 8], 64, 64, "fp32") == 2 * device.matmul_s(1, 8, 64, 64, "fp32")
     assert json.loads((small / "tables/here.json").read_text())["about"]["kernels"]
 
 

@@ -14,7 +14,7 @@ def trace(expert_LT: np.ndarray, num_experts: int) -> TokenTrace:
 
 
 def test_topics_that_stay_together_are_found_and_save_nothing_on_round_trips():
-    """Even and odd experts never meet, so contiguous homes cross half the time and ExFlow's never."""
+    """Even and odd experts never meet, so contiguous owners cross half the time and ExFlow's never."""
     draw = np.random.default_rng(0)
     topic_T, pick_LT = draw.integers(2, size=4000), draw.integers(4, size=(3, 4000))
     found = judged(trace(2 * pick_LT + topic_T, 8), ranks=2, held_out=0.25).set_index("placement")

@@ -197,11 +197,11 @@ def test_every_copy_is_computed_once_or_dropped(name, drawn):
 @pytest.mark.parametrize("placement", ["contiguous", "round_robin"])
 @settings(deadline=None)
 @given(routings())
-def test_expert_parallelism_sends_each_row_that_is_not_at_home_there_and_back(placement, drawn):
+def test_expert_parallelism_sends_each_row_that_is_not_at_its_owner_there_and_back(placement, drawn):
     shape, tokens_GE = drawn
     world_size = len(tokens_GE)
-    home_E = [(e * world_size // 8 if placement == "contiguous" else e % world_size) for e in range(8)]
-    away = sum(int(tokens_GE[g, e]) for g in range(world_size) for e in range(8) if home_E[e] != g)
+    owner_E = [(e * world_size // 8 if placement == "contiguous" else e % world_size) for e in range(8)]
+    away = sum(int(tokens_GE[g, e]) for g in range(world_size) for e in range(8) if owner_E[e] != g)
     counts = 8 * 8 * (world_size - 1)  # 8 bytes for each expert of another rank, from each rank
     sent = sum(account.bytes_sent for account in accounts(placement, shape, tokens_GE))
     assert sent == pytest.approx(2 * away * 3 * BYTES + counts)

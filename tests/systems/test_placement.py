@@ -22,10 +22,10 @@ def test_one_rank_has_all_and_as_many_ranks_as_experts_have_one_each():
 @pytest.mark.parametrize("name", PLACEMENTS)
 @settings(deadline=None)
 @given(st.integers(1, 16), st.integers(1, 32))
-def test_every_rank_is_home_to_as_many_experts(name, world_size, num_local):
-    home_E = PLACEMENTS[name](world_size * num_local, world_size)
-    assert home_E.dtype == torch.int64
-    assert torch.bincount(home_E, minlength=world_size).tolist() == [num_local] * world_size
+def test_every_rank_owns_as_many_experts(name, world_size, num_local):
+    owner_E = PLACEMENTS[name](world_size * num_local, world_size)
+    assert owner_E.dtype == torch.int64
+    assert torch.bincount(owner_E, minlength=world_size).tolist() == [num_local] * world_size
 
 
 @settings(deadline=None)

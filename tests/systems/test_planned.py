@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from systems.base import LayerShape
 from systems.engines import find_engine
-from systems.movers import SwapIn, moves
+from systems.migration import SwapIn, moves
 from systems.planned import PlannedExpertParallel, costs_of
 from systems.planners.base import Rates, as_replicas
 from systems.planners.eplb import EPLB
@@ -45,8 +45,11 @@ def build(rank: int = 0, world_size: int = 2, **options: Any) -> PlannedExpertPa
     ("options", "sentence"),
     [
         ({"loads": "guessed"}, r"system\.loads is 'guessed'; it must be one of none, oracle, lagged, profiled"),
-        ({"mover": "train"}, r"system\.mover is 'train'; it must be one of static, broadcast, point_to_point, swap"),
-        ({"home": "nowhere"}, r"system\.home is 'nowhere'; it must be one of contiguous, round_robin"),
+        (
+            {"migration": "train"},
+            r"system\.migration is 'train'; it must be one of static, broadcast, point_to_point, swap",
+        ),
+        ({"placement": "nowhere"}, r"system\.placement is 'nowhere'; it must be one of contiguous, round_robin"),
         ({"every": 0}, r"system\.every is 0; it must be a whole number of at least 1"),
         ({"window": 0}, r"system\.window is 0; it must be a whole number of at least 1"),
         (
@@ -70,9 +73,9 @@ def test_what_a_planner_cannot_place_is_known_before_anything_is_launched():
         check(planner=Lazarus(slots_per_rank=1))
     with pytest.raises(ValueError, match=r"system\.planner is None; it must name a class of planners"):
         check(planner=None)
-    with pytest.raises(ValueError, match=r"system\.mover is 'swap' and FasterMoE makes replicas"):
-        check(loads="oracle", mover="swap", planner=FasterMoE())
-    check(loads="oracle", mover="swap", planner=EPLB(extra_replicas=0))
+    with pytest.raises(ValueError, match=r"system\.migration is 'swap' and FasterMoE makes replicas"):
+        check(loads="oracle", migration="swap", planner=FasterMoE())
+    check(loads="oracle", migration="swap", planner=EPLB(extra_replicas=0))
 
 
 @given(st.data())
@@ -89,12 +92,12 @@ def test_moves_bring_every_expert_where_it_is_wanted_and_nothing_that_is_there(d
 
 def test_swapped_in_experts_take_the_slots_of_those_not_wanted():
     group: Any = SimpleNamespace(rank=lambda: 0, size=lambda: 2)
-    home_EG = as_replicas(np.arange(8) // 4, 2)
-    mover = SwapIn(replicas_EG=home_EG, weights=Weights(), engine=find_engine("loop"), group=group)
+    owner_EG = as_replicas(np.arange(8) // 4, 2)
+    migration = SwapIn(replicas_EG=owner_EG, weights=Weights(), engine=find_engine("loop"), group=group)
     for wanted in ([0, 1, 2, 7], [0, 5, 6, 7], [1, 2, 3, 4, 5, 6], [3]):
-        replicas_EG = home_EG.copy()
+        replicas_EG = owner_EG.copy()
         replicas_EG[:, 0] = np.isin(np.arange(8), wanted)
-        held = mover.bring(replicas_EG)
+        held = migration.bring(replicas_EG)
         assert set(wanted) <= set(held.experts)
         assert held.wi[:, 0, 0].tolist() == held.wo[:, 0, 0].tolist() == held.experts
 
@@ -102,7 +105,7 @@ def test_swapped_in_experts_take_the_slots_of_those_not_wanted():
 def test_account_of_shadowed_experts():
     """FasterMoE: both busy experts are worth a broadcast where rows are dear, so no token travels."""
     tokens_GE = torch.tensor([[1000, 0, 0, 0, 5, 0, 0, 0], [1000, 0, 0, 0, 5, 0, 0, 0]])
-    system = build(planner=FasterMoE(), loads="oracle", mover="broadcast", rates=Rates(1.0, 2e11))
+    system = build(planner=FasterMoE(), loads="oracle", migration="broadcast", rates=Rates(1.0, 2e11))
     system._replicas_EG = system._planner.place(tokens_GE.numpy(), system._replicas_EG, system._costs)
     account = system.account(tokens_GE, element_size=4)
     expert, counts = 2 * 4 * 8 * 4, 8 * 8

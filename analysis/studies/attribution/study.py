@@ -47,7 +47,7 @@ class Attribution(Study):
     def table(self, panel: dict) -> Table:
         return attribution_table(self.rows(panel), panel)
 
-    def told(self) -> Iterable[str | Table]:
+    def notes(self) -> Iterable[str | Table]:
         campaign = self.findings.campaign
         owned = [panel for panel in campaign.plan["panels"] if self.owns(panel)]
         return [sentence for panel in owned for sentence in in_words(campaign, self.rows(panel))]

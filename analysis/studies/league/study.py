@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import LogLocator
 
 from analysis.figures.canvas import BOUNDS, FONT, SMALL, Picture, drawing, margins, new_figure, save, tidy
-from analysis.figures.panels import note, places, told
+from analysis.figures.panels import note, places, statistics_of
 from analysis.frames import select
 from analysis.labels import SERIES, number, series_names, system_styles
 from analysis.load import simulated_on
@@ -26,7 +26,7 @@ COLUMNS = SYSTEMS | {
     "section_ms/plan": ("plan, ms", number),
     "section_ms/weights": ("moving weights, ms", number),
     "dropped": ("dropped", number),
-    "foreseen": ("loads foreseen, share", number),
+    "predicted": ("loads predicted, share", number),
 }
 METRICS = {"ttft_ms": "forward pass, ms", "layer_moe_ms": "one MoE layer, ms"}
 WIDE = 5  # a factor between slowest and fastest above which a linear axis hides the fast ones
@@ -87,7 +87,7 @@ class League(Study):
         for point, at, path in places(self.findings.campaign, panel):
             here = select(self.findings.summary, experiment=panel["name"], x=point["x"])
             if len(here):
-                said = note(self.findings, panel, told(self.findings, panel, LEAGUE), self._ties(here, panel))
+                said = note(self.findings, panel, statistics_of(self.findings, panel, LEAGUE), self._ties(here, panel))
                 yield plot_league(here, path, title=f"{panel['title']}{at}", note=said)
 
     def _ties(self, here: pd.DataFrame, panel: dict) -> str:

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pandas as pd
 
 from analysis.figures.canvas import Picture
-from analysis.figures.panels import absent, joined, told
+from analysis.figures.panels import absent, joined, statistics_of
 from analysis.findings import describe
 from analysis.labels import short_axis_name, x_text
 from analysis.panel_tables import with_doubt
@@ -36,7 +36,7 @@ class Maps(Study):
             note = joined(
                 border_sentence(borders(frame, floor=floor), **axes),
                 loads_sentence(loads),
-                told(findings, panel, f"{MAP} {findings.doubt(panel)}"),
+                statistics_of(findings, panel, f"{MAP} {findings.doubt(panel)}"),
                 describe(campaign, panel),
                 absent(campaign, panel),
             )

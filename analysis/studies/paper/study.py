@@ -121,7 +121,7 @@ class Paper(Panels):
     def tables(self) -> list[Table]:
         return [words_table(self.claims), verdicts_table(self.verdicts)]
 
-    def told(self) -> Iterable[str | Table]:
+    def notes(self) -> Iterable[str | Table]:
         table = tested_claims(words_table(self.claims))
         return [*([table] if len(table.shown) else []), *filter(None, [hardware_sentence(self.claims)])]
 

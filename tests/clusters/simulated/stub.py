@@ -86,7 +86,7 @@ def alone(program: Callable[[Timeline], Any], device: Device | None = None) -> t
     device, storages = device or Device(), Storages()
     line = Timeline(0, device.host, device.memory_bytes)
     line.keep_events = True
-    with torch.no_grad(), OnDevice(storages), Simulation(line, device, storages, "ieee", {}):
+    with torch.no_grad(), OnDevice(storages), Simulation(line, device, storages, "fp32", {}):
         return program(line), line
 
 
@@ -104,7 +104,7 @@ def simulate(
     program: Callable[..., Any], *given: Any, ranks: int = 3, device: Device | None = None, network: Any = None
 ) -> Ran:
     """`program(session, timeline, *given)`, a function of a module, on so many ranks of a process of their own."""
-    cluster = Simulated(device or Device(), network or Network("free"), ranks, "ieee", {})
+    cluster = Simulated(device or Device(), network or Network("free"), ranks, "fp32", {})
     return _process(ranks).submit(_run, cluster, program, given).result(timeout=120)
 
 

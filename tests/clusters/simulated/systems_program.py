@@ -92,7 +92,7 @@ def trace_all(spec: dict[str, Any], session: Session) -> dict[str, Any]:
 
 def simulated(spec: dict[str, Any], ranks: int) -> list[dict[str, Any]]:
     """What simulated ranks tell, in this process."""
-    cluster = Simulated(Device(), Network("free"), ranks, "ieee", DECLARED)
+    cluster = Simulated(Device(), Network("free"), ranks, "fp32", DECLARED)
 
     def program(session: Session, timeline: Timeline) -> dict[str, Any]:
         with torch.no_grad():
@@ -111,7 +111,7 @@ def emulated(spec_path: str) -> None:
 
 def layer_time(kind: str, device: Device, network: Network, ranks: int) -> list[float]:
     """When each rank is through with one layer: T = 6 tokens a rank for E = 4 experts, D = 16, F = 32."""
-    cluster = Simulated(device, network, ranks, "ieee", DECLARED)
+    cluster = Simulated(device, network, ranks, "fp32", DECLARED)
 
     def program(session: Session, timeline: Timeline) -> float:
         with torch.no_grad():

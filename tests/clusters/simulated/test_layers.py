@@ -19,8 +19,8 @@ def layer(kind, device, network=FREE):
     return call(systems_program.layer_time, kind, device, network, 2, ranks=2)
 
 
-def test_where_only_products_take_time_a_rank_is_done_when_its_rows_are_and_the_others_when_they_come_home():
-    """The rows of the slower rank are waited for in the all-to-all on the way home."""
+def test_where_only_products_take_time_a_rank_is_done_when_its_rows_are_and_the_others_when_they_come_back():
+    """The rows of the slower rank are waited for in the all-to-all on the way back."""
     assert layer("ep", Device(product_s=1)) == [10 * PRODUCTS] * 2
 
 

@@ -120,7 +120,7 @@ def test_check_refuses_widths_that_blocks_do_not_fill(monkeypatch: pytest.Monkey
 def test_check_refuses_ieee_where_kernels_use_tf32(monkeypatch: pytest.MonkeyPatch):
     has_package(monkeypatch, megablocks)
     has_precision(monkeypatch, "highest")
-    with pytest.raises(ValueError, match="TF32 and precision is ieee"):
+    with pytest.raises(ValueError, match="TF32 and precision is fp32"):
         find_engine("megablocks").check(CUDA, torch.float32, (128, 128))
     find_engine("megablocks").check(CUDA, torch.bfloat16, (128, 128))
 
@@ -236,7 +236,7 @@ def test_relu_keeps_nan_in_the_interpreter(interpreter, engine: Engine):
         (torch.bfloat16, "highest", 1e-2),
         (torch.float16, "highest", 2e-3),
     ],
-    ids=["ieee", "tf32", "bf16", "fp16"],
+    ids=["fp32", "tf32", "bf16", "fp16"],
 )
 def test_engine_equals_loop_on_a_gpu(monkeypatch, gpu, engine: Engine, dtype, precision, tolerance, route: str):
     has_precision(monkeypatch, precision)

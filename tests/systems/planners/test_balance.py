@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from systems.planners.base import Planner, home_of, imbalance
-from systems.planners.dispatch import to_home
+from systems.planners.base import Planner, imbalance, owner_of
+from systems.planners.dispatch import to_owner
 from systems.planners.eplb import EPLB
 from systems.planners.fastermoe import FasterMoE
 from systems.planners.lazarus import Lazarus
@@ -15,9 +15,9 @@ CONTIGUOUS_E = np.arange(128) // 32
 
 
 def test_experts_that_stay(tokens_GE, contiguous_EG):
-    assert imbalance(to_home(tokens_GE, contiguous_EG, CONTIGUOUS_E)) == pytest.approx(3.66, abs=0.02)
+    assert imbalance(to_owner(tokens_GE, contiguous_EG, CONTIGUOUS_E)) == pytest.approx(3.66, abs=0.02)
     # Expected 4 x (4 hot + 28 cold experts' probabilities) = 1.205 of the rank with four of the 13 hot ones.
-    assert imbalance(to_home(tokens_GE, contiguous_EG, np.arange(128) % 4)) == pytest.approx(1.20, abs=0.01)
+    assert imbalance(to_owner(tokens_GE, contiguous_EG, np.arange(128) % 4)) == pytest.approx(1.20, abs=0.01)
 
 
 @pytest.mark.parametrize(
@@ -40,5 +40,5 @@ def test_experts_that_stay(tokens_GE, contiguous_EG):
 )
 def test_planners(planner: Planner, expected, tolerance, tokens_GE, contiguous_EG, costs):
     replicas_EG = planner.place(tokens_GE, contiguous_EG, costs)
-    home_E = CONTIGUOUS_E if isinstance(planner, (FasterMoE, Prophet)) else home_of(replicas_EG)
-    assert imbalance(planner.dispatch(tokens_GE, replicas_EG, home_E)) == pytest.approx(expected, abs=tolerance)
+    owner_E = CONTIGUOUS_E if isinstance(planner, (FasterMoE, Prophet)) else owner_of(replicas_EG)
+    assert imbalance(planner.dispatch(tokens_GE, replicas_EG, owner_E)) == pytest.approx(expected, abs=tolerance)

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from routers.synthetic import SyntheticRouter
 from routers.token_trace import DEFAULT_PATH, TokenTrace
-from systems.planners.base import Costs, as_replicas, home_of, imbalance, tokens_per_expert
+from systems.planners.base import Costs, as_replicas, imbalance, owner_of, tokens_per_expert
 from systems.planners.exflow import (
     ExFlow,
     assign,
@@ -28,14 +28,14 @@ def current(num_experts: int, ranks: int) -> np.ndarray:
 
 
 def place(expert_LGM: np.ndarray, num_experts: int, ranks: int, starts: int = 4) -> np.ndarray:
-    """home_LE"""
+    """owner_LE"""
     replicas_LEG = ExFlow(starts).place_layers(expert_LGM, current(num_experts, ranks), COSTS)
-    return np.stack([home_of(replicas_EG) for replicas_EG in replicas_LEG])
+    return np.stack([owner_of(replicas_EG) for replicas_EG in replicas_LEG])
 
 
 def shuffled(num_experts: int, ranks: int, layers: int, seed: int) -> np.ndarray:
-    home_LE = np.tile(contiguous(num_experts, ranks).numpy(), (layers, 1))
-    return np.random.default_rng(seed).permuted(home_LE, axis=1)
+    owner_LE = np.tile(contiguous(num_experts, ranks).numpy(), (layers, 1))
+    return np.random.default_rng(seed).permuted(owner_LE, axis=1)
 
 
 def draw_profile(ranks: int, num_experts: int, layers: int, seed: int) -> np.ndarray:
@@ -93,16 +93,16 @@ def test_topics_are_found_whatever_experts_are_called(seed):
 
 @given(SIZES, st.integers(0, 99))
 @settings(max_examples=30, deadline=None)
-def test_relabelled_experts_at_their_old_homes_cross_as_often(sizes, seed):
+def test_relabelled_experts_at_their_old_owners_cross_as_often(sizes, seed):
     ranks, per_rank, layers = sizes
     num_experts = ranks * per_rank
     expert_LGM = draw_profile(ranks, num_experts, layers, seed)
-    home_LE = shuffled(num_experts, ranks, layers, seed)
+    owner_LE = shuffled(num_experts, ranks, layers, seed)
     label_E = np.random.default_rng(seed).permutation(num_experts)
-    moved_LE = np.empty_like(home_LE)
-    moved_LE[:, label_E] = home_LE
-    assert crossing_fraction(label_E[expert_LGM], moved_LE) == crossing_fraction(expert_LGM, home_LE)
-    assert modelled_traffic(label_E[expert_LGM], moved_LE) == modelled_traffic(expert_LGM, home_LE)
+    moved_LE = np.empty_like(owner_LE)
+    moved_LE[:, label_E] = owner_LE
+    assert crossing_fraction(label_E[expert_LGM], moved_LE) == crossing_fraction(expert_LGM, owner_LE)
+    assert modelled_traffic(label_E[expert_LGM], moved_LE) == modelled_traffic(expert_LGM, owner_LE)
 
 
 @given(SIZES, st.integers(0, 99))
@@ -111,11 +111,11 @@ def test_placements_are_legal_the_same_again_and_no_worse_than_where_they_start(
     ranks, per_rank, layers = sizes
     num_experts = ranks * per_rank
     expert_LGM = draw_profile(ranks, num_experts, layers, seed)
-    home_LE = place(expert_LGM, num_experts, ranks)
-    assert (home_LE == place(expert_LGM, num_experts, ranks)).all()
-    for home_E in home_LE:
-        assert np.bincount(home_E, minlength=ranks).tolist() == [per_rank] * ranks
-    crossing = crossing_fraction(expert_LGM, home_LE)
+    owner_LE = place(expert_LGM, num_experts, ranks)
+    assert (owner_LE == place(expert_LGM, num_experts, ranks)).all()
+    for owner_E in owner_LE:
+        assert np.bincount(owner_E, minlength=ranks).tolist() == [per_rank] * ranks
+    crossing = crossing_fraction(expert_LGM, owner_LE)
     assert crossing <= crossing_fraction(expert_LGM, np.tile(contiguous(num_experts, ranks).numpy(), (layers, 1)))
     start_LE = shuffled(num_experts, ranks, layers, seed)
     better_LE = improve(start_LE, transitions(expert_LGM, num_experts), ranks)
@@ -128,7 +128,7 @@ def test_dispatch_loses_no_token(sizes, seed):
     ranks, per_rank, _ = sizes
     tokens_GE = np.random.default_rng(seed).integers(0, 9, (ranks, ranks * per_rank))
     replicas_EG = ExFlow().place(tokens_GE, current(ranks * per_rank, ranks), COSTS)
-    sent_GEG = ExFlow().dispatch(tokens_GE, replicas_EG, home_of(replicas_EG))
+    sent_GEG = ExFlow().dispatch(tokens_GE, replicas_EG, owner_of(replicas_EG))
     assert (sent_GEG.sum(2) == tokens_GE).all() and (sent_GEG[:, replicas_EG == 0] == 0).all()
 
 
@@ -153,7 +153,7 @@ def recorded() -> np.ndarray:
 
 
 def held_out(profile: Callable[[], np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """The second half, and home_LE from the first; sequences are whole in both."""
+    """The second half, and owner_LE from the first; sequences are whole in both."""
     expert_LGM = profile()
     half = expert_LGM.shape[2] // 240 * 120
     return expert_LGM[:, :, half:], place(expert_LGM[:, :, :half], 128, 4)
@@ -165,23 +165,23 @@ def noise(expert_LGM: np.ndarray) -> np.ndarray:
 
 
 def test_iid_tokens_of_even_loads_gain_nothing():
-    expert_LGM, home_LE = held_out(lambda: iid(alpha=0))
-    assert abs(crossing_fraction(expert_LGM, home_LE) - noise(expert_LGM).mean()) < 0.02  # 3 sigma of 4,000 tokens
+    expert_LGM, owner_LE = held_out(lambda: iid(alpha=0))
+    assert abs(crossing_fraction(expert_LGM, owner_LE) - noise(expert_LGM).mean()) < 0.02  # 3 sigma of 4,000 tokens
 
 
 def test_iid_tokens_of_skewed_loads_gain_by_crowding_alone():
     """Fewer transitions cross, as the layers share their hot rank: not more so than their loads alone would do."""
-    expert_LGM, home_LE = held_out(lambda: iid(alpha=0.6))
-    crossing = crossing_fraction(expert_LGM, home_LE)
+    expert_LGM, owner_LE = held_out(lambda: iid(alpha=0.6))
+    crossing = crossing_fraction(expert_LGM, owner_LE)
     assert crossing < noise(expert_LGM).min()
-    assert abs(crossing - independent_crossing(expert_LGM, home_LE)) < 0.02
+    assert abs(crossing - independent_crossing(expert_LGM, owner_LE)) < 0.02
     tokens_GE = tokens_per_expert(expert_LGM[0], 128)
-    sent_GEG = ExFlow().dispatch(np.tile(tokens_GE, (4, 1)), as_replicas(home_LE[0], 4), home_LE[0])
+    sent_GEG = ExFlow().dispatch(np.tile(tokens_GE, (4, 1)), as_replicas(owner_LE[0], 4), owner_LE[0])
     assert imbalance(sent_GEG) > 3
 
 
 def test_tokens_of_the_trained_model_have_affinity():
-    expert_LGM, home_LE = held_out(recorded)
-    crossing = crossing_fraction(expert_LGM, home_LE)
+    expert_LGM, owner_LE = held_out(recorded)
+    crossing = crossing_fraction(expert_LGM, owner_LE)
     assert crossing < noise(expert_LGM).min() - 0.2
-    assert crossing < independent_crossing(expert_LGM, home_LE) - 0.2
+    assert crossing < independent_crossing(expert_LGM, owner_LE) - 0.2

@@ -12,8 +12,8 @@ HOME_E = np.array([0, 0, 1, 1])
 LOADS_GE = np.array([[6, 2, 1, 1], [6, 0, 1, 1]])  # 14 rows on rank 0, 4 on rank 1
 
 
-def shadowed(loads_GE: np.ndarray, costs: Costs, home_E: np.ndarray = HOME_E) -> list[int]:
-    replicas_EG = FasterMoE().place(loads_GE, as_replicas(home_E, len(loads_GE)), costs)
+def shadowed(loads_GE: np.ndarray, costs: Costs, owner_E: np.ndarray = HOME_E) -> list[int]:
+    replicas_EG = FasterMoE().place(loads_GE, as_replicas(owner_E, len(loads_GE)), costs)
     assert set(replicas_EG.sum(1)) <= {1, len(loads_GE)}
     return np.flatnonzero(replicas_EG.all(1)).tolist()
 
@@ -53,19 +53,19 @@ def test_one_rank_has_nothing_to_shadow(costs):
 @given(st.integers(2, 5), st.integers(1, 8), st.sampled_from([0, 2, 20, 200]), st.integers(0, 2**32 - 1))
 def test_a_prefix_of_the_load_order_is_shadowed_and_every_step_lowers_the_cost(ranks, num_experts, move, seed):
     rng = np.random.default_rng(seed)
-    loads_GE, home_E = rng.geometric(0.02, (ranks, num_experts)), rng.integers(0, ranks, num_experts)
+    loads_GE, owner_E = rng.geometric(0.02, (ranks, num_experts)), rng.integers(0, ranks, num_experts)
     costs, planner = Costs(1.0, 0.5, move), FasterMoE()
     popular = np.argsort(-loads_GE.sum(0), kind="stable").tolist()
 
     def seconds(num_shadows: int) -> float:
-        replicas_EG = as_replicas(home_E, ranks)
+        replicas_EG = as_replicas(owner_E, ranks)
         replicas_EG[popular[:num_shadows]] = 1
-        sent_GEG = planner.dispatch(loads_GE, replicas_EG, home_E)
+        sent_GEG = planner.dispatch(loads_GE, replicas_EG, owner_E)
         rows_G = rows_per_rank(sent_GEG)
         received_G = rows_G - np.einsum("geg->g", sent_GEG)
         return rows_G.max() + 2 * 0.5 * received_G.max() + num_shadows * move
 
-    found = shadowed(loads_GE, costs, home_E)
+    found = shadowed(loads_GE, costs, owner_E)
     assert sorted(popular[: len(found)]) == found
     steps = [seconds(number) for number in range(num_experts + 1)]
     assert all(after < before for before, after in pairwise(steps[: len(found) + 1]))

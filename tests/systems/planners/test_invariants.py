@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from systems.planners.base import Costs, Planner, as_replicas, home_of
+from systems.planners.base import Costs, Planner, as_replicas, owner_of
 from systems.planners.eplb import EPLB
 from systems.planners.fastermoe import FasterMoE
 from systems.planners.lazarus import Lazarus
@@ -44,14 +44,14 @@ def test_plans_are_legal(name, ranks, local, costs, estimated, data):
     shape = (ranks, num_experts)
     tokens_GE, loads_GE = (data.draw(arrays(np.int64, shape, elements=few | many)) for _ in range(2))
     loads_GE = loads_GE / 3 if estimated else loads_GE
-    home_E = np.array(data.draw(st.permutations(range(num_experts)))) // local
-    current_EG = as_replicas(home_E, ranks)
-    inputs = tokens_GE, loads_GE, home_E, current_EG
+    owner_E = np.array(data.draw(st.permutations(range(num_experts)))) // local
+    current_EG = as_replicas(owner_E, ranks)
+    inputs = tokens_GE, loads_GE, owner_E, current_EG
     before = [array.copy() for array in inputs]
     build, budget = PLANNERS[name]
 
     replicas_EG = build(ranks, local).place(loads_GE, current_EG, costs)
-    lives_E = home_E if name.startswith(("fastermoe", "prophet")) else home_of(replicas_EG)
+    lives_E = owner_E if name.startswith(("fastermoe", "prophet")) else owner_of(replicas_EG)
     sent_GEG = build(ranks, local).dispatch(tokens_GE, replicas_EG, lives_E)
 
     assert replicas_EG.shape == (num_experts, ranks) and replicas_EG.dtype == sent_GEG.dtype == np.int64

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from routers.synthetic import SyntheticRouter
 from routers.token_trace import DEFAULT_PATH, TokenTrace
-from systems.planners.base import Costs, home_of, imbalance
+from systems.planners.base import Costs, imbalance, owner_of
 from systems.planners.lina import Lina, PathProfile, encode, pack, same_top, shares
 
 COSTS = Costs(row_s=1e-6, move_row_s=1e-6, move_expert_s=1e-3)
@@ -54,7 +54,7 @@ def test_placements_are_legal_the_same_again_and_dispatch_loses_no_token(sizes, 
     share_E = shares(tokens_GE.sum(0), ranks)
     assert share_E.sum() == pytest.approx(ranks)
     assert (replicas_EG.sum(1) <= np.maximum(np.ceil(share_E - 1e-9), 1)).all()
-    sent_GEG = planner.dispatch(tokens_GE, replicas_EG, home_of(replicas_EG))
+    sent_GEG = planner.dispatch(tokens_GE, replicas_EG, owner_of(replicas_EG))
     assert (sent_GEG.sum(2) == tokens_GE).all() and (sent_GEG[:, replicas_EG == 0] == 0).all()
 
 
@@ -66,7 +66,7 @@ def test_loads_of_the_paper_are_balanced():
     """128 experts, the first 13 hot, 4 ranks: contiguous placement has 3.7."""
     tokens_GE = np.round(1000 * (1 / 128 + 0.6 * (np.arange(128) < 13)) * np.ones((4, 1))).astype(int)
     replicas_EG = Lina().place(tokens_GE, NOWHERE, COSTS)
-    assert imbalance(Lina().dispatch(tokens_GE, replicas_EG, home_of(replicas_EG))) < 1.2
+    assert imbalance(Lina().dispatch(tokens_GE, replicas_EG, owner_of(replicas_EG))) < 1.2
 
 
 @pytest.mark.parametrize("slack", [0, -1, 1.5, True])

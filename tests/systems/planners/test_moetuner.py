@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from systems.planners.base import Costs, as_replicas, home_of, tokens_per_expert
+from systems.planners.base import Costs, as_replicas, owner_of, tokens_per_expert
 from systems.planners.exflow import transitions
 from systems.planners.moetuner import (
     MoETuner,
@@ -55,8 +55,8 @@ def test_clusters_by_hand():
 def test_the_program_finds_what_longest_processing_time_misses():
     loads_E = np.array([9, 8, 7, 6, 5, 1])  # 9 8 1 = 7 6 5
     assert deviation(loads_E, pack(loads_E, 2), 2) == 4
-    home_E = home_of(MoETuner(time_limit_s=5).place(np.tile(loads_E, (2, 1)), current(6, 2), COSTS))
-    assert deviation(loads_E, home_E, 2) == 0
+    owner_E = owner_of(MoETuner(time_limit_s=5).place(np.tile(loads_E, (2, 1)), current(6, 2), COSTS))
+    assert deviation(loads_E, owner_E, 2) == 0
 
 
 @given(SIZES, st.integers(0, 99))
@@ -67,7 +67,7 @@ def test_clusters_are_equal_in_number_and_no_worse_than_simple_ones(sizes, seed)
     loads_E = loads_GE.sum(0)
     replicas_EG = PLANNER.place(loads_GE, current(ranks * per_rank, ranks), COSTS)
     assert (replicas_EG.sum(1) == 1).all() and (replicas_EG.sum(0) == per_rank).all()
-    reached = deviation(loads_E, home_of(replicas_EG), ranks)
+    reached = deviation(loads_E, owner_of(replicas_EG), ranks)
     for simple_E in (contiguous(len(loads_E), ranks).numpy(), pack(loads_E, ranks)):
         assert reached <= deviation(loads_E, simple_E, ranks) + 1e-9
     assert reached >= least_deviation(loads_E, ranks) - 1e-9
@@ -146,7 +146,7 @@ def test_layers_are_placed_whole_and_dispatch_loses_no_token(sizes, layers, seed
     assert (replicas_LEG.sum(2) == 1).all() and (replicas_LEG.sum(1) == per_rank).all()
     for expert_GM, replicas_EG in zip(expert_LGM, replicas_LEG, strict=True):
         tokens_GE = tokens_per_expert(expert_GM, ranks * per_rank)
-        sent_GEG = PLANNER.dispatch(tokens_GE, replicas_EG, home_of(replicas_EG))
+        sent_GEG = PLANNER.dispatch(tokens_GE, replicas_EG, owner_of(replicas_EG))
         assert (sent_GEG.sum(2) == tokens_GE).all() and (sent_GEG[:, replicas_EG == 0] == 0).all()
         # the rows of the profile's own tokens are those that the first program predicted
         predicted_G = tokens_GE.sum(0) @ replicas_EG

@@ -3,13 +3,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from systems.planners.base import Costs, as_replicas, home_of
+from systems.planners.base import Costs, as_replicas, owner_of
 from systems.planners.smartmoe import SmartMoE
 
 
-def mapped(load_E: list[int], home_E: list[int], costs) -> list[int]:
-    replicas_EG = SmartMoE().place(np.array([load_E]), as_replicas(np.array(home_E), max(home_E) + 1), costs)
-    return home_of(replicas_EG).tolist()
+def mapped(load_E: list[int], owner_E: list[int], costs) -> list[int]:
+    replicas_EG = SmartMoE().place(np.array([load_E]), as_replicas(np.array(owner_E), max(owner_E) + 1), costs)
+    return owner_of(replicas_EG).tolist()
 
 
 def test_by_hand(costs):
@@ -27,10 +27,10 @@ def test_it_is_taken_only_if_the_largest_load_falls(costs):
     assert mapped([5, 5, 1, 0], [0, 1, 0, 1], costs) == [0, 1, 0, 1]
 
 
-def test_tokens_go_to_the_new_homes(costs):
-    tokens_GE, home_E = np.array([[8, 6, 1, 1]]).repeat(2, 0), np.array([0, 0, 1, 1])
-    replicas_EG = SmartMoE().place(tokens_GE, as_replicas(home_E, 2), costs)
-    sent_GEG = SmartMoE().dispatch(tokens_GE, replicas_EG, home_E)
+def test_tokens_go_to_the_new_owners(costs):
+    tokens_GE, owner_E = np.array([[8, 6, 1, 1]]).repeat(2, 0), np.array([0, 0, 1, 1])
+    replicas_EG = SmartMoE().place(tokens_GE, as_replicas(owner_E, 2), costs)
+    sent_GEG = SmartMoE().dispatch(tokens_GE, replicas_EG, owner_E)
     assert sent_GEG[0].tolist() == [[8, 0], [0, 6], [0, 1], [1, 0]]
 
 

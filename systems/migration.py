@@ -1,4 +1,4 @@
-"""Weight movers: how experts get to the ranks where a plan puts them, within the timed layer.
+"""Weight migration: how experts get to the ranks where a plan puts them, within the timed layer.
 
 Weights travel in the engine's own layout. Letters: G ranks, E experts; replicas_EG[e, g] > 0: expert e is on rank g.
 moves_GEG[s, e, d]: rank s sends expert e to rank d.
@@ -14,7 +14,7 @@ import torch.distributed as dist
 from systems.base import LayerWeights
 from systems.collectives import all_to_all
 from systems.engines import Engine
-from systems.planners.base import home_of
+from systems.planners.base import owner_of
 
 
 class Held(NamedTuple):
@@ -25,7 +25,7 @@ class Held(NamedTuple):
     experts: list[int]
 
 
-class Mover(ABC):
+class Migration(ABC):
     """Built where experts are before anything is timed; `bring` makes this rank ready for a plan.
 
     replicas_EG: where the next plan starts from.
@@ -48,7 +48,7 @@ class Mover(ABC):
         return int(moves(before_EG, after_EG)[rank].sum())
 
 
-class Static(Mover):
+class Static(Migration):
     """Every expert is where it was put before anything was timed."""
 
     def bring(self, replicas_EG: np.ndarray) -> Held:
@@ -56,7 +56,7 @@ class Static(Mover):
         return self.held
 
 
-class Transient(Mover):
+class Transient(Migration):
     """Own experts and, behind them, room for those that come for one call; it grows to the most that ever came."""
 
     def __init__(self, **layer) -> None:
@@ -73,23 +73,23 @@ class Transient(Mover):
 
 
 class Broadcast(Transient):
-    """Homes send experts to all other ranks for one call (FasterMoE's shadows), two broadcasts for each such home."""
+    """Owners send experts to all other ranks for one call (FasterMoE's shadows), two broadcasts for each such owner."""
 
     def bring(self, replicas_EG: np.ndarray) -> Held:
-        """Own experts, then in the order of their homes those that others broadcast; without any only its own."""
+        """Own experts, then in the order of their owners those that others broadcast; without any only its own."""
         sent_GE = moves(self.replicas_EG, replicas_EG).max(2)
         if not sent_GE.any():
             return self.held
         experts, here = list(self.held.experts), len(self.held.experts)
         room = self._with_room(int(np.delete(sent_GE, self.rank, 0).sum()))
-        for home in range(len(sent_GE)):
-            coming = np.flatnonzero(sent_GE[home]).tolist()
-            if coming and home == self.rank:
+        for owner in range(len(sent_GE)):
+            coming = np.flatnonzero(sent_GE[owner]).tolist()
+            if coming and owner == self.rank:
                 for w in self.held[:2]:
-                    dist.broadcast(w[_slots(self.held, coming)], group=self.group, group_src=home)
+                    dist.broadcast(w[_slots(self.held, coming)], group=self.group, group_src=owner)
             elif coming:
                 for w in room[:2]:
-                    dist.broadcast(w[here : here + len(coming)], group=self.group, group_src=home)
+                    dist.broadcast(w[here : here + len(coming)], group=self.group, group_src=owner)
                 experts, here = experts + coming, here + len(coming)
         return Held(room.wi[:here], room.wo[:here], experts)
 
@@ -131,7 +131,9 @@ class Swap(PointToPoint):
     def _with(self, arrived: Held, replicas_EG: np.ndarray) -> Held:
         free = [slot for slot, expert in enumerate(self.held.experts) if not replicas_EG[expert, self.rank]]
         if len(free) != len(arrived.experts):
-            raise ValueError("system.mover is 'swap' and the planner makes replicas; a rank must keep as many experts")
+            raise ValueError(
+                "system.migration is 'swap' and the planner makes replicas; a rank must keep as many experts"
+            )
         self.held.wi[free], self.held.wo[free] = arrived.wi, arrived.wo
         for slot, expert in zip(free, arrived.experts, strict=True):
             self.held.experts[slot] = expert
@@ -139,7 +141,7 @@ class Swap(PointToPoint):
         return self.held
 
 
-class SwapIn(Mover):
+class SwapIn(Migration):
     """Every rank has all experts in host memory and copies those that it lacks to its device (Lina).
 
     An expert stays until its slot is wanted. Nothing travels between ranks.
@@ -175,14 +177,14 @@ class SwapIn(Mover):
         return 0
 
 
-MOVERS = {"static": Static, "broadcast": Broadcast, "point_to_point": PointToPoint, "swap": Swap, "swap_in": SwapIn}
+MIGRATIONS = {"static": Static, "broadcast": Broadcast, "point_to_point": PointToPoint, "swap": Swap, "swap_in": SwapIn}
 
 
 def moves(before_EG: np.ndarray, after_EG: np.ndarray) -> np.ndarray:
     """moves_GEG (bool): the first rank that has an expert sends it to each rank that lacks it."""
-    home_GE = home_of(before_EG) == np.arange(before_EG.shape[1])[:, None]
+    owner_GE = owner_of(before_EG) == np.arange(before_EG.shape[1])[:, None]
     lacking_EG = (after_EG > 0) & (before_EG == 0)
-    return home_GE[:, :, None] & lacking_EG[None]
+    return owner_GE[:, :, None] & lacking_EG[None]
 
 
 def _slots(held: Held, experts: list[int]) -> list[int]:
