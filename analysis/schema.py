@@ -9,8 +9,8 @@ A campaign's folder holds plan.json and its cells, each in a folder of its own w
 
 A packed campaign (`python -m experiments.pack`) holds one file of each kind instead, and no cells/:
 
-    runs.json            {"shared": what all run.json have in common, "runs": {cell: the rest}, "checksums": ...}
-    samples.parquet ...  the rows of all cells, cell after cell, with the column `cell`
+    runs.json            what all run.json have in common, then each by its cell (`split_shared`)
+    samples.parquet ...  the rows of all cells, launch after launch, with the column `cell`
 """
 
 import json
@@ -30,7 +30,7 @@ SAMPLE_COLUMNS = {
     "metric": "str",
     "layer": "Int64",  # a block of the model; none for a whole forward pass
     "section": "str",  # of a layer: route, metadata, dispatch, experts, combine
-    "value": "float64",
+    "value": "float64",  # a time in ms has seven digits, more than a stopwatch
     "unit": "str",
     "order": "Int64",  # of the forward passes of a phase
     "time": "float64",  # seconds since 1970
@@ -44,22 +44,34 @@ COLLECTIVE_COLUMNS = [
     *("bytes_sent", "bytes_received", "sent_to", "asynchronous"),
 ]
 COLUMNS = {"samples": list(SAMPLE_COLUMNS), "routing": ROUTING_COLUMNS, "collectives": COLLECTIVE_COLUMNS}
+MILLISECONDS = ("value", *(name for name in COLLECTIVE_COLUMNS if name.endswith("_ms")))  # columns with times
 RUNS, NEW = "runs.json", ".new"  # NEW ends the name of a packed file until runs.json knows it
 
 
 def split_shared(documents: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """{"shared": what all have alike, at any depth of keys, "runs": the rest of each}; `join_shared` undoes it.
+    """What all documents have alike, at any depth of keys, is kept once; so is each object that several of them have.
 
-    Example: {"a": {"x": 1, "y": {"z": 2}}, "b": {"x": 1, "y": {"z": 3}}}
-    -> {"shared": {"x": 1}, "runs": {"a": {"y": {"z": 2}}, "b": {"y": {"z": 3}}}}
+    Example: {"a": {"x": 1, "y": {"z": 2}}, "b": {"x": 1, "y": {"z": 3}}} -> {"shared": {"x": 1},
+    "objects": [{"z": 2}, {"z": 3}], "runs": {"a": {"objects": {"y": 0}}, "b": {"objects": {"y": 1}}}}
+    `join_shared` undoes it.
     """
-    shared = _alike(list(documents.values()))
-    return {"shared": shared, "runs": {name: _less(document, shared) for name, document in documents.items()}}
+    shared, places, runs = _alike(list(documents.values())), {}, {}
+    for name, document in documents.items():
+        rest = _less(document, shared)
+        objects = {key: value for key, value in rest.items() if isinstance(value, dict)}
+        numbers = {key: places.setdefault(json.dumps(value), len(places)) for key, value in objects.items()}
+        runs[name] = {key: value for key, value in rest.items() if key not in objects} | {"objects": numbers}
+    return {"shared": shared, "objects": [json.loads(text) for text in places], "runs": runs}
 
 
 def join_shared(packed: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """The documents that `split_shared` was given."""
-    return {name: _joined(packed["shared"], rest) for name, rest in packed["runs"].items()}
+    joined = {}
+    for name, rest in packed["runs"].items():
+        objects = {key: packed["objects"][number] for key, number in rest["objects"].items()}
+        own = {key: value for key, value in rest.items() if key != "objects"}
+        joined[name] = _joined(packed["shared"], own | objects)
+    return joined
 
 
 def _alike(documents: list[dict[str, Any]]) -> dict[str, Any]:

@@ -17,10 +17,11 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from analysis.load import read_packed_runs, sha256
-from analysis.schema import COLUMNS, NEW, RUNS, SCHEMA, TABLES, split_shared
+from analysis.schema import COLUMNS, MILLISECONDS, NEW, RUNS, SCHEMA, TABLES, split_shared
 from experiments.store import Store, StoreBusy
 
-GROUP = 20_000  # rows of a row group: few enough to read one cell, many enough to take little room
+GROUP = 100_000  # rows of a row group: few enough to read one cell, many enough to take little room
+PAGE = 64 << 20  # bytes: a column of a group is one page, in which zstd sees that systems got the same routing
 
 
 def pack(folder: Path) -> int:
@@ -35,7 +36,8 @@ def pack(folder: Path) -> int:
         packed = read_packed_runs(folder)
         runs = packed | {cell: json.loads((folder / "cells" / cell / "run.json").read_text()) for cell in loose}
         if loose:
-            _write(folder, runs, set(loose))
+            in_launches = sorted(runs, key=lambda cell: (runs[cell].get("launch_id") or "", cell))
+            _write(folder, {cell: runs[cell] for cell in in_launches}, set(loose))
         shutil.rmtree(folder / "cells")
     return len(runs)
 
@@ -70,7 +72,18 @@ def _write_table(path: Path, folder: Path, name: str, runs: Iterable[str], loose
     schema = pa.unify_schemas([table.schema.remove_metadata() for table in tables], promote_options="permissive")
     schema = schema.with_metadata(tables[0].schema.metadata)  # pandas' types
     rows = pa.concat_tables([table.cast(schema) for table in tables])
-    pq.write_table(rows, path, row_group_size=GROUP, write_page_checksum=True, compression="zstd", compression_level=12)
+    numbers = [column for column in MILLISECONDS if column in rows.column_names]
+    pq.write_table(
+        rows,
+        path,
+        row_group_size=GROUP,
+        data_page_size=PAGE,
+        use_dictionary=[column for column in rows.column_names if column not in numbers],
+        use_byte_stream_split=numbers,
+        write_page_checksum=True,
+        compression="zstd",
+        compression_level=12,
+    )
 
 
 def _with_cell(table: pa.Table, cell: str) -> pa.Table:
@@ -80,8 +93,9 @@ def _with_cell(table: pa.Table, cell: str) -> pa.Table:
 def _text(document: dict[str, Any]) -> str:
     """JSON with a line a run, so that a change shows in a diff."""
     runs = ",\n".join(f"  {json.dumps(cell)}: {json.dumps(rest)}" for cell, rest in document["runs"].items())
-    rest = json.dumps({key: value for key, value in document.items() if key != "runs"}, indent=1)
-    return f'{rest[:-2]},\n "runs": {{\n{runs}\n }}\n}}\n'
+    objects = ",\n".join(f"  {json.dumps(one)}" for one in document["objects"])
+    rest = json.dumps({key: value for key, value in document.items() if key not in ("runs", "objects")}, indent=1)
+    return f'{rest[:-2]},\n "objects": [\n{objects}\n ],\n "runs": {{\n{runs}\n }}\n}}\n'
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -86,7 +86,7 @@ class Recorder:
     @contextmanager
     def iteration(self, **labels: Any) -> Iterator[None]:
         """Time one forward pass as ttft_ms; `labels` go into every row of it."""
-        labels["time"] = time.time()
+        labels["time"] = round(time.time(), 3)
         before_s = self._preempted_s()
         with self._interval("ttft_ms"):
             yield

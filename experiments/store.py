@@ -21,7 +21,7 @@ import psutil
 from filelock import FileLock, Timeout
 
 from analysis.load import read_packed_runs
-from analysis.schema import COLUMNS, SAMPLE_COLUMNS, SCHEMA, STATES
+from analysis.schema import COLUMNS, MILLISECONDS, SAMPLE_COLUMNS, SCHEMA, STATES
 
 TO_MEASURE = ("planned", "damaged")
 
@@ -168,9 +168,18 @@ class Store:
         for name, table in tables.items():
             if name == "samples":
                 table = table.reindex(columns=COLUMNS[name]).astype(SAMPLE_COLUMNS)
-            table[COLUMNS[name]].to_parquet(scratch / f"{name}.parquet", index=False)
+            _with_seven_digits(table[COLUMNS[name]]).to_parquet(scratch / f"{name}.parquet", index=False)
         checksums = {path.name: _checksum(path) for path in sorted(scratch.iterdir())}
         _write_json(scratch / "run.json", _seal({"schema": SCHEMA, **run, "checksums": checksums}))
+
+
+def _with_seven_digits(table: pd.DataFrame) -> pd.DataFrame:
+    """Times as 32 bits hold them, which take half the room: a stopwatch has no more digits."""
+    table = table.copy()
+    for column in table.columns.intersection(MILLISECONDS):
+        timed = table.get("unit", pd.Series("ms", table.index)) == "ms"
+        table[column] = table[column].where(~timed, table[column].astype("float32").astype("float64"))
+    return table
 
 
 def _seal(document: dict[str, Any]) -> dict[str, Any]:

@@ -23,7 +23,8 @@ from experiments.main import INTERRUPTED
 from experiments.pack import pack
 from experiments.records import Config, read
 
-RESULTS = Path(__file__).parents[1] / "results"
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "results"
 MANIFEST = RESULTS / "samples.json"
 FIDELITY = "cluster.world_size=2 tier.launches=6 tier.rounds=4"
 EXECUTOR = "tier.launches=16 tier.rounds=8"
@@ -40,7 +41,7 @@ CAMPAIGNS = {
     "bench-layer": (5, "experiment=bench_layer tier.launches=3 experiment.panels.bench_layer.values=[32,64]"),
 }
 THEN = {"fidelity": "analysis.studies.fidelity"}  # what makes of a campaign's cells the table that a page shows
-DERIVED = ("validity.json", "report.html", "tables", "*.svg", ".lock")  # which `make report` makes again
+DERIVED = ("summary.csv", "validity.json", "report.html", "tables", "*.svg", ".lock")  # which `make report` makes again
 
 
 def measure(name: str) -> int:
@@ -56,8 +57,14 @@ def measure(name: str) -> int:
         pack(folder)
         if name in THEN:
             subprocess.run([sys.executable, "-m", THEN[name], str(folder)], cwd=RESULTS.parent, check=True)
-        _remove(folder, DERIVED)
+        _remove(folder, [*DERIVED, *_not_shown(folder)])
     return status
+
+
+def _not_shown(folder: Path) -> list[str]:
+    """The figures of a sample that no page shows; `make report` makes them again."""
+    pages = "".join(page.read_text() for page in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
+    return [path.name for path in folder.glob("*.png") if f"{folder.name}/{path.name}" not in pages]
 
 
 def _remove(folder: Path, patterns: Sequence[str]) -> None:

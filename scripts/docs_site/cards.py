@@ -9,12 +9,12 @@ import os
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import yaml
 from jinja2 import Environment, StrictUndefined
 
 from analysis.labels import number, times
 from analysis.load import load_campaign
+from analysis.summary import summarise
 from experiments.configuration import find_class
 
 ROOT = Path(__file__).parents[2]
@@ -100,9 +100,10 @@ def mechanism(node: dict[str, Any]) -> str:
 
 def measured_rows(campaign: Path) -> dict[str, list[dict[str, str]]]:
     """By system: a row a panel and point, the routing and each metric that was measured as text."""
-    summary = pd.read_csv(campaign / "summary.csv")
+    stored = load_campaign(campaign)
+    summary = summarise(stored)
     summary["metric"] = summary["metric"].where(summary["section"] != "plan", "plan")
-    titles = {panel["name"]: panel["title"] for panel in load_campaign(campaign).plan["panels"]}
+    titles = {panel["name"]: panel["title"] for panel in stored.plan["panels"]}
     found: dict[str, list[dict[str, str]]] = {}
     for place, rows in summary.groupby(["experiment", "x", "system"], sort=False):
         panel, x, system = tuple(place)  # pyright: ignore[reportArgumentType]

@@ -26,4 +26,10 @@ def test_documents_come_back_as_they_were(given_documents):
 
 def test_what_is_alike_is_stored_once():
     packed = split_shared({"a": {"x": 1, "y": {"z": 2, "w": 0}}, "b": {"x": 1, "y": {"z": 3, "w": 0}}})
-    assert packed == {"shared": {"x": 1, "y": {"w": 0}}, "runs": {"a": {"y": {"z": 2}}, "b": {"y": {"z": 3}}}}
+    assert packed["shared"] == {"x": 1, "y": {"w": 0}} and packed["objects"] == [{"z": 2}, {"z": 3}]
+    assert packed["runs"] == {"a": {"objects": {"y": 0}}, "b": {"objects": {"y": 1}}}
+
+
+def test_an_object_of_several_is_stored_once():
+    packed = split_shared({name: {"machine": {"cores": cores}, "n": 1} for name, cores in {"a": 2, "b": 4, "c": 4}.items()})
+    assert packed["objects"] == [{"cores": 2}, {"cores": 4}] and packed["runs"]["b"] == packed["runs"]["c"]

@@ -63,6 +63,13 @@ def test_samples_have_the_columns_and_types_of_the_schema(store):
     assert pd.read_parquet(folder(store) / "routing.parquet").equals(ROUTING)
 
 
+def test_times_have_seven_digits_and_counts_all(store):
+    rows = pd.concat([SAMPLES.head(1)] * 2).assign(value=[1.23456789012, 123456789], unit=["ms", "bytes"])
+    store.write_cell(OK, TABLES | {"samples": rows})
+    time_ms, count = pd.read_parquet(folder(store) / "samples.parquet")["value"]
+    assert time_ms != 1.23456789012 and time_ms == pytest.approx(1.23456789012, rel=1e-7) and count == 123456789
+
+
 @pytest.mark.parametrize("file", ["samples.parquet", "routing.parquet", "collectives.parquet", "run.json"])
 @pytest.mark.parametrize("damage", ["truncated", "missing", "changed"])
 def test_damaged_cell_is_not_measured(store, file, damage):
