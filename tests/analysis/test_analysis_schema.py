@@ -31,5 +31,6 @@ def test_what_is_alike_is_stored_once():
 
 
 def test_an_object_of_several_is_stored_once():
-    packed = split_shared({name: {"machine": {"cores": cores}, "n": 1} for name, cores in {"a": 2, "b": 4, "c": 4}.items()})
+    cores = {"a": 2, "b": 4, "c": 4}
+    packed = split_shared({name: {"machine": {"cores": number}, "n": 1} for name, number in cores.items()})
     assert packed["objects"] == [{"cores": 2}, {"cores": 4}] and packed["runs"]["b"] == packed["runs"]["c"]
