@@ -78,8 +78,8 @@ def _write_table(path: Path, folder: Path, name: str, runs: Iterable[str], loose
         path,
         row_group_size=GROUP,
         data_page_size=PAGE,
-        use_dictionary=[column for column in rows.column_names if column not in numbers],
-        use_byte_stream_split=numbers,
+        use_dictionary=[column for column in rows.column_names if column not in numbers],  # pyright: ignore
+        use_byte_stream_split=numbers,  # pyright: ignore
         write_page_checksum=True,
         compression="zstd",
         compression_level=12,

@@ -168,7 +168,7 @@ class Store:
         for name, table in tables.items():
             if name == "samples":
                 table = table.reindex(columns=COLUMNS[name]).astype(SAMPLE_COLUMNS)
-            _with_seven_digits(table[COLUMNS[name]]).to_parquet(scratch / f"{name}.parquet", index=False)
+            _with_seven_digits(table)[COLUMNS[name]].to_parquet(scratch / f"{name}.parquet", index=False)
         checksums = {path.name: _checksum(path) for path in sorted(scratch.iterdir())}
         _write_json(scratch / "run.json", _seal({"schema": SCHEMA, **run, "checksums": checksums}))
 
