@@ -22,7 +22,6 @@ from experiments.records import Member, Workload
 from systems.base import System
 from systems.collectives import all_gather
 from systems.engines import find_engine
-from systems.engines.loop import LoopEngine
 
 Progress = Callable[[str], None]
 
@@ -58,7 +57,7 @@ class Bench:
                 **profile.get(block, {}),
                 **self.program.given(block),
                 shape=shape,
-                engine=LoopEngine() if kind.own_engine else find_engine(member.engine),
+                engine=find_engine("loop" if kind.own_engine else member.engine, shape.activation),
             )
             for block in self.program.layers
         }

@@ -84,8 +84,9 @@ class Cell:
         widths = (shape.d_model, kind.hidden_width(shape, cluster.world_size))
         if cluster.kind in ("simulated", "torchrun"):  # no machine, or several, whose ranks each plan for themselves
             return preferred(cluster.device, config.precision, widths)
-        rows = shape.max_tokens * cluster.world_size
-        return choose(cluster.device, config.precision, shape.num_experts, rows, widths, cluster.threads_per_rank)
+        rows = shape.max_tokens * shape.top_k * cluster.world_size
+        work = (config.precision, shape.num_experts, rows, widths, cluster.threads_per_rank, shape.activation)
+        return choose(cluster.device, *work)
 
     @property
     def cluster(self) -> ClusterSpec:
@@ -175,7 +176,7 @@ def _check_system(cell: Cell) -> None:
     config, cluster = cell.config, cell.cluster
     shape, system = layer_shape(config), find_class(config.system)
     every = system.every_option(**options(config.system, "system"))
-    engine = None if system.own_engine else find_engine(cell.engine)
+    engine = None if system.own_engine else find_engine(cell.engine, shape.activation)
     if system.own_engine and config.engine is not None:
         raise ValueError(f"system {cell.system} brings its own engine; engine={config.engine} does not apply to it")
     try:

@@ -15,6 +15,7 @@ from experiments.values import check_value, meant
 from systems.base import LayerShape
 from workloads.batches import TokenSource
 from workloads.checkpoint import open_checkpoint
+from workloads.model import ModelShape
 
 TOLERANCES = {"fp32": 1e-5, "tf32": 5e-3, "bf16": 3e-2, "fp16": 5e-3}
 # What constructors of systems and routers get from the harness, not from a configuration.
@@ -94,8 +95,20 @@ def _token_source(corpus: str, vocab_size: int, cache_dir: str, checkpoint: Path
 
 def layer_shape(workload: Workload) -> LayerShape:
     """The MoE layer of a workload."""
-    model = workload.model
-    return LayerShape(model.num_experts, model.d_model, model.d_ff, workload.batch_size * workload.seq_len)
+    return layer_shape_of(workload.model, workload.batch_size * workload.seq_len)
+
+
+def layer_shape_of(model: ModelShape, max_tokens: int) -> LayerShape:
+    """The MoE layer of a model to which ranks bring so many tokens at most."""
+    return LayerShape(
+        model.num_experts,
+        model.d_model,
+        model.d_ff,
+        max_tokens,
+        top_k=model.top_k,
+        activation=model.activation,
+        biased=model.biased,
+    )
 
 
 def build_router(workload: Workload, *, rank: int, classifier: Any) -> Any:

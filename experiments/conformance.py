@@ -19,7 +19,7 @@ from clusters.clocks import VirtualClock
 from clusters.launch import launch
 from clusters.network import Network
 from clusters.session import ClusterSpec, Session, connect
-from experiments.configuration import find_class, options
+from experiments.configuration import find_class, layer_shape_of, options
 from routers.base import Routing
 from systems.base import LayerShape, System
 from systems.collectives import all_gather
@@ -34,6 +34,8 @@ TOLERANCE = 1e-5  # fp32, IEEE, relative to the largest output
 D_MODEL, D_FF, MAX_TOKENS = 16, 32, 24
 NUM_EXPERTS = (4, 8, 16)
 ROUTINGS = ("uniform", "skewed", "all_to_one", "empty_experts", "ragged")
+ACTIVATIONS = ("swiglu", "geglu", "clamped_swiglu")  # beside ReLU, with which every routing is tried
+BIASED = ("clamped_swiglu",)  # whose experts have biases, as gpt-oss's
 
 
 @dataclass(frozen=True)
@@ -43,14 +45,22 @@ class Case:
     num_experts: int
     routing: str
     top_k: int = 1
+    activation: str = "relu"
 
     @property
     def name(self) -> str:
-        return f"E{self.num_experts}-{self.routing}-k{self.top_k}"
+        activation = "" if self.activation == "relu" else f"-{self.activation}"
+        return f"E{self.num_experts}-{self.routing}-k{self.top_k}{activation}"
+
+    @property
+    def model(self) -> ModelShape:
+        """A model with such layers."""
+        experts = {"top_k": self.top_k, "activation": self.activation, "biased": self.activation in BIASED}
+        return ModelShape(self.num_experts, D_MODEL, D_FF, 4, 4, 2, 2, 32, **experts)
 
     @property
     def shape(self) -> LayerShape:
-        return LayerShape(self.num_experts, D_MODEL, D_FF, MAX_TOKENS, self.top_k)
+        return layer_shape_of(self.model, MAX_TOKENS)
 
     def tokens(self, rank: int) -> int:
         """How many tokens a rank brings; ragged: another number on each, none on rank 1."""
@@ -74,11 +84,10 @@ class Case:
 
 
 def cases(max_top_k: int = 1) -> Iterator[Case]:
-    """Every number of experts with every routing, for top-1 up to max_top_k."""
+    """Every number of experts with every routing, and every activation with one, for top-1 up to max_top_k."""
     for top_k in range(1, max_top_k + 1):
-        for num_experts in NUM_EXPERTS:
-            for routing in ROUTINGS:
-                yield Case(num_experts, routing, top_k)
+        yield from (Case(num_experts, routing, top_k) for num_experts in NUM_EXPERTS for routing in ROUTINGS)
+        yield from (Case(8, "ragged", top_k, activation) for activation in ACTIVATIONS)
 
 
 @torch.inference_mode()
@@ -87,8 +96,7 @@ def judge_case(case: Case, node: dict[str, Any], session: Session) -> tuple[dict
 
     The layer runs twice: what a system remembers of a batch may change where it computes the next, not what.
     """
-    model = ModelShape(case.num_experts, D_MODEL, D_FF, 4, 4, 2, 2, 32)
-    weights = SeededLayer(model, block=1, seed=0, dtype=torch.float32, device=session.device)
+    weights = SeededLayer(case.model, block=1, seed=0, dtype=torch.float32, device=session.device)
     x_TD, routing = case.draw(session.rank)
     routing = replace(routing, earlier=(routing.expert_TK.flip(0),))  # as if a layer before had chosen these
     tokens_GE = all_gather(routing.tokens_per_expert(case.num_experts).unsqueeze(0), session.group)
@@ -101,7 +109,7 @@ def judge_case(case: Case, node: dict[str, Any], session: Session) -> tuple[dict
     first_TD = system.forward(x_TD, routing)
     with _bytes_on_the_wire(session) as sent:
         y_TD = system.forward(x_TD, routing)
-    expected_TD = Dense(**layer, engine=find_engine("loop")).forward(x_TD, routing)
+    expected_TD = Dense(**layer, engine=find_engine("loop", case.activation)).forward(x_TD, routing)
     dropped_T = (y_TD == 0).all(1) & (expected_TD != 0).any(1)
     error_TD = torch.maximum((y_TD - expected_TD).abs(), (first_TD - expected_TD).abs())[~dropped_T]
     scale = float(expected_TD.abs().max()) if len(expected_TD) else 1.0
@@ -140,7 +148,7 @@ def _engine(node: dict[str, Any], shape: LayerShape, session: Session) -> Engine
     if name == "auto":
         widths = (shape.d_model, find_class(node).hidden_width(shape, session.world_size))
         name = preferred(session.device.type, "fp32", widths)
-    return find_engine(name)
+    return find_engine(name, shape.activation)
 
 
 @contextmanager

@@ -62,13 +62,13 @@ def forward_flops(cell: Cell) -> float:
     inner = model.num_heads * model.d_kv
     attention = 8 * model.d_model * inner + 4 * config.seq_len * inner
     dense_blocks = model.num_blocks - len(model.moe_blocks)
-    ffn = 4 * model.d_model * model.d_ff
+    ffn = shape.row_flops(shape.d_ff)
     system = find_class(config.system)
     every = system.every_option(**options(config.system, "system"))
     if "draws" in system.needs(**every):
         shape = replace(shape, max_expert_tokens=_busiest_expert(config))
     padding = system.padding(shape, cluster.world_size, **every)
-    per_token = model.num_blocks * attention + (dense_blocks + len(model.moe_blocks) * padding) * ffn
+    per_token = model.num_blocks * attention + (dense_blocks + len(model.moe_blocks) * shape.top_k * padding) * ffn
     return per_token * shape.max_tokens * cluster.world_size
 
 

@@ -42,13 +42,10 @@ def accounts(bench: Bench, cell: str, passes: dict[str, range]) -> tuple[list[di
 
 
 def _known(bench: Bench, system: System, account: Account) -> dict[str, float | None]:
-    expert = bench.workload.model.d_model * bench.workload.model.d_ff
-    # A multiplication and an addition are two; two matrices.
-    flops, weight_bytes = (
-        account.rows_computed * 4 * expert,
-        system.experts_held() * 2 * expert * bench.program.dtype.itemsize,
-    )
-    return vars(account) | {"flops": flops, "weight_bytes": weight_bytes}
+    shape = bench.program.shape
+    weights = system.experts_held() * shape.expert_elements(shape.d_ff)
+    flops = account.rows_computed * shape.row_flops(shape.d_ff)
+    return vars(account) | {"flops": flops, "weight_bytes": weights * bench.program.dtype.itemsize}
 
 
 def _loads(bench: Bench, tokens_E: torch.Tensor, block: int, iteration: int) -> list[dict[str, Any]]:

@@ -11,7 +11,7 @@ from experiments.schedule import iterations_of
 from routers.base import Routing
 from systems.collectives import all_gather
 from systems.dense import Dense
-from systems.engines.loop import LoopEngine
+from systems.engines import find_engine
 from workloads.weights import MOST_THREADS
 
 SMALL_BYTES = 2**28  # on the host, which ranks share
@@ -71,7 +71,7 @@ def _layer_error(bench: Bench, block: int) -> tuple[float, int]:
         shape=bench.program.shape,
         weights=bench.program.oracle_weights[block] if _weights_are_small(bench) else bench.program.weights[block],
         group=bench.session.group,
-        engine=LoopEngine(),
+        engine=find_engine("loop", bench.program.shape.activation),
     )
     expected_TD = oracle.forward(x_TD.float(), exact)
     set_precision(bench.workload.precision)
@@ -83,7 +83,8 @@ def _layer_error(bench: Bench, block: int) -> tuple[float, int]:
 def _weights_are_small(bench: Bench) -> bool:
     """Whether a rank may keep every expert for the checks instead of making them anew for each system."""
     model = bench.workload.model
-    num_weights = len(bench.program.layers) * model.num_experts * 2 * model.d_model * model.d_ff
+    expert = bench.program.shape.expert_elements(model.d_ff)
+    num_weights = len(bench.program.layers) * model.num_experts * expert
     small = SMALL_BYTES
     if bench.session.device.type == "cuda":
         small = SMALL_SHARE * torch.cuda.get_device_properties(bench.session.device).total_memory

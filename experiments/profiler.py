@@ -20,8 +20,8 @@ from experiments.schedule import PROFILED, iterations_of
 from routers.drawn import PROFILE_FROM, DrawnRouter
 from systems.collectives import all_gather
 from systems.dense import Dense
+from systems.engines import find_engine
 from systems.engines.base import DTYPES
-from systems.engines.loop import LoopEngine
 from systems.planners.base import Profile, Rates
 
 
@@ -87,8 +87,9 @@ class Profiler:
     def _routed(self, iteration: int) -> torch.Tensor:
         """The same of a router that looks at tokens, by a forward pass of its own."""
         program = self._program
+        engine = find_engine("loop", program.shape.activation)
         dense = {
-            block: Dense(resident=False, shape=program.shape, engine=LoopEngine(), **program.given(block))
+            block: Dense(resident=False, shape=program.shape, engine=engine, **program.given(block))
             for block in program.layers
         }
         batch = iterations_of(program.workload.tier)["warmup"].stop + iteration - PROFILE_FROM

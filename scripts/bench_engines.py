@@ -26,7 +26,8 @@ from transformers.models.switch_transformers.modeling_switch_transformers import
 
 from analysis.tables import Table, write_tables
 from experiments.configuration import TOLERANCES, set_precision
-from systems.engines import ENGINES, Copies, find_engine
+from systems.engines import ACTIVATIONS, ENGINES, Copies, find_engine
+from systems.engines.activations import expert_ffn
 from systems.engines.base import DTYPES
 
 ROUTINGS = {"uniform": 0.0, "skewed": 0.6}  # extra weight of the hot tenth of the experts, as the paper's alpha_r
@@ -37,18 +38,27 @@ Call = Callable[[], torch.Tensor]
 
 @dataclass(frozen=True)
 class Case:
-    """One expert FFN: `tokens` rows of 768 over `num_experts` experts whose hidden layer has `width` units."""
+    """One expert FFN: `tokens` rows of 768 over `num_experts` experts whose hidden layer has `width` units.
+
+    activation: what stands between the products (systems.engines.activations); a gated one has three, not two.
+    """
 
     precision: str
     num_experts: int
     width: int
     tokens: int
     routing: str
+    activation: str = "relu"
+
+    @property
+    def in_width(self) -> int:
+        """Columns of W_i."""
+        return ACTIVATIONS[self.activation].in_width(self.width)
 
     @property
     def flops(self) -> float:
-        """Of both products; a multiplication and an addition are two."""
-        return 4.0 * self.tokens * D_MODEL * self.width
+        """Of all products; a multiplication and an addition are two."""
+        return 2.0 * self.tokens * D_MODEL * (self.in_width + self.width)
 
 
 class Workload:
@@ -63,7 +73,7 @@ class Workload:
         x_ND = torch.randn(case.tokens, D_MODEL, generator=generator)
         self.x_ND = x_ND.to(device, DTYPES[case.precision])
         self.ones_N1 = self.x_ND.new_ones(case.tokens, 1)  # weights of the choices
-        self.wi_eDF = self._weights(D_MODEL, case.width, generator)
+        self.wi_eDF = self._weights(D_MODEL, case.in_width, generator)
         self.wo_eFD = self._weights(case.width, D_MODEL, generator)
 
     def _weights(self, rows: int, columns: int, generator: torch.Generator) -> torch.Tensor:
@@ -75,19 +85,24 @@ class Workload:
     def dense(self) -> dict[str, Call]:
         """Ways to put every row through expert 0."""
         wi_DF, wo_FD = self.wi_eDF[0].contiguous(), self.wo_eFD[0].contiguous()
-        ways: dict[str, Call] = {"dense mm": lambda: torch.mm(torch.mm(self.x_ND, wi_DF).relu_(), wo_FD)}
+        activation = ACTIVATIONS[self.case.activation]
+        ways: dict[str, Call] = {"dense mm": lambda: expert_ffn(self.x_ND, activation, wi_DF, wo_FD)}
         if self.device.type == "cpu" and _packs(self.x_ND.dtype):
             wi_FD, wo_DF = (torch.ops.mkldnn._reorder_linear_weight(w.mT.contiguous()) for w in (wi_DF, wo_FD))
             linear = torch.ops.mkldnn._linear_pointwise
 
             def fused() -> torch.Tensor:
-                return linear(linear(self.x_ND, wi_FD, None, "relu", [], ""), wo_DF, None, "none", [], "")
+                if activation.gated:
+                    hidden_NF = activation.function(linear(self.x_ND, wi_FD, None, "none", [], ""))
+                else:
+                    hidden_NF = linear(self.x_ND, wi_FD, None, "relu", [], "")
+                return linear(hidden_NF, wo_DF, None, "none", [], "")
 
             ways["dense oneDNN"] = fused
         return ways
 
     def engine(self, name: str) -> Call:
-        engine = find_engine(name)
+        engine = find_engine(name, self.case.activation)
         engine.check(self.device, self.x_ND.dtype, [D_MODEL, self.case.width])
         weights = engine.prepare(self.wi_eDF, self.wo_eFD)
 
@@ -120,7 +135,8 @@ def _packs(dtype: torch.dtype) -> bool:
 
 def calls_of(workload: Workload) -> dict[str, Call]:
     """All that can run here, by name; what cannot says why."""
-    calls = workload.dense() | {"hugging face": workload.hugging_face()}
+    peer = {"hugging face": workload.hugging_face()} if workload.case.activation == "relu" else {}
+    calls = workload.dense() | peer
     for name in ENGINES:
         try:
             calls[name] = workload.engine(name)
@@ -189,27 +205,29 @@ def bench(cases: Sequence[Case], device: torch.device, seconds: float) -> pd.Dat
 
 def table(found: pd.DataFrame) -> Table:
     """Percent of the dense rate, a row for each case, a column for each engine."""
-    columns = ["precision", "width", "num_experts", "tokens", "routing"]
+    columns = ["activation", "precision", "width", "num_experts", "tokens", "routing"]
     engines = found[~found.engine.str.startswith("dense")]
     percents = (100 * engines.set_index([*columns, "engine"])["share"].unstack("engine")).round().astype("Int64")
     return Table("engines", "Percent of the dense rate", found, percents.reset_index().astype(str))
 
 
 def draw(found: pd.DataFrame, path: Path) -> None:
-    """Percent of the dense rate against the number of experts; a panel for each type, width and skew."""
+    """Percent of the dense rate against the number of experts; a panel for each activation, type, width and skew."""
     shown = found[~found.engine.str.startswith("dense")]
-    rows = [*product(shown.precision.unique(), shown.routing.unique())]
+    rows = [*product(shown.activation.unique(), shown.precision.unique(), shown.routing.unique())]
     columns = [*product(shown.width.unique(), shown.tokens.unique())]
     figure = Figure(figsize=(4 * len(columns), 2.6 * len(rows)))
     axes = figure.subplots(len(rows), len(columns), squeeze=False)
-    for (i, (precision, routing)), (j, (width, tokens)) in product(enumerate(rows), enumerate(columns)):
+    for (i, (activation, precision, routing)), (j, (width, tokens)) in product(enumerate(rows), enumerate(columns)):
         axis = axes[i][j]
-        here = (shown.precision == precision) & (shown.routing == routing)
+        here = (shown.activation == activation) & (shown.precision == precision) & (shown.routing == routing)
         here &= (shown.width == width) & (shown.tokens == tokens)
         for name, mine in shown.loc[here].sort_values("num_experts").groupby("engine"):
             bars = 100 * np.array([mine.share - mine.share_low, mine.share_high - mine.share])
             axis.errorbar(mine.num_experts, 100 * mine.share, bars, marker="o", markersize=4, label=name)
-        axis.set(xscale="log", ylim=(0, 110), title=f"{precision}, {routing}, hidden {width}, {tokens} tokens")
+        axis.set(
+            xscale="log", ylim=(0, 110), title=f"{activation}, {precision}, {routing}, hidden {width}, {tokens} tokens"
+        )
         axis.set_xticks(sorted(shown.num_experts.unique()), [str(n) for n in sorted(shown.num_experts.unique())])
         axis.minorticks_off()
         axis.spines[["top", "right"]].set_visible(False)
@@ -232,11 +250,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--widths", nargs="+", type=int, default=[768, 1536, 3072], help="hidden units of a shard")
     parser.add_argument("--tokens", nargs="+", type=int, default=[3000])
     parser.add_argument("--routings", nargs="+", choices=ROUTINGS, default=list(ROUTINGS))
+    parser.add_argument("--activations", nargs="+", choices=ACTIVATIONS, default=["relu"])
     parser.add_argument("--seconds", type=float, default=3.0, help="of rounds for each case")
     parser.add_argument("--out", type=Path, default=Path("results/bench-engines"))
     options = parser.parse_args(arguments)
-    points = product(options.precisions, options.widths, options.experts, options.tokens, options.routings)
-    cases = [Case(precision, experts, width, tokens, routing) for precision, width, experts, tokens, routing in points]
+    axes = (options.activations, options.precisions, options.widths, options.experts, options.tokens, options.routings)
+    cases = [
+        Case(precision, experts, width, tokens, routing, activation)
+        for activation, precision, width, experts, tokens, routing in product(*axes)
+    ]
     found = bench(cases, torch.device(options.device), options.seconds)
     options.out.mkdir(parents=True, exist_ok=True)
     written = write_tables(options.out, [table(found)])

@@ -52,7 +52,7 @@ def bare_layer(
             )
 
     factor = paper_capacity_factor(shape.num_experts)
-    expert = ExpertMLP(shape.d_model, shape.d_ff)
+    expert = ExpertMLP(shape)
     moe: Any = MoE(shape.d_model, expert, shape.num_experts, ep_size=group.size(), k=1, eval_capacity_factor=factor)
     ready = ReadyGate(shape.d_model, shape.num_experts, 1, 1.0, factor, 4, use_rts=False)
     moe.deepspeed_moe.gate = ready

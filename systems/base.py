@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 
 from routers.base import Routing
-from systems.engines import Engine
+from systems.engines import ACTIVATIONS, Engine
 
 Span = Callable[[str], AbstractContextManager]
 
@@ -31,6 +31,7 @@ class LayerShape:
 
     max_tokens: the most tokens that any rank brings to one call. max_expert_tokens: the most token copies that any
     rank brings for one expert in one call, where the router's draws are known before it runs and the system needs it.
+    activation, biased: what an expert computes (systems.engines.activations), with biases or without.
     """
 
     num_experts: int
@@ -39,17 +40,32 @@ class LayerShape:
     max_tokens: int
     top_k: int = 1
     max_expert_tokens: int | None = None
+    activation: str = "relu"
+    biased: bool = False
+
+    def expert_elements(self, width: int) -> int:
+        """Numbers in the weights of an expert, or a shard of one, with a hidden layer of this width."""
+        in_width = ACTIVATIONS[self.activation].in_width(width)
+        return self.d_model * (in_width + width) + self.biased * (in_width + self.d_model)
+
+    def row_flops(self, width: int) -> int:
+        """FLOPs of one row through these matrices; a multiplication and an addition are two."""
+        return 2 * self.d_model * (ACTIVATIONS[self.activation].in_width(width) + width)
 
 
 class LayerWeights(Protocol):
     """The expert weights of one layer; a rank asks only for what its system places there."""
 
-    def experts(self, expert_ids: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
-        """(wi_eDF, wo_eFD) of whole experts; none of them has their type and device all the same."""
+    def experts(self, expert_ids: list[int]) -> tuple[torch.Tensor, ...]:
+        """(wi_eDI, wo_eFD) of whole experts, and (bi_eI, bo_eD) where they have biases. I is F, or 2F of a gated
+        activation, for W_gate beside W_up. Of no experts, tensors of the same type and device.
+        """
         ...
 
-    def shard(self, index: int, count: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """(wi_EDf, wo_EfD): part `index` of `count` of every expert, W_i cut by columns and W_o by rows."""
+    def shard(self, index: int, count: int) -> tuple[torch.Tensor, ...]:
+        """The same of part `index` of `count` of every expert: W_i, of a gated one both halves, cut by columns and W_o
+        by rows. The first part has b_o and the others zeros, because parts are summed.
+        """
         ...
 
 
@@ -147,11 +163,12 @@ class System(ABC):
         return self.shape.num_experts / self.world_size
 
     def ffn_bytes(self, rows: float, num_experts: int, element_size: int) -> float:
-        """Bytes that relu(x W_i) W_o at least moves: `num_experts` pairs of matrices read once, and for each of `rows`
+        """Bytes that experts' products at least move: the weights of `num_experts` read once, and for each of `rows`
         x read, the hidden layer written and read, y written. Padding that is computed counts as rows.
         """
-        d_model, width = self.shape.d_model, self.hidden_width(self.shape, self.world_size)
-        return float(2 * num_experts * d_model * width + rows * 2 * (d_model + width)) * element_size
+        width = self.hidden_width(self.shape, self.world_size)
+        weights = num_experts * self.shape.expert_elements(width)
+        return float(weights + rows * 2 * (self.shape.d_model + width)) * element_size
 
 
 def divisible(name: str, value: int, world_size: int, why: str) -> None:

@@ -10,6 +10,7 @@ from torch.nn.functional import one_hot, pad
 
 from routers.base import Routing
 from systems.base import Account, LayerShape, LayerWeights, Span, System, divisible
+from systems.engines import ACTIVATIONS
 
 LOGIT = 1e4  # makes DeepSpeed's softmax exactly one-hot, so that its gate weight is 1 and ours can be applied
 
@@ -101,9 +102,9 @@ class DeepSpeedMoE(System):
             deepspeed.comm.init_distributed(dist_backend=dist.get_backend(self.group), auto_mpi_discovery=False)
         num_local = self.shape.num_experts // self.world_size
         first = self.rank * num_local
-        wi_eDF, wo_eFD = weights.experts(list(range(first, first + num_local)))
+        placed = weights.experts(list(range(first, first + num_local)))
         with torch.device("meta"):
-            expert = ExpertMLP(self.shape.d_model, self.shape.d_ff)
+            expert = ExpertMLP(self.shape)
         moe: Any = MoE(
             hidden_size=self.shape.d_model,
             expert=expert,
@@ -116,8 +117,10 @@ class DeepSpeedMoE(System):
             use_rts=False,
         )
         for local, mlp in enumerate(moe.deepspeed_moe.experts.deepspeed_experts):
-            mlp.wi.weight = nn.Parameter(wi_eDF[local].T.contiguous(), requires_grad=False)
-            mlp.wo.weight = nn.Parameter(wo_eFD[local].T.contiguous(), requires_grad=False)
+            for linear, weight_eXX in ((mlp.wi, placed[0]), (mlp.wo, placed[1])):
+                linear.weight = nn.Parameter(weight_eXX[local].T.contiguous(), requires_grad=False)
+            for linear, bias_eX in zip((mlp.wi, mlp.wo), placed[2:], strict=False):
+                linear.bias = nn.Parameter(bias_eX[local], requires_grad=False)
         moe.deepspeed_moe.gate = gate = _given_routing_gate(moe.deepspeed_moe.gate)
         moe.set_deepspeed_parallelism()
         gate.register_forward_pre_hook(lambda *_: self._sections.enter("route"))
@@ -162,15 +165,16 @@ class DeepSpeedMoE(System):
 
 
 class ExpertMLP(nn.Module):
-    """Switch's expert: relu(x W_i) W_o without biases."""
+    """An expert: act(x W_i + b_i) W_o + b_o."""
 
-    def __init__(self, d_model: int, d_ff: int) -> None:
+    def __init__(self, shape: LayerShape) -> None:
         super().__init__()
-        self.wi = nn.Linear(d_model, d_ff, bias=False)
-        self.wo = nn.Linear(d_ff, d_model, bias=False)
+        self.activation = ACTIVATIONS[shape.activation]
+        self.wi = nn.Linear(shape.d_model, self.activation.in_width(shape.d_ff), bias=shape.biased)
+        self.wo = nn.Linear(shape.d_ff, shape.d_model, bias=shape.biased)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.wo(self.wi(x).relu_())
+        return self.wo(self.activation.function(self.wi(x)))
 
 
 def _given_routing_gate(gate: Any) -> Any:

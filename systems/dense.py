@@ -4,7 +4,8 @@ import torch
 
 from routers.base import Routing
 from systems.base import Account, System
-from systems.engines import Copies
+from systems.engines import ACTIVATIONS, Copies
+from systems.engines.activations import expert_ffn
 from systems.permute import summed_copies, weighted_sum
 
 
@@ -32,9 +33,9 @@ class Dense(System):
         y_ND = x_TD.new_empty(len(order_N), x_TD.shape[1])
         for expert, copies_R in enumerate(order_N.split(rows_E.tolist())):
             if len(copies_R):
-                wi_1DF, wo_1FD = self._weights.experts([expert])
                 x_RD = x_TD[copies_R // self.shape.top_k]
-                y_ND[copies_R] = torch.relu(x_RD @ wi_1DF[0].to(x_RD.dtype)) @ wo_1FD[0].to(x_RD.dtype)
+                weights = (weight[0].to(x_RD.dtype) for weight in self._weights.experts([expert]))
+                y_ND[copies_R] = expert_ffn(x_RD, ACTIVATIONS[self.shape.activation], *weights)
         return y_ND
 
     def experts_held(self) -> float:

@@ -24,9 +24,9 @@ class ExpertParallel(System):
         expert_of_slot_E = torch.argsort(owner_E, stable=True)  # slots are numbered rank by rank
         num_local = self.shape.num_experts // self.world_size
         mine = expert_of_slot_E.view(self.world_size, num_local)[self.rank].tolist()
-        self._wi_eDF, self._wo_eFD = self.engine.prepare(*layer["weights"].experts(mine))
+        self._weights = self.engine.prepare(*layer["weights"].experts(mine))
         self._owner_E = owner_E
-        self._slot_of_expert_E = inverse(expert_of_slot_E).to(self._wi_eDF.device)
+        self._slot_of_expert_E = inverse(expert_of_slot_E).to(self._weights[0].device)
 
     @classmethod
     def check(cls, shape: LayerShape, world_size: int, *, placement: str, **_: Any) -> None:
@@ -50,7 +50,7 @@ class ExpertParallel(System):
         with self.span("experts"):
             expert_R = experts_of_arrivals(received_Ge, len(x_RD))
             copies = Copies(*self.engine.group(expert_R, received_Ge.shape[1]))
-            y_RD = self.engine(x_RD, copies, self._wi_eDF, self._wo_eFD)
+            y_RD = self.engine(x_RD, copies, *self._weights)
         with self.span("combine"):
             y_ND = all_to_all(y_RD, self.group, sent_G, received_G)
             y_ND = torch.empty_like(y_ND).index_copy_(0, order_N, y_ND)

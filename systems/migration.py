@@ -18,11 +18,22 @@ from systems.planners.base import owner_of
 
 
 class Held(NamedTuple):
-    """Prepared weights on this rank: experts[s] is the expert in slot s. Some may have no tokens."""
+    """Prepared weights on this rank: experts[s] is the expert in slot s of each. Some may have no tokens."""
 
-    wi: torch.Tensor
-    wo: torch.Tensor
+    weights: tuple[torch.Tensor, ...]
     experts: list[int]
+
+    def first(self, slots: int, experts: list[int]) -> "Held":
+        """The first slots, with these experts in them."""
+        return Held(tuple(w[:slots] for w in self.weights), experts)
+
+    def copy(self) -> "Held":
+        """Weights to write to, because other systems may share the prepared ones."""
+        return Held(tuple(w.clone() for w in self.weights), list(self.experts))
+
+    def with_room(self, slots: int) -> "Held":
+        """As many more slots, of no expert yet; a copy."""
+        return Held(tuple(torch.cat([w, w.new_empty(slots, *w.shape[1:])]) for w in self.weights), self.experts)
 
 
 class Migration(ABC):
@@ -36,7 +47,7 @@ class Migration(ABC):
     ) -> None:
         self.replicas_EG, self.group, self.rank = replicas_EG, group, group.rank()
         experts = np.flatnonzero(replicas_EG[:, self.rank]).tolist()
-        self.held = Held(*engine.prepare(*weights.experts(experts)), experts)
+        self.held = Held(tuple(engine.prepare(*weights.experts(experts))), experts)
 
     @abstractmethod
     def bring(self, replicas_EG: np.ndarray) -> Held:
@@ -61,19 +72,17 @@ class Transient(Migration):
 
     def __init__(self, **layer) -> None:
         super().__init__(**layer)
-        # Other systems may share the prepared weights; these are given room.
-        self._room = Held(self.held.wi, self.held.wo, list(self.held.experts))
+        self._room = self.held
 
     def _with_room(self, more: int) -> Held:
-        missing = len(self.held.experts) + more - len(self._room.wi)
+        missing = len(self.held.experts) + more - len(self._room.weights[0])
         if missing > 0:
-            wi, wo = (torch.cat([w, w.new_empty(missing, *w.shape[1:])]) for w in self._room[:2])
-            self._room = Held(wi, wo, self._room.experts)
+            self._room = self._room.with_room(missing)
         return self._room
 
 
 class Broadcast(Transient):
-    """Owners send experts to all other ranks for one call (FasterMoE's shadows), two broadcasts for each such owner."""
+    """Owners send experts to all other ranks for one call (FasterMoE's shadows): each tensor is one broadcast."""
 
     def bring(self, replicas_EG: np.ndarray) -> Held:
         """Own experts, then in the order of their owners those that others broadcast; without any only its own."""
@@ -85,13 +94,13 @@ class Broadcast(Transient):
         for owner in range(len(sent_GE)):
             coming = np.flatnonzero(sent_GE[owner]).tolist()
             if coming and owner == self.rank:
-                for w in self.held[:2]:
+                for w in self.held.weights:
                     dist.broadcast(w[_slots(self.held, coming)], group=self.group, group_src=owner)
             elif coming:
-                for w in room[:2]:
+                for w in room.weights:
                     dist.broadcast(w[here : here + len(coming)], group=self.group, group_src=owner)
                 experts, here = experts + coming, here + len(coming)
-        return Held(room.wi[:here], room.wo[:here], experts)
+        return room.first(here, experts)
 
     @classmethod
     def experts_sent(cls, before_EG: np.ndarray, after_EG: np.ndarray, rank: int) -> int:
@@ -101,7 +110,7 @@ class Broadcast(Transient):
 
 
 class PointToPoint(Transient):
-    """Experts go from the first rank that has them to those that lack them, for one call, by two all-to-alls."""
+    """Experts go from the first rank that has them to those that lack them, for one call: an all-to-all a tensor."""
 
     def bring(self, replicas_EG: np.ndarray) -> Held:
         moves_GEG = moves(self.replicas_EG, replicas_EG)
@@ -110,14 +119,15 @@ class PointToPoint(Transient):
         sent_GE, received_GE = moves_GEG[self.rank].T, moves_GEG[:, :, self.rank]
         splits = received_GE.sum(1).tolist(), sent_GE.sum(1).tolist()
         slots = _slots(self.held, np.nonzero(sent_GE)[1].tolist())
-        wi, wo = (all_to_all(w[slots], self.group, *splits) for w in (self.held.wi, self.held.wo))
-        return self._with(Held(wi, wo, np.nonzero(received_GE)[1].tolist()), replicas_EG)
+        arrived = tuple(all_to_all(w[slots], self.group, *splits) for w in self.held.weights)
+        return self._with(Held(arrived, np.nonzero(received_GE)[1].tolist()), replicas_EG)
 
     def _with(self, arrived: Held, replicas_EG: np.ndarray) -> Held:
         own, room = len(self.held.experts), self._with_room(len(arrived.experts))
         used = own + len(arrived.experts)
-        room.wi[own:used], room.wo[own:used] = arrived.wi, arrived.wo
-        return Held(room.wi[:used], room.wo[:used], self.held.experts + arrived.experts)
+        for here, come in zip(room.weights, arrived.weights, strict=True):
+            here[own:used] = come
+        return room.first(used, self.held.experts + arrived.experts)
 
 
 class Swap(PointToPoint):
@@ -125,8 +135,7 @@ class Swap(PointToPoint):
 
     def __init__(self, **layer) -> None:
         super().__init__(**layer)
-        # Other systems may share the prepared weights; these are written to.
-        self.held = Held(self.held.wi.clone(), self.held.wo.clone(), self.held.experts)
+        self.held = self.held.copy()
 
     def _with(self, arrived: Held, replicas_EG: np.ndarray) -> Held:
         free = [slot for slot, expert in enumerate(self.held.experts) if not replicas_EG[expert, self.rank]]
@@ -134,7 +143,8 @@ class Swap(PointToPoint):
             raise ValueError(
                 "system.migration is 'swap' and the planner makes replicas; a rank must keep as many experts"
             )
-        self.held.wi[free], self.held.wo[free] = arrived.wi, arrived.wo
+        for here, come in zip(self.held.weights, arrived.weights, strict=True):
+            here[free] = come
         for slot, expert in zip(free, arrived.experts, strict=True):
             self.held.experts[slot] = expert
         self.replicas_EG = replicas_EG
@@ -151,7 +161,7 @@ class SwapIn(Migration):
         super().__init__(weights=weights, engine=engine, replicas_EG=replicas_EG, **layer)
         every = engine.prepare(*weights.experts(list(range(len(replicas_EG)))))
         self._host = [w.cpu().pin_memory() if w.is_cuda else w for w in every]
-        self.held = Held(self.held.wi.clone(), self.held.wo.clone(), self.held.experts)
+        self.held = self.held.copy()
 
     def bring(self, replicas_EG: np.ndarray) -> Held:
         """Missing experts take the slots of those that are not wanted, and new slots where there are too few."""
@@ -162,15 +172,14 @@ class SwapIn(Migration):
             self._grow(len(missing) - len(free))
             free += range(len(self.held.experts) - (len(missing) - len(free)), len(self.held.experts))
         for slot, expert in zip(free, missing, strict=False):
-            for here, host in zip(self.held[:2], self._host, strict=True):
+            for here, host in zip(self.held.weights, self._host, strict=True):
                 here[slot].copy_(host[expert], non_blocking=True)
             self.held.experts[slot] = expert
         self.replicas_EG = replicas_EG
         return self.held
 
     def _grow(self, slots: int) -> None:
-        wi, wo = (torch.cat([w, w.new_empty(slots, *w.shape[1:])]) for w in self.held[:2])
-        self.held = Held(wi, wo, [*self.held.experts, *[-1] * slots])
+        self.held = Held(self.held.with_room(slots).weights, [*self.held.experts, *[-1] * slots])
 
     @classmethod
     def experts_sent(cls, before_EG: np.ndarray, after_EG: np.ndarray, rank: int) -> int:

@@ -28,7 +28,7 @@ class MoEShard(System):
     def __init__(self, *, chunks: int = 1, **layer) -> None:
         super().__init__(**layer)
         shard = layer["weights"].shard(self.rank, self.world_size)
-        self._wi_EDf, self._wo_EfD = self.engine.prepare(*shard)
+        self._shards = self.engine.prepare(*shard)
         self._chunks = chunks
 
     @classmethod
@@ -65,7 +65,7 @@ class MoEShard(System):
             x_MD = tokens.wait()
         with self.span("experts"):
             copies = Copies(order_N, rows_E, self.shape.top_k, weight_N)
-            partial_MD = summed_copies(self.engine(x_MD, copies, self._wi_EDf, self._wo_EfD), self.shape.top_k)
+            partial_MD = summed_copies(self.engine(x_MD, copies, *self._shards), self.shape.top_k)
         with self.span("combine"):
             return start_reduce_scatter(partial_MD, self.group, overlap=self._chunks > 1)
 

@@ -52,6 +52,8 @@ class MoEShardAuthors(System):
             )
         if shape.top_k != 1:
             raise ValueError(f"system moeshard_authors has top-1 routing as in the paper, got top_k = {shape.top_k}")
+        if shape.activation != "relu" or shape.biased:
+            raise ValueError(f"system moeshard_authors has ReLU experts as in the paper, got {shape.activation}")
 
     @classmethod
     def hidden_width(cls, shape: LayerShape, world_size: int) -> int:

@@ -15,6 +15,8 @@ from torch.nn.functional import pad
 from routers.base import Routing
 from systems.base import Account, LayerShape
 from systems.collectives import all_gather, reduce_scatter
+from systems.engines import ACTIVATIONS
+from systems.engines.activations import expert_ffn
 from systems.moeshard import MoEShard
 
 
@@ -61,9 +63,9 @@ class MoEShardPublished(MoEShard):
     def _compute(self, gathered: list[tuple[torch.Tensor, ...]]) -> list[list[torch.Tensor]]:
         """W with every entry replaced by this shard's partial output."""
         computed: list[list[torch.Tensor]] = [[] for _ in gathered]
+        activation = ACTIVATIONS[self.shape.activation]
         for expert, from_rank in enumerate(zip(*gathered, strict=True)):
-            hidden_Rf = torch.relu(torch.cat(from_rank) @ self._wi_EDf[expert])
-            y_RD = hidden_Rf @ self._wo_EfD[expert]
+            y_RD = expert_ffn(torch.cat(from_rank), activation, *(shards[expert] for shards in self._shards))
             for entries, rows in zip(computed, y_RD.split([len(x) for x in from_rank]), strict=True):
                 entries.append(rows)
         return computed

@@ -18,6 +18,8 @@ import torch.distributed as dist
 from routers.base import Routing
 from systems.base import Account, LayerShape, System, divisible
 from systems.collectives import InFlight, start_all_to_all
+from systems.engines import ACTIVATIONS
+from systems.engines.activations import batched_ffn
 from systems.permute import places_in_experts, weighted_sum
 
 
@@ -38,7 +40,7 @@ class PaddedExpertParallel(System):
         self._num_local = self.shape.num_experts // self.world_size
         first = self.rank * self._num_local
         self._mine = list(range(first, first + self._num_local))
-        self._wi_eDF, self._wo_eFD = layer["weights"].experts(self._mine)
+        self._weights = layer["weights"].experts(self._mine)
 
     @classmethod
     def check(cls, shape: LayerShape, world_size: int, **_: Any) -> None:
@@ -90,7 +92,7 @@ class PaddedExpertParallel(System):
             x_GecD = arriving.wait().unflatten(0, (self.world_size, -1))
             x_eRD = x_GecD.transpose(0, 1).flatten(1, 2)
         with self.span("experts"):
-            y_eRD = torch.bmm(torch.bmm(x_eRD, self._wi_eDF).relu_(), self._wo_eFD)
+            y_eRD = batched_ffn(x_eRD, ACTIVATIONS[self.shape.activation], *self._weights)
         with self.span("combine"):
             y_GecD = y_eRD.unflatten(1, (self.world_size, -1)).transpose(0, 1)
             return start_all_to_all(y_GecD.flatten(0, 1), self.group, into=into_EcD, overlap=self.chunks > 1)

@@ -65,10 +65,10 @@ class PlannedExpertParallel(System):
         self._planner, self._loads, self._every = planner, loads, every
         self._owner_E = PLACEMENTS[placement](shape.num_experts, ranks).numpy()
         self._replicas_EG = as_replicas(self._owner_E, ranks)  # where experts are by the last plan
-        no_wi_eDF, _ = layer["weights"].experts([])  # for its type and device
-        self._costs = costs_of(shape, no_wi_eDF.element_size(), rates)
+        none = layer["weights"].experts([])[0]  # for its type and device
+        self._costs = costs_of(shape, none.element_size(), rates)
         if profile:
-            self._replicas_EG = self._placed_by(profile, no_wi_eDF.device)
+            self._replicas_EG = self._placed_by(profile, none.device)
         given = {name: layer[name] for name in ("weights", "engine", "group")}
         self._migration: Migration = MIGRATIONS[migration](replicas_EG=self._replicas_EG, **given)
         self._past: deque[np.ndarray] = deque(maxlen=window)
@@ -205,7 +205,7 @@ class PlannedExpertParallel(System):
         if experts != held.experts:
             slot_e = torch.from_numpy(np.argsort(held.experts)).to(x_RD.device)
         slot_R = experts_of_arrivals(rows_Ge, len(x_RD), slot_e)
-        return self.engine(x_RD, Copies(*self.engine.group(slot_R, len(held.experts))), held.wi, held.wo)
+        return self.engine(x_RD, Copies(*self.engine.group(slot_R, len(held.experts))), *held.weights)
 
     def _placed_by(self, profile: Profile, device: torch.device) -> np.ndarray:
         """Rank 0's placement on all ranks: a solver with a time limit may find another one elsewhere."""
@@ -229,7 +229,7 @@ class PlannedExpertParallel(System):
         experts = self._migration.experts_sent(plan.before_EG, plan.replicas_EG, here)
         counts = 8 * self.shape.num_experts * (self.world_size - 1)
         moved = (leaving + returning) * self.shape.d_model * element_size
-        moved += experts * sum(w[0].numel() for w in self._migration.held[:2]) * element_size
+        moved += experts * sum(w[0].numel() * w.element_size() for w in self._migration.held.weights)
         memory_bytes = self.ffn_bytes(rows, int(np.count_nonzero(received_GE.sum(0))), element_size)
         return Account(rows, rows, dropped=0, bytes_sent=counts + moved, memory_bytes=memory_bytes)
 
@@ -245,10 +245,9 @@ def _unwritable(array: np.ndarray) -> np.ndarray:
 
 
 def costs_of(shape: LayerShape, element_size: int, rates: Rates) -> Costs:
-    """Two products a row; a row and two matrices in bytes over the link."""
-    expert = shape.d_model * shape.d_ff
+    """The products of a row; a row and an expert's weights in bytes over the link."""
     return Costs(
-        row_s=4 * expert / rates.flops_per_s,
+        row_s=shape.row_flops(shape.d_ff) / rates.flops_per_s,
         move_row_s=shape.d_model * element_size / rates.bytes_per_s,
-        move_expert_s=2 * expert * element_size / rates.bytes_per_s,
+        move_expert_s=shape.expert_elements(shape.d_ff) * element_size / rates.bytes_per_s,
     )

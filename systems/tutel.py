@@ -15,6 +15,8 @@ import torch
 
 from systems.base import Account, LayerShape
 from systems.collectives import all_gather
+from systems.engines import ACTIVATIONS
+from systems.engines.activations import batched_ffn
 from systems.padded import PaddedExpertParallel
 
 OVERLAP_DEGREES = (1, 2, 4, 8)
@@ -75,15 +77,15 @@ class Tutel(PaddedExpertParallel):
             return super()._replace(chunks)
         (rows_ECD,) = chunks
         with self.span("dispatch"):
-            wi_EDF, wo_EFD = all_gather(self._wi_eDF, self.group), all_gather(self._wo_eFD, self.group)
+            every = [all_gather(weight, self.group) for weight in self._weights]
         with self.span("experts"):
-            torch.bmm(torch.bmm(rows_ECD, wi_EDF).relu_(), wo_EFD, out=rows_ECD)
+            batched_ffn(rows_ECD, ACTIVATIONS[self.shape.activation], *every, out=rows_ECD)
 
     def account(self, tokens_GE: torch.Tensor, element_size: int) -> Account:
         account = super().account(tokens_GE, element_size)
         if self._r == 1:
             return account
-        weights = 2 * self._num_local * self.shape.d_model * self.shape.d_ff * element_size
+        weights = self._num_local * self.shape.expert_elements(self.shape.d_ff) * element_size
         return replace(
             account,
             rows_useful=float(tokens_GE[self.rank].sum()) - account.dropped,

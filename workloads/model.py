@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass, field
 
+from systems.engines.activations import ACTIVATIONS
+
 SIZE = {"least": 1}
 
 
@@ -25,6 +27,13 @@ class ModelShape:
     """Every so many-th block has an MoE layer."""
     vocab_size: int = field(metadata=SIZE)
     """Different tokens."""
+    top_k: int = field(default=1, metadata=SIZE)
+    """Experts of each token, K."""
+    activation: str = field(default="relu", metadata={"one_of": tuple(ACTIVATIONS)})
+    """What stands between an expert's two products: `relu`, or a gated one: `swiglu`, `geglu` or gpt-oss's
+    `clamped_swiglu`."""
+    biased: bool = False
+    """Whether experts have biases."""
     checkpoint: str | None = None
     """`small_switch` (comes along), a directory or a name of the hub with safetensors; null: seeded weights."""
     attention: str = field(default="fused", metadata={"one_of": ("fused", "eager")})
@@ -38,7 +47,12 @@ class ModelShape:
         return [block for block in range(self.num_blocks) if self.sparse_step == 1 or block % self.sparse_step == 1]
 
     def check(self) -> None:
-        """Raise ValueError, in one sentence, if there is no MoE layer."""
+        """Raise ValueError, in one sentence, if there is no MoE layer, or fewer experts than a token wants."""
+        if self.top_k > self.num_experts:
+            raise ValueError(
+                f"model.top_k is {self.top_k}; it must be at most model.num_experts ({self.num_experts}), because a "
+                "token's experts are different ones"
+            )
         if not self.moe_blocks:
             raise ValueError(
                 f"model.num_blocks ({self.num_blocks}) with model.sparse_step ({self.sparse_step}) has no MoE layer"

@@ -12,10 +12,12 @@ from dataclasses import dataclass
 
 import torch
 
+from systems.engines.activations import ACTIVATIONS
 from workloads.checkpoint import Checkpoint, expert_name, router_name
 from workloads.model import ModelShape
 
-Pair = tuple[torch.Tensor, torch.Tensor]
+Experts = tuple[torch.Tensor, ...]  # wi and wo, and where experts have biases bi and bo
+BIAS = 0.02  # standard deviation of seeded biases, as decoders are initialised
 MOST_THREADS = 8  # of a rank that draws or reads experts
 
 
@@ -26,36 +28,46 @@ class Layer(ABC):
     dtype: torch.dtype
     device: torch.device
 
-    def experts(self, expert_ids: list[int]) -> Pair:
-        """(wi_eDF, wo_eFD) of whole experts."""
+    def experts(self, expert_ids: list[int]) -> Experts:
+        """(wi_eDI, wo_eFD[, bi_eI, bo_eD]) of whole experts, as `systems.base.LayerWeights` has them."""
         return self._stack(expert_ids, slice(0, self.model.d_ff))
 
-    def shard(self, index: int, count: int) -> Pair:
-        """(wi_EDf, wo_EfD): hidden units index*F/count ... of every expert."""
+    def shard(self, index: int, count: int) -> Experts:
+        """The same of hidden units index*F/count ... of every expert; b_o is with the first, and zeros elsewhere."""
         width = self.model.d_ff // count
-        return self._stack(list(range(self.model.num_experts)), slice(index * width, (index + 1) * width))
+        wi, wo, *biases = self._stack(list(range(self.model.num_experts)), slice(index * width, (index + 1) * width))
+        if index:
+            biases[1:] = [bias.zero_() for bias in biases[1:]]
+        return wi, wo, *biases
 
     @abstractmethod
     def router(self) -> torch.Tensor:
         """[E, D], float32."""
 
     @abstractmethod
-    def _expert(self, expert: int, hidden: slice) -> Pair:
-        """(wi_Df, wo_fD) of some hidden units, of any type, on the CPU."""
+    def _expert(self, expert: int, hidden: slice) -> Experts:
+        """(wi_DI, wo_FD[, bi_I, bo_D]) of some hidden units, of any type, on the CPU."""
 
-    def _stack(self, expert_ids: list[int], hidden: slice) -> Pair:
-        width = hidden.stop - hidden.start
-        wi_eDF = torch.empty(len(expert_ids), self.model.d_model, width, dtype=self.dtype, device=self.device)
-        wo_eFD = torch.empty(len(expert_ids), width, self.model.d_model, dtype=self.dtype, device=self.device)
+    def _empty(self, num_experts: int, hidden: slice) -> Experts:
+        """Room for so many hidden units of so many experts."""
+        model, width = self.model, hidden.stop - hidden.start
+        in_width = ACTIVATIONS[model.activation].in_width(width)
+        sizes = [(model.d_model, in_width), (width, model.d_model), (in_width,), (model.d_model,)]
+        kept = sizes if model.biased else sizes[:2]
+        return tuple(torch.empty(num_experts, *size, dtype=self.dtype, device=self.device) for size in kept)
+
+    def _stack(self, expert_ids: list[int], hidden: slice) -> Experts:
+        stacked = self._empty(len(expert_ids), hidden)
 
         def place(at: int) -> None:
-            with torch.inference_mode(wi_eDF.is_inference()):  # a thread's own mode is another
-                wi_eDF[at], wo_eFD[at] = self._expert(expert_ids[at], hidden)
+            with torch.inference_mode(stacked[0].is_inference()):  # a thread's own mode is another
+                for tensor, own in zip(stacked, self._expert(expert_ids[at], hidden), strict=True):
+                    tensor[at] = own
 
         # A GPU's host has many cores and nothing else to do meanwhile; drawing is most of a launch's building.
         with ThreadPoolExecutor(min(MOST_THREADS, len(os.sched_getaffinity(0)))) as threads:
             list(threads.map(place, range(len(expert_ids))))
-        return wi_eDF, wo_eFD
+        return stacked
 
 
 @dataclass(frozen=True)
@@ -72,12 +84,16 @@ class SeededLayer(Layer):
         generator = _generator(self.seed, self.block, "router")
         return torch.randn(self.model.num_experts, self.model.d_model, generator=generator) * self.model.d_model**-0.5
 
-    def _expert(self, expert: int, hidden: slice) -> Pair:
+    def _expert(self, expert: int, hidden: slice) -> Experts:
         d_model, d_ff = self.model.d_model, self.model.d_ff
-        generator = _generator(self.seed, self.block, expert)
-        wi_DF = torch.randn(d_model, d_ff, generator=generator) * d_model**-0.5
+        activation, generator = ACTIVATIONS[self.model.activation], _generator(self.seed, self.block, expert)
+        wi_DI = torch.randn(d_model, activation.in_width(d_ff), generator=generator) * d_model**-0.5
         wo_FD = torch.randn(d_ff, d_model, generator=generator) * d_ff**-0.5
-        return wi_DF[:, hidden], wo_FD[hidden]
+        weights = activation.units(wi_DI, hidden), wo_FD[hidden]
+        if not self.model.biased:
+            return weights
+        bi_I, bo_D = (torch.randn(size, generator=generator) * BIAS for size in (wi_DI.shape[1], d_model))
+        return *weights, activation.units(bi_I, hidden), bo_D
 
 
 @dataclass(frozen=True)
@@ -93,7 +109,7 @@ class CheckpointLayer(Layer):
     def router(self) -> torch.Tensor:
         return self.checkpoint.read(router_name(self.block)).float()
 
-    def _expert(self, expert: int, hidden: slice) -> Pair:
+    def _expert(self, expert: int, hidden: slice) -> Experts:
         wi_FD = self.checkpoint.read(expert_name(self.block, expert, "wi"), rows=hidden)
         wo_DF = self.checkpoint.read(expert_name(self.block, expert, "wo"), columns=hidden)
         return wi_FD.T, wo_DF.T
@@ -110,13 +126,11 @@ class ShapedLayer(Layer):
     def router(self) -> torch.Tensor:
         return torch.empty(self.model.num_experts, self.model.d_model, device=self.device)
 
-    def _expert(self, expert: int, hidden: slice) -> Pair:
+    def _expert(self, expert: int, hidden: slice) -> Experts:
         raise NotImplementedError  # `_stack` needs no single ones
 
-    def _stack(self, expert_ids: list[int], hidden: slice) -> Pair:
-        sizes = (len(expert_ids), self.model.d_model, hidden.stop - hidden.start)
-        wi_eDF = torch.empty(*sizes, dtype=self.dtype, device=self.device)
-        return wi_eDF, wi_eDF.new_empty(sizes[0], sizes[2], sizes[1])
+    def _stack(self, expert_ids: list[int], hidden: slice) -> Experts:
+        return self._empty(len(expert_ids), hidden)
 
 
 class SharedLayer:
@@ -124,15 +138,15 @@ class SharedLayer:
 
     def __init__(self, layer: Layer) -> None:
         self._layer = layer
-        self._given: dict[Hashable, Pair] = {}
+        self._given: dict[Hashable, Experts] = {}
 
-    def experts(self, expert_ids: list[int]) -> Pair:
+    def experts(self, expert_ids: list[int]) -> Experts:
         key = tuple(expert_ids)
         if key not in self._given:
             self._given[key] = self._layer.experts(expert_ids)
         return self._given[key]
 
-    def shard(self, index: int, count: int) -> Pair:
+    def shard(self, index: int, count: int) -> Experts:
         key = ("shard", index, count)
         if key not in self._given:
             self._given[key] = self._layer.shard(index, count)

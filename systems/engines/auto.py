@@ -17,7 +17,13 @@ OURS = {"cpu": "cpu", "cuda": "triton"}  # on each device
 
 @cache
 def choose(
-    device: str, precision: str, num_experts: int, rows: int, widths: tuple[int, int], threads: int | None = None
+    device: str,
+    precision: str,
+    num_experts: int,
+    rows: int,
+    widths: tuple[int, int],
+    threads: int | None = None,
+    activation: str = "relu",
 ) -> str:
     """Name of the engine for `rows` rows over `num_experts` experts of widths (d_model, hidden layer here).
 
@@ -26,7 +32,7 @@ def choose(
     """
     engines = _able(device, precision, widths)
     if device == "cpu" and len(engines) > 1:
-        work = probe.on_grid(num_experts, rows, widths, DTYPES[precision])
+        work = probe.on_grid(num_experts, rows, widths, DTYPES[precision], activation)
         chosen = probe.fastest(engines, work, threads or torch.get_num_threads())
         _say_once(_refusal_of_ours(device, precision, widths), chosen)
         return chosen

@@ -22,7 +22,7 @@ FLAGS = ("-std=c++20", "-O3", "-fopenmp", "-DAT_PARALLEL_OPENMP=1", "-shared", "
 MARCH = "HARNESS_MARCH"  # a variable of the environment: another -march than native, such as x86-64-v3 (AVX2)
 PAIR = {torch.float32: 1, torch.bfloat16: 2}  # summed elements that lie together in packed weights
 _shapes: list[torch.library.Library] = []
-_packed: Any = WeakIdKeyDictionary()  # W_i -> (W_o, both packed): systems that share weights share these
+_packed: Any = WeakIdKeyDictionary()  # W_i -> (W_o, all packed): systems that share weights share these
 
 
 class CpuEngine(Engine):
@@ -41,26 +41,46 @@ class CpuEngine(Engine):
             raise ValueError(f"engine=cpu multiplies float32 and bfloat16, got {dtype}; use engine=grouped")
         kernels()
 
-    def prepare(self, wi_eDF: torch.Tensor, wo_eFD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Panels of columns, [e, F/panel, D/pair, panel, pair] and [e, D/panel, F/pair, panel, pair].
+    def prepare(self, wi_eDI: torch.Tensor, wo_eFD: torch.Tensor, *biases: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Panels of columns, [e, I/panel, D/pair, panel, pair] and [e, D/panel, F/pair, panel, pair].
 
         F is padded to whole panels and D to whole pairs and panels, with zeros: where they are, an infinite token
-        makes NaN of outputs that other engines might leave finite. Weights must not be changed afterwards.
+        makes NaN of outputs that other engines might leave finite. Where the activation is gated, half a panel is of
+        the gate and half of the same units of what it is multiplied with. Biases are float32, in the panels' order.
+        Weights must not be changed afterwards.
         """
-        packed_of, packed = _packed.get(wi_eDF, (None, None))
+        packed_of, packed = _packed.get(wi_eDI, (None, ()))
         if packed_of is not wo_eFD:
-            padding = -wi_eDF.shape[2] % kernels().panel()
-            packed = pack(wi_eDF), pack(pad(wo_eFD, (0, 0, 0, padding)))
-            _packed[wi_eDF] = wo_eFD, packed
+            halves = 2 if self.activation.gated else 1
+            units = kernels().panel() // halves
+            wo_eFD_padded = pad(wo_eFD, (0, 0, 0, -wo_eFD.shape[1] % units))
+            packed = pack(_side_by_side(wi_eDI, halves, units)), pack(wo_eFD_padded)
+            packed += tuple(_bias(bias, halves, units) for bias, halves in zip(biases, (halves, 1), strict=False))
+            _packed[wi_eDI] = wo_eFD, packed
         return packed
 
     def group(self, expert_N: torch.Tensor, num_experts: int) -> tuple[torch.Tensor, torch.Tensor]:
         """A counting sort, many times as fast as `torch.argsort`."""
         return kernels().group_by_expert(expert_N, num_experts)
 
-    def __call__(self, x_MD: torch.Tensor, copies: Copies, wi: torch.Tensor, wo: torch.Tensor) -> torch.Tensor:
+    def __call__(self, x_MD: torch.Tensor, copies: Copies, *weights: torch.Tensor) -> torch.Tensor:
         order_N, rows_e, top_k, weight_N = copies
-        return kernels().grouped_ffn(x_MD, order_N, rows_e, wi, wo, top_k, weight_N)
+        wi, wo, bi, bo = (*weights, None, None)[:4]
+        return kernels().grouped_ffn(x_MD, order_N, rows_e, wi, wo, bi, bo, top_k, weight_N, self.activation.name)
+
+
+def _side_by_side(w_eXI: torch.Tensor, halves: int, units: int) -> torch.Tensor:
+    """Columns of the `halves` of W_i in turns, so many units of each, padded to whole panels with zeros."""
+    if halves == 1:
+        return w_eXI
+    parts = [pad(part, (0, -part.shape[2] % units)).unflatten(2, (-1, units)) for part in w_eXI.chunk(halves, 2)]
+    return torch.stack(parts, 3).flatten(2)
+
+
+def _bias(bias_eX: torch.Tensor, halves: int, units: int) -> torch.Tensor:
+    """Padded to whole panels."""
+    bias_eX = _side_by_side(bias_eX.unsqueeze(1), halves, units).squeeze(1).float()
+    return pad(bias_eX, (0, -bias_eX.shape[1] % kernels().panel())).contiguous()
 
 
 def pack(w_eKN: torch.Tensor) -> torch.Tensor:

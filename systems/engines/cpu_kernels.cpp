@@ -1,10 +1,10 @@
-// The grouped expert FFN of engine=cpu: y = relu(x W_i) W_o, expert after expert, for float32 and bfloat16.
+// The grouped expert FFN of engine=cpu: y = act(x W_i + b_i) W_o + b_o, expert after expert, in float32 and bfloat16.
 //
 // Rows are gathered into packed blocks, multiplied by panels of packed weights, and written back where they belong, so
 // that nothing of the size of the batch is copied in between. A unit of work is a few blocks of one expert through both
 // products; threads take units as they become free, because experts have different numbers of rows.
 //
-// Letters: M rows of x, N rows of y, D d_model, F hidden width, e experts. A step over the summed dimension takes PAIR
+// Letters: M rows of x, N rows of y, D d_model, F hidden width, I columns of W_i, e experts. A step over the summed dimension takes PAIR
 // elements at once: 1 in float32, 2 in bfloat16, whose products x86 adds in pairs into float32 (vdpbf16ps).
 
 #include <ATen/Parallel.h>
@@ -133,6 +133,56 @@ void multiply(int64_t rows, const typename Type::T* x, const typename Type::T* w
   KERNELS[rows - 1](x, w, length, fetch, finish);
 }
 
+// e^x to 2 units in the last place, for x from -87 to 88, beyond which it is as there: 2^n e^r, |r| <= ln(2)/2.
+Vector exponential(const Vector& value) {
+  const Vector zero{};
+  Vector x = value > 88.f ? zero + 88.f : value;
+  x = x < -87.f ? zero - 87.f : x;
+  const Vector shifted = x * 1.44269504f + 12582912.f, n = shifted - 12582912.f;  // rounds to a whole number
+  const Vector r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
+  Vector e = r * 1.9875691500e-4f + 1.3981999507e-3f;
+  e = e * r + 8.3334519073e-3f;
+  e = e * r + 4.1665795894e-2f;
+  e = e * r + 1.6666665459e-1f;
+  e = e * r + 5.0000001201e-1f;
+  e = e * r * r + r + 1.f;
+  return (Vector)((Bits)e + ((Bits)shifted << 23));
+}
+
+// x / (1 + e^-z): x times the logistic function of z; NaN stays.
+Vector times_sigmoid(const Vector& x, const Vector& z) { return x / (1.f + exponential(-z)); }
+
+// What the sums of two vectors of W_i's columns become: of ReLU as many hidden units; of a gated activation half, the
+// first vector being of the gate.
+struct Relu {
+  static constexpr bool GATED = false;
+  static Vector apply(const Vector& sum) {
+    const Vector zero{};  // a maximum would hide NaN
+    return sum < zero ? zero : sum;
+  }
+};
+
+struct SwiGlu {
+  static constexpr bool GATED = true;
+  static Vector apply(const Vector& gate, const Vector& up) { return times_sigmoid(gate, gate) * up; }
+};
+
+struct GeGlu {  // GELU by the hyperbolic tangent, whose x (1 + tanh(z)) / 2 is x times the logistic function of 2z
+  static constexpr bool GATED = true;
+  static Vector apply(const Vector& gate, const Vector& up) {
+    return times_sigmoid(gate, 1.5957691216f * (gate + 0.044715f * gate * gate * gate)) * up;
+  }
+};
+
+struct ClampedSwiGlu {  // gpt-oss's
+  static constexpr bool GATED = true;
+  static Vector apply(const Vector& gate, const Vector& up) {
+    const Vector zero{}, most = zero + 7.f, least = zero - 7.f;
+    const Vector g = gate > most ? most : gate, u = up > most ? most : up < least ? least : up;
+    return times_sigmoid(g, 1.702f * g) * (u + 1.f);
+  }
+};
+
 struct Sizes {
   int64_t d_model, hidden, top_k;
 };
@@ -184,27 +234,32 @@ struct Buffers {
         y(new float[UNIT_ROWS * rounded_up(sizes.d_model, PANEL)]) {}
 };
 
-template <class Type>
+template <class Type, class Activation>
 class GroupedFFN {
   using T = typename Type::T;
+  static constexpr int UNITS = Activation::GATED ? LANES : PANEL;  // hidden units of a panel of W_i
 
  public:
-  GroupedFFN(const T* x, const int64_t* order, const float* weight, const T* wi, const T* wo, T* y, Sizes sizes)
-      : x_(x), order_(order), weight_(weight), wi_(wi), wo_(wo), y_(y), sizes_(sizes),
+  GroupedFFN(const T* x, const int64_t* order, const float* weight, const T* wi, const T* wo, const float* bi,
+             const float* bo, T* y, Sizes sizes)
+      : x_(x), order_(order), weight_(weight), wi_(wi), wo_(wo), bi_(bi), bo_(bo), y_(y), sizes_(sizes),
         depth_(rounded_up(sizes.d_model, Type::PAIR)), width_(rounded_up(sizes.d_model, PANEL)) {}
 
   void run(const Unit& unit, Buffers<Type>& buffers) const {
     const int64_t start = unit.start, count = unit.num_blocks;
     const Block* blocks = unit.blocks;
     for (int64_t i = 0; i < count; ++i) gather(start, blocks[i], buffers.x.get());
-    const T* wi = wi_ + unit.expert * depth_ * sizes_.hidden;
+    const T* wi = wi_ + unit.expert * depth_ * sizes_.hidden / UNITS * PANEL;
     const T* wo = wo_ + unit.expert * width_ * sizes_.hidden;
+    const float* bi = bi_ ? bi_ + unit.expert * sizes_.hidden / UNITS * PANEL : nullptr;
+    const float* bo = bo_ ? bo_ + unit.expert * width_ : nullptr;
     for (int64_t from = 0; from < sizes_.hidden; from += HIDDEN_PART) {
       const int64_t part = std::min<int64_t>(HIDDEN_PART, sizes_.hidden - from);
-      const T *w = wi + from * depth_, *wo_part = wo + from * PANEL;
-      for (int64_t f = 0; f < part; f += PANEL, w += PANEL * depth_) {
-        const T* next = f + PANEL < part ? w + PANEL * depth_ : wo_part;
-        for (int64_t i = 0; i < count; ++i) hide(blocks[i], w, f, unit.share(i, next, depth_), buffers);
+      const T *w = wi + from / UNITS * PANEL * depth_, *wo_part = wo + from * PANEL;
+      for (int64_t f = 0; f < part; f += UNITS, w += PANEL * depth_) {
+        const T* next = f + UNITS < part ? w + PANEL * depth_ : wo_part;
+        const float* bias = bi ? bi + (from + f) / UNITS * PANEL : nullptr;
+        for (int64_t i = 0; i < count; ++i) hide(blocks[i], w, bias, f, unit.share(i, next, depth_), buffers);
       }
       const bool first = from == 0, last = from + part == sizes_.hidden;
       const T* wi_part = w;
@@ -212,7 +267,7 @@ class GroupedFFN {
       for (int64_t d = 0; d < width_; d += PANEL, w += PANEL * sizes_.hidden) {
         const T* next = d + PANEL < width_ ? w + PANEL * sizes_.hidden : wi_part;
         for (int64_t i = 0; i < count; ++i)
-          show(start, blocks[i], w, d, part, first, last, unit.share(i, next, part), buffers);
+          show(start, blocks[i], w, bo, d, part, first, last, unit.share(i, next, part), buffers);
       }
     }
   }
@@ -232,19 +287,23 @@ class GroupedFFN {
     }
   }
 
-  // PANEL hidden units from f on, of this part, into the layout of x.
-  void hide(Block block, const T* w, int64_t f, const Fetch& fetch, Buffers<Type>& buffers) const {
+  // UNITS hidden units from f on, of this part, into the layout of x.
+  void hide(Block block, const T* w, const float* bias, int64_t f, const Fetch& fetch, Buffers<Type>& buffers) const {
     const T* x = buffers.x.get() + block.first * rounded_up(sizes_.d_model, STEP);
     T* hidden = buffers.hidden.get() + block.first * HIDDEN_PART + f / STEP * STEP * block.rows + f % STEP;
-    multiply<Type>(block.rows, x, w, depth_, fetch, [hidden](int row, const Vector& sum0, const Vector& sum1) {
-      const Vector zero{}; // a maximum would hide NaN
-      Type::store(hidden + row * STEP, sum0 < zero ? zero : sum0);
-      Type::store(hidden + row * STEP + LANES, sum1 < zero ? zero : sum1);
+    multiply<Type>(block.rows, x, w, depth_, fetch, [hidden, bias](int row, Vector sum0, Vector sum1) {
+      if (bias) sum0 += Float32::weights(bias), sum1 += Float32::weights(bias + LANES);
+      if constexpr (Activation::GATED) {
+        Type::store(hidden + row * STEP, Activation::apply(sum0, sum1));
+      } else {
+        Type::store(hidden + row * STEP, Activation::apply(sum0));
+        Type::store(hidden + row * STEP + LANES, Activation::apply(sum1));
+      }
     });
   }
 
   // What this part of the hidden layer adds to PANEL columns of y from d on; the last part's sums go where they belong.
-  void show(int64_t start, Block block, const T* w, int64_t d, int64_t part, bool first, bool last,
+  void show(int64_t start, Block block, const T* w, const float* bias, int64_t d, int64_t part, bool first, bool last,
             const Fetch& fetch, Buffers<Type>& buffers) const {
     float* y = buffers.y.get() + block.first * width_ + d;
     const int64_t *order = order_ + start + block.first, columns = std::min<int64_t>(PANEL, sizes_.d_model - d);
@@ -252,6 +311,7 @@ class GroupedFFN {
     multiply<Type>(block.rows, hidden, w, part, fetch, [&](int row, Vector sum0, Vector sum1) {
       Vector* so_far = reinterpret_cast<Vector*>(y + row * width_);
       if (!first) sum0 += so_far[0], sum1 += so_far[1];
+      if (last && bias) sum0 += Float32::weights(bias + d), sum1 += Float32::weights(bias + d + LANES);
       if (last && weight_) sum0 *= weight_[order[row]], sum1 *= weight_[order[row]];
       if (!last) {
         so_far[0] = sum0, so_far[1] = sum1;
@@ -269,19 +329,22 @@ class GroupedFFN {
   const int64_t* order_;
   const float* weight_; // none: 1
   const T *wi_, *wo_;
+  const float *bi_, *bo_; // none: 0
   T* y_;
   Sizes sizes_;
   int64_t depth_, width_; // d_model as the summed dimension and as columns, padded
 };
 
-template <class Type>
+template <class Type, class Activation>
 void run(const at::Tensor& x_MD, const at::Tensor& order_N, const at::Tensor& rows_e, const at::Tensor& wi,
-         const at::Tensor& wo, const float* weight, at::Tensor& y_ND, int64_t top_k) {
+         const at::Tensor& wo, const float* bi, const float* bo, const float* weight, at::Tensor& y_ND, int64_t top_k) {
   using T = typename Type::T;
-  const Sizes sizes{x_MD.size(1), wi.size(1) * PANEL, top_k};
+  const Sizes sizes{x_MD.size(1), wi.size(1) * (Activation::GATED ? LANES : PANEL), top_k};
+  TORCH_CHECK(sizes.hidden == wo.size(2) * Type::PAIR, "W_i has ", sizes.hidden, " hidden units and W_o ",
+              wo.size(2) * Type::PAIR);
   const auto data = [](const at::Tensor& tensor) { return static_cast<T*>(tensor.data_ptr()); };
-  const GroupedFFN<Type> ffn(data(x_MD), order_N.const_data_ptr<int64_t>(), weight, data(wi), data(wo), data(y_ND),
-                             sizes);
+  const GroupedFFN<Type, Activation> ffn(data(x_MD), order_N.const_data_ptr<int64_t>(), weight, data(wi), data(wo), bi,
+                                         bo, data(y_ND), sizes);
   const auto units = units_of(rows_e.const_data_ptr<int64_t>(), rows_e.size(0));
   std::atomic<size_t> next{0};
   at::parallel_for(0, std::min<int64_t>(at::get_num_threads(), units.size()), 1, [&](int64_t, int64_t) {
@@ -290,12 +353,33 @@ void run(const at::Tensor& x_MD, const at::Tensor& order_N, const at::Tensor& ro
   });
 }
 
-// y_ND[order_N[i]] = weight_N[order_N[i]] relu(x_MD[order_N[i] / top_k] W_i) W_o of place i's expert; the first
-// rows_e[0] places belong to expert 0, and so on. Weights [e, K, N] are packed as [e, N/PANEL, K/PAIR, PANEL, PAIR],
-// padded with zeros. Copies at places past sum(rows_e) are left undefined.
+using Optional = std::optional<at::Tensor>;
+
+// The numbers of an optional float32 tensor of so many; none: nullptr.
+const float* floats(const Optional& tensor, int64_t count, const char* what) {
+  if (!tensor) return nullptr;
+  TORCH_CHECK(tensor->is_cpu() && tensor->scalar_type() == at::kFloat && tensor->is_contiguous() &&
+              tensor->numel() == count, what, " are ", count, " float32 that lie together");
+  return tensor->const_data_ptr<float>();
+}
+
+// Calls chosen.template operator()<Activation>() for the activation of this name.
+template <class Chosen>
+void with_activation(c10::string_view name, const Chosen& chosen) {
+  if (name == "relu") chosen.template operator()<Relu>();
+  else if (name == "swiglu") chosen.template operator()<SwiGlu>();
+  else if (name == "geglu") chosen.template operator()<GeGlu>();
+  else if (name == "clamped_swiglu") chosen.template operator()<ClampedSwiGlu>();
+  else TORCH_CHECK(false, "engine=cpu has no activation ", name);
+}
+
+// y_ND[order_N[i]] = weight_N[order_N[i]] (act(x_MD[order_N[i] / top_k] W_i + b_i) W_o + b_o) of place i's expert; the
+// first rows_e[0] places belong to expert 0, and so on. Weights [e, K, N] are packed as [e, N/PANEL, K/PAIR, PANEL,
+// PAIR], padded with zeros; of a gated activation, each panel of W_i has LANES columns of the gate and then the LANES of
+// the same hidden units. Copies at places past sum(rows_e) are left undefined.
 at::Tensor grouped_ffn(const at::Tensor& x_MD, const at::Tensor& order_N, const at::Tensor& rows_e,
-                       const at::Tensor& wi, const at::Tensor& wo, int64_t top_k,
-                       const std::optional<at::Tensor>& weight_N) {
+                       const at::Tensor& wi, const at::Tensor& wo, const Optional& bi, const Optional& bo,
+                       int64_t top_k, const Optional& weight_N, c10::string_view activation) {
   const auto x = x_MD.contiguous(), order = order_N.contiguous(), rows = rows_e.contiguous();
   for (const auto& tensor : {x, order, rows, wi, wo}) TORCH_CHECK(tensor.is_cpu(), "engine=cpu wants tensors on the CPU");
   TORCH_CHECK(x.scalar_type() == wi.scalar_type() && x.scalar_type() == wo.scalar_type(), "x and weights differ in type");
@@ -310,17 +394,19 @@ at::Tensor grouped_ffn(const at::Tensor& x_MD, const at::Tensor& order_N, const 
     counted += count;
   }
   TORCH_CHECK(counted <= order.numel(), "experts have ", counted, " copies, of ", order.numel());
-  const auto weights = weight_N ? weight_N->contiguous() : at::Tensor();
-  TORCH_CHECK(!weight_N || (weights.is_cpu() && weights.scalar_type() == at::kFloat && weights.numel() == order.numel()),
-              "weights are a float32 for each copy");
-  const float* weight = weight_N ? weights.const_data_ptr<float>() : nullptr;
+  const Optional weights = weight_N ? Optional(weight_N->contiguous()) : weight_N;
+  const float* weight = floats(weights, order.numel(), "weights of the copies");
+  const float* bias_i = floats(bi, wi.size(0) * wi.size(1) * PANEL, "biases of W_i");
+  const float* bias_o = floats(bo, wo.size(0) * wo.size(1) * PANEL, "biases of W_o");
   auto y_ND = at::empty({order.size(0), x.size(1)}, x.options());
-  if (x.scalar_type() == at::kFloat)
-    run<Float32>(x, order, rows, wi, wo, weight, y_ND, top_k);
-  else if (x.scalar_type() == at::kBFloat16)
-    run<BFloat16>(x, order, rows, wi, wo, weight, y_ND, top_k);
-  else
-    TORCH_CHECK(false, "engine=cpu multiplies float32 and bfloat16, got ", x.scalar_type());
+  with_activation(activation, [&]<class Activation>() {
+    if (x.scalar_type() == at::kFloat)
+      run<Float32, Activation>(x, order, rows, wi, wo, bias_i, bias_o, weight, y_ND, top_k);
+    else if (x.scalar_type() == at::kBFloat16)
+      run<BFloat16, Activation>(x, order, rows, wi, wo, bias_i, bias_o, weight, y_ND, top_k);
+    else
+      TORCH_CHECK(false, "engine=cpu multiplies float32 and bfloat16, got ", x.scalar_type());
+  });
   return y_ND;
 }
 
@@ -349,7 +435,9 @@ int64_t panel() { return PANEL; }
 } // namespace
 
 TORCH_LIBRARY(moe_cpu, library) {
-  library.def("grouped_ffn(Tensor x, Tensor order, Tensor rows, Tensor wi, Tensor wo, int top_k, Tensor? weight) -> Tensor");
+  library.def(
+      "grouped_ffn(Tensor x, Tensor order, Tensor rows, Tensor wi, Tensor wo, Tensor? bi, Tensor? bo, int top_k, "
+      "Tensor? weight, str activation) -> Tensor");
   library.def("group_by_expert(Tensor expert, int num_experts) -> (Tensor, Tensor)");
   library.def("panel() -> int", panel);
 }

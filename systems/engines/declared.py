@@ -20,7 +20,7 @@ class GroupedProduct(NamedTuple):
     weight: torch.Tensor
 
 
-def _triton(x, order_N, rows_e, w_eOK, weight_N, divide_by) -> list[GroupedProduct]:
+def _triton(x, order_N, rows_e, w_eOK, *rest) -> list[GroupedProduct]:
     return [GroupedProduct("triton", rows_e, w_eOK.shape[1], w_eOK.shape[2], w_eOK)]
 
 
@@ -32,10 +32,10 @@ def _dsd(hidden, wo_HD, rows, columns, offsets, rows_e) -> list[GroupedProduct]:
     return [GroupedProduct("block_sparse", rows_e, wo_HD.shape[1], len(wo_HD) // len(rows_e), wo_HD)]
 
 
-def _cpu(x_MD, order_N, rows_e, wi, wo, top_k, weight_N=None) -> list[GroupedProduct]:
+def _cpu(x_MD, order_N, rows_e, wi, wo, *rest) -> list[GroupedProduct]:
     """Packed weights [e, panels, K/pair, panel, pair] (`systems.engines.cpu`)."""
-    width, d_model = wi.shape[1] * wi.shape[3], x_MD.shape[1]
-    return [GroupedProduct("cpu", rows_e, width, d_model, wi), GroupedProduct("cpu", rows_e, d_model, width, wo)]
+    in_width, width, d_model = wi.shape[1] * wi.shape[3], wo.shape[2] * wo.shape[4], x_MD.shape[1]
+    return [GroupedProduct("cpu", rows_e, in_width, d_model, wi), GroupedProduct("cpu", rows_e, d_model, width, wo)]
 
 
 DECLARED: dict[str, Callable[..., list[GroupedProduct]]] = {

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch.nn.functional import grouped_mm
 
-from systems.engines.base import SortedEngine
+from systems.engines.base import SortedEngine, with_bias
 
 
 class GroupedEngine(SortedEngine):
@@ -22,6 +22,8 @@ class GroupedEngine(SortedEngine):
                     "use engine=loop"
                 )
 
-    def ffn(self, x_ND: torch.Tensor, rows_e: torch.Tensor, wi: torch.Tensor, wo: torch.Tensor) -> torch.Tensor:
+    def ffn(self, x_ND: torch.Tensor, rows_e: torch.Tensor, *weights: torch.Tensor) -> torch.Tensor:
+        wi_eDI, wo_eFD, *biases = weights
         ends_e = torch.cumsum(rows_e, dim=0, dtype=torch.int32)
-        return grouped_mm(grouped_mm(x_ND, wi, offs=ends_e).relu_(), wo, offs=ends_e)
+        h_NF = self._activated(grouped_mm(x_ND, wi_eDI, offs=ends_e), rows_e, *biases[:1])
+        return with_bias(grouped_mm(h_NF, wo_eFD, offs=ends_e), rows_e, *biases[1:])

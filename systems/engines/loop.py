@@ -2,6 +2,7 @@
 
 import torch
 
+from systems.engines.activations import expert_ffn
 from systems.engines.base import SortedEngine
 
 
@@ -10,12 +11,12 @@ class LoopEngine(SortedEngine):
 
     name = "loop"
 
-    def ffn(self, x_ND: torch.Tensor, rows_e: torch.Tensor, wi: torch.Tensor, wo: torch.Tensor) -> torch.Tensor:
+    def ffn(self, x_ND: torch.Tensor, rows_e: torch.Tensor, *weights: torch.Tensor) -> torch.Tensor:
         y_ND = torch.empty_like(x_ND)
         start = 0
         for expert, rows in enumerate(rows_e.tolist()):
             if rows:
-                here = slice(start, start + rows)
-                torch.mm(torch.mm(x_ND[here], wi[expert]).relu_(), wo[expert], out=y_ND[here])
+                own = slice(start, start + rows)
+                expert_ffn(x_ND[own], self.activation, *(weight[expert] for weight in weights), out=y_ND[own])
             start += rows
         return y_ND

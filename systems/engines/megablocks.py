@@ -38,11 +38,18 @@ class MegaBlocksEngine(SortedEngine):
                 "use precision=tf32, bf16 or fp16, or another engine"
             )
 
-    def prepare(self, wi_eDF: torch.Tensor, wo_eFD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """(wi_eFD, wo_eFD): the experts' hidden units one after another."""
-        return wi_eDF.transpose(1, 2).contiguous(), wo_eFD.contiguous()
+    def prepare(self, wi_eDI: torch.Tensor, wo_eFD: torch.Tensor, *biases: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """(wi_eFD, wo_eFD), or (gate_eFD, wo_eFD, up_eFD): the experts' hidden units one after another.
 
-    def ffn(self, x_ND: torch.Tensor, rows_e: torch.Tensor, wi: torch.Tensor, wo: torch.Tensor) -> torch.Tensor:
+        Raises ValueError for biases, which the kernels have none of.
+        """
+        if biases:
+            raise ValueError("engine=megablocks has no biases and this model's experts have; use engine=triton")
+        first, *second = wi_eDI.chunk(2 if self.activation.gated else 1, 2)
+        columns = [part.transpose(1, 2).contiguous() for part in (first, *second)]
+        return columns[0], wo_eFD.contiguous(), *columns[1:]
+
+    def ffn(self, x_ND: torch.Tensor, rows_e: torch.Tensor, *weights: torch.Tensor) -> torch.Tensor:
         """Rows padded to whole blocks; a sampled product into a block-sparse matrix, then a product with it.
 
         Raises ValueError where a matrix has 2**31 elements or more, which stk's kernels do not index.
@@ -50,7 +57,8 @@ class MegaBlocksEngine(SortedEngine):
         expert_B, row_P, place_R = padded_places(rows_e, len(x_ND))
         if not len(row_P):
             return torch.empty_like(x_ND)
-        width, wi, wo = wi.shape[1], wi.flatten(0, 1), wo.flatten(0, 1)
+        width = weights[0].shape[1]
+        wi, wo, *up = (weight.flatten(0, 1) for weight in weights)
         largest = max(wi.numel(), len(row_P) * max(width, x_ND.shape[1]))
         if largest >= 2**31:
             raise ValueError(
@@ -59,7 +67,9 @@ class MegaBlocksEngine(SortedEngine):
         rows, columns, offsets = block_topology(expert_B, width // BLOCK)
 
         topology = rows, columns, offsets
-        hidden = torch.ops.moe.sdd(x_ND[row_P], wi, *topology, rows_e).relu_()
+        x_PD = x_ND[row_P]
+        products = [torch.ops.moe.sdd(x_PD, w_HD, *topology, rows_e) for w_HD in (wi, *up)]
+        hidden = self.activation.function(torch.cat(products, -1) if up else products[0])
         # dsd loads columns in its main loop, where Triton would spend pipeline stages on anything wider than 16 bits.
         return torch.ops.moe.dsd(hidden, wo, rows, columns.short(), offsets, rows_e)[place_R]
 

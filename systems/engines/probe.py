@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import torch
 from filelock import FileLock
 
-from systems.engines import Copies, find_engine
+from systems.engines import ACTIVATIONS, Copies, find_engine
 from systems.engines.cpu import MARCH, cache_folder, processor
 
 SECONDS = 0.4  # of rounds for each kind of size
@@ -38,16 +38,18 @@ class Work(NamedTuple):
     rows: int
     d_model: int
     hidden: int
+    activation: str = "relu"
 
 
-def on_grid(num_experts: int, rows: int, widths: Sequence[int], dtype: torch.dtype) -> Work:
+def on_grid(num_experts: int, rows: int, widths: Sequence[int], dtype: torch.dtype, activation: str = "relu") -> Work:
     """Work like this that is quick to time: powers of two, and of many experts only some, with as many rows each."""
     d_model, hidden = (min(WIDEST, max(NARROWEST, _power_of_two(width))) for width in widths)
-    row_flops, expert_bytes = 4 * d_model * hidden, 2 * d_model * hidden * dtype.itemsize
+    elements = d_model * (ACTIVATIONS[activation].in_width(hidden) + hidden)
+    row_flops, expert_bytes = 2 * elements, elements * dtype.itemsize
     rows_each = min(_power_of_two(rows / num_experts), MOST_FLOPS // row_flops)
     most = min(MOST_BYTES // expert_bytes, MOST_FLOPS // (row_flops * rows_each))
     experts = max(1, min(_power_of_two(num_experts), most))
-    return Work(str(dtype).removeprefix("torch."), experts, experts * rows_each, d_model, hidden)
+    return Work(str(dtype).removeprefix("torch."), experts, experts * rows_each, d_model, hidden, activation)
 
 
 def _power_of_two(value: float) -> int:
@@ -96,7 +98,7 @@ def _entry(found: list[dict[str, Any]], engines: Sequence[str], work: Work, thre
 
 
 def _distance(sizes: Sequence[Any], work: Work) -> float:
-    return sum(abs(log(a / b)) for a, b in zip(sizes[1:], work[1:], strict=True))
+    return sum(abs(log(a / b)) for a, b in zip(sizes[1:5], work[1:5], strict=True))
 
 
 def measure(engines: Sequence[str], work: Work, threads: int) -> dict[str, float]:
@@ -120,12 +122,13 @@ def _calls(engines: Sequence[str], work: Work) -> dict[str, Callable[[], torch.T
     x_ND = torch.randn(work.rows, work.d_model, generator=generator).to(dtype)
     expert_N = torch.randint(work.num_experts, (work.rows,), generator=generator)
     weight_N = torch.ones(work.rows)
-    wi_eDF = torch.full((work.num_experts, work.d_model, work.hidden), work.d_model**-0.5, dtype=dtype)
+    in_width = ACTIVATIONS[work.activation].in_width(work.hidden)
+    wi_eDI = torch.full((work.num_experts, work.d_model, in_width), work.d_model**-0.5, dtype=dtype)
     wo_eFD = torch.full((work.num_experts, work.hidden, work.d_model), work.hidden**-0.5, dtype=dtype)
 
     def call_of(name: str) -> Callable[[], torch.Tensor]:
-        engine = find_engine(name)
-        weights = engine.prepare(wi_eDF, wo_eFD)
+        engine = find_engine(name, work.activation)
+        weights = engine.prepare(wi_eDI, wo_eFD)
 
         def call() -> torch.Tensor:
             order_N, rows_e = engine.group(expert_N, work.num_experts)

@@ -14,6 +14,22 @@ LEAST_IDS = 256  # ids of experts that a tile looks through, so that layers of f
 TUNING_MS = {"warmup": 5, "rep": 20}  # of each tile and shape
 
 
+@triton.jit
+def activated(acc_MO, up_MO, ACTIVATION: tl.constexpr):
+    """What becomes of the sums, and of those of the gate's other half (systems.engines.activations)."""
+    if ACTIVATION == "relu":
+        acc_MO = tl.where(acc_MO < 0, 0.0, acc_MO)  # a maximum would hide NaN
+    if ACTIVATION == "swiglu":
+        acc_MO = acc_MO * tl.sigmoid(acc_MO) * up_MO
+    if ACTIVATION == "geglu":
+        acc_MO = acc_MO * tl.sigmoid(1.5957691216 * (acc_MO + 0.044715 * acc_MO * acc_MO * acc_MO)) * up_MO
+    if ACTIVATION == "clamped_swiglu":
+        acc_MO = tl.where(acc_MO > 7.0, 7.0, acc_MO)
+        up_MO = tl.where(up_MO > 7.0, 7.0, tl.where(up_MO < -7.0, -7.0, up_MO))
+        acc_MO = acc_MO * tl.sigmoid(1.702 * acc_MO) * (up_MO + 1.0)
+    return acc_MO
+
+
 @triton.jit(do_not_specialize=["num_experts", "rows_per_expert"])
 def grouped_gemm(
     x,
@@ -22,22 +38,26 @@ def grouped_gemm(
     y,
     rows_e,
     weight_N,
+    bias_eO,
     num_experts,
     O,  # noqa: E741
     K,
     rows_per_expert,
     GATHER: tl.constexpr,
     WEIGHTED: tl.constexpr,
+    BIASED: tl.constexpr,
+    ACTIVATION: tl.constexpr,
     PRECISION: tl.constexpr,
     NUM_IDS: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_O: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    """One half of the FFN, y = x w^T, for places sorted by expert; all tensors contiguous.
+    """One half of the FFN, y = x w^T + b, for places sorted by expert; all tensors contiguous.
 
-    GATHER > 0: place i reads row order_N[i] // GATHER of x, and y = relu(x w^T) stands at place i. GATHER = 0: place i
-    reads row i of x, and y stands at row order_N[i], times weight_N[order_N[i]] where WEIGHTED.
+    GATHER > 0: place i reads row order_N[i] // GATHER of x, and y stands at place i. GATHER = 0: place i reads row i of
+    x, and y stands at row order_N[i], times weight_N[order_N[i]] where WEIGHTED. ACTIVATION: what y goes through, ""
+    for none; of a gated one w has 2 O rows, first those of the gate.
     Grid: (column tiles, row tiles). Row tiles are numbered expert after expert, BLOCK_M places each, the last of an
     expert partly filled; those past the last expert return. NUM_IDS: a power of two, at least num_experts.
     rows_per_expert is only a key of the tuning.
@@ -62,15 +82,25 @@ def grouped_gemm(
     source = row // GATHER if GATHER > 0 else place
     target = place if GATHER > 0 else row
     x_MK = x + source[:, None] * K + k[None, :]
-    w_KO = w_eOK + expert * O * K + o[None, :] * K + k[:, None]
+    GATED: tl.constexpr = ACTIVATION != "" and ACTIVATION != "relu"
+    HALVES: tl.constexpr = 2 if GATED else 1
+    w_KO = w_eOK + expert * HALVES * O * K + o[None, :] * K + k[:, None]
     acc_MO = tl.zeros((BLOCK_M, BLOCK_O), tl.float32)
+    up_MO = tl.zeros((BLOCK_M, BLOCK_O), tl.float32)
     for start in range(0, K, BLOCK_K):
         inside = k < K - start
         x_tile = tl.load(x_MK + start, mask=here[:, None] & inside[None, :], other=0.0)
         w_tile = tl.load(w_KO + start, mask=(o < O)[None, :] & inside[:, None], other=0.0)
         acc_MO = tl.dot(x_tile, w_tile, acc_MO, input_precision=PRECISION)
-    if GATHER > 0:
-        acc_MO = tl.where(acc_MO < 0, 0.0, acc_MO)  # a maximum would hide NaN
+        if GATED:
+            w_tile = tl.load(w_KO + O.to(tl.int64) * K + start, mask=(o < O)[None, :] & inside[:, None], other=0.0)
+            up_MO = tl.dot(x_tile, w_tile, up_MO, input_precision=PRECISION)
+    if BIASED:
+        bias_O = bias_eO + expert * HALVES * O + o
+        acc_MO += tl.load(bias_O, mask=o < O, other=0.0)[None, :]
+        if GATED:
+            up_MO += tl.load(bias_O + O, mask=o < O, other=0.0)[None, :]
+    acc_MO = activated(acc_MO, up_MO, ACTIVATION)
     if WEIGHTED:
         acc_MO *= tl.load(weight_N + row, mask=here, other=0.0)[:, None]
     y_MO = y + target[:, None] * O + o[None, :]
@@ -102,7 +132,7 @@ def launcher(rows_per_expert: int, itemsize: int) -> Any:
     tiles = tiles_for(rows_per_expert, itemsize)
     if os.environ.get("TRITON_INTERPRET") == "1":
         tiles = [tile for tile in tiles if tile["kwargs"]["BLOCK_M"] == min(128, max(16, rows_per_expert))][:1]
-    key = ["num_experts", "O", "K", "rows_per_expert", "GATHER", "PRECISION"]
+    key = ["num_experts", "O", "K", "rows_per_expert", "GATHER", "ACTIVATION", "PRECISION"]
     tuned = triton.autotune(
         [triton.Config(**tile) for tile in tiles],
         key=key,

@@ -99,7 +99,7 @@ def test_swapped_in_experts_take_the_slots_of_those_not_wanted():
         replicas_EG[:, 0] = np.isin(np.arange(8), wanted)
         held = migration.bring(replicas_EG)
         assert set(wanted) <= set(held.experts)
-        assert held.wi[:, 0, 0].tolist() == held.wo[:, 0, 0].tolist() == held.experts
+        assert held.weights[0][:, 0, 0].tolist() == held.weights[1][:, 0, 0].tolist() == held.experts
 
 
 def test_account_of_shadowed_experts():

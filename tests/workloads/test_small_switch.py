@@ -6,7 +6,7 @@ import math
 import subprocess
 import sys
 from argparse import Namespace
-from dataclasses import asdict
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,6 +19,7 @@ from scripts.train_small_switch import parse, train
 from workloads.batches import TokenSource
 from workloads.checkpoint import SHIPPED, open_checkpoint
 from workloads.corpus import EmbeddedCorpus
+from workloads.model import ModelShape
 from workloads.weights import SeededLayer
 
 ROOT = Path(__file__).parents[2]
@@ -63,7 +64,7 @@ def test_hashes_and_files():
 
 def test_the_configuration_has_its_sizes():
     model = yaml.safe_load((ROOT / "conf/model/small_switch.yaml").read_text())
-    assert {**asdict(MODEL), "checkpoint": "small_switch"} == model | {"attention": "fused", "wait_for_layers": False}
+    assert vars(ModelShape(**model)) == vars(replace(MODEL, checkpoint="small_switch"))
 
 
 def test_equals_hugging_face(trained, batches_GBL):

@@ -16,6 +16,7 @@ from experiments.conformance import D_FF, D_MODEL, Case, _profile, _refusal, cas
 from routers.base import Routing
 from systems.base import LayerShape
 from systems.collectives import all_gather
+from systems.engines import find_engine
 from systems.engines.base import Engine
 from systems.engines.declared import DECLARED
 from systems.engines.loop import LoopEngine
@@ -36,31 +37,31 @@ class Spy(Engine):
 
     name = "spy"
 
-    def __init__(self) -> None:
-        self.engine, self.calls = LoopEngine(), []
+    def __init__(self, activation: str) -> None:
+        self.engine, self.calls = find_engine("loop", activation), []
 
-    def __call__(self, x_MD, copies, wi, wo):
+    def __call__(self, x_MD, copies, *weights):
         self.calls.append((copies.rows_e.tolist(), copies.order_N.tolist(), tuple(x_MD.shape)))
-        return self.engine(x_MD, copies, wi, wo)
+        return self.engine(x_MD, copies, *weights)
 
 
 def trace(case: Case, node: dict[str, Any], session: Session) -> dict[str, Any]:
     """What this rank moved, said it would move, and computed in the second of two calls of one layer."""
-    model = ModelShape(case.num_experts, D_MODEL, D_FF, 4, 4, 2, 2, 32)
     of_shape, device = session.device.type == "meta", session.device
     weights = (ShapedLayer if of_shape else SeededLayer)(
-        **{"model": model, "dtype": torch.float32, "device": device} | ({} if of_shape else {"block": 1, "seed": 0})
+        **{"model": case.model, "dtype": torch.float32, "device": device}
+        | ({} if of_shape else {"block": 1, "seed": 0})
     )
     x_TD, routing = case.draw(session.rank)
     x_TD = torch.empty(x_TD.shape, device=device) if of_shape else x_TD
     expert_TK, weight_TK = routing.expert_TK.to(device), routing.weight_TK.to(device)
     routing = replace(routing, expert_TK=expert_TK, weight_TK=weight_TK, earlier=(expert_TK.flip(0),))
     tokens_GE = all_gather(routing.tokens_per_expert(case.num_experts).unsqueeze(0), session.group).cpu()
-    shape, spy = replace(case.shape, max_expert_tokens=int(tokens_GE.max())), Spy()
+    shape, spy = replace(case.shape, max_expert_tokens=int(tokens_GE.max())), Spy(case.activation)
     kind, given = find_class(node), options(node)
     needed = {"profile": _profile(case, session.world_size), "rates": Rates(1e11, 2e11)}
     given |= {name: needed[name] for name in kind.needs(**kind.every_option(**given)) & needed.keys()}
-    engine = LoopEngine() if kind.own_engine else spy
+    engine = spy.engine if kind.own_engine else spy
     system = kind(**given, shape=shape, weights=weights, group=session.group, engine=engine)
     system.forward(x_TD, routing)
     spy.calls.clear()

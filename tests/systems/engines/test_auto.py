@@ -31,7 +31,7 @@ def test_engines_that_can_run_are_timed_once_in_a_process(timed, has_compiler):
         assert auto.choose("cpu", "fp32", 8, 3000, WIDTHS, 2) == "loop"
     [(engines, work, threads)] = timed
     assert engines == ("cpu", "grouped", "loop") and threads == 2
-    assert work == ("float32", 8, 8 * 512, 64, 1024)
+    assert work == ("float32", 8, 8 * 512, 64, 1024, "relu")
 
 
 def test_an_engine_that_cannot_run_is_not_timed(timed, has_compiler):

@@ -9,7 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from systems.engines import ENGINES, Copies, cpu, find_engine
+from systems.engines import ACTIVATIONS, ENGINES, Copies, cpu, find_engine
+from systems.engines.activations import expert_ffn
 from systems.engines.cpu import MARCH, kernels, processor
 from systems.permute import group_by_expert
 
@@ -109,6 +110,36 @@ def test_copies_of_a_token_stand_together(name, threads, weighted):
         expected_D = weight_N[copy] * (torch.relu(x_MD[copy // 2] @ weights[0][expert]) @ weights[1][expert])
         torch.testing.assert_close(y_ND[copy], expected_D, rtol=1e-4, atol=1e-4)
     assert all(torch.equal(*pair) for pair in zip(given, before, strict=True)), "inputs are left alone"
+
+
+@pytest.mark.parametrize("biased", [False, True])
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("name", ON_CPU)
+@settings(deadline=None, max_examples=10)
+@given(rows=st.lists(st.integers(0, 50), min_size=1, max_size=5), width=st.integers(1, 12), hidden=st.integers(1, 110))
+def test_any_activation_with_biases_or_without(name, activation, dtype, biased, rows, width, hidden):
+    """Against one expert after another in float64; widths are what every engine takes."""
+    gated, width, hidden = ACTIVATIONS[activation], 8 * width, 8 * hidden
+    generator = torch.Generator().manual_seed(hidden)
+    sizes = [(width, gated.in_width(hidden)), (hidden, width), (gated.in_width(hidden),), (width,)]
+    scales = [3 * width**-0.5, hidden**-0.5, 1, 1]  # the first so that what is clamped is clamped
+    weights = [
+        (torch.randn(len(rows), *size, generator=generator) * scale).to(dtype)
+        for size, scale in zip(sizes[: 4 if biased else 2], scales, strict=False)
+    ]
+    x_ND = torch.randn(sum(rows), width, generator=generator).to(dtype)
+    order_N = torch.randperm(len(x_ND), generator=generator)
+    copies = Copies(order_N, torch.tensor(rows), weight_N=torch.rand(len(x_ND), generator=generator))
+    expected_ND = torch.zeros(len(x_ND), width, dtype=torch.float64)
+    for expert, copies_R in enumerate(order_N.split(rows)):
+        y_RD = expert_ffn(x_ND[copies_R].double(), gated, *(weight[expert].double() for weight in weights))
+        expected_ND[copies_R] = y_RD * copies.weight_N[copies_R].double().unsqueeze(1)
+    engine = find_engine(name, activation)
+    y_ND = engine(x_ND, copies, *engine.prepare(*weights))
+    assert y_ND.dtype == dtype and float((y_ND - expected_ND).norm()) <= 2 * TOLERANCE[dtype] * float(
+        expected_ND.norm()
+    )
 
 
 def test_cpu_packs_shared_weights_once_and_a_changed_pair_again():

@@ -12,7 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from systems.engines import Copies, find_engine, megablocks, triton_grouped
+from systems.engines import ACTIVATIONS, Copies, find_engine, megablocks, triton_grouped
 from systems.engines.base import Engine
 from systems.engines.megablocks import block_topology, padded_places
 from systems.permute import group_by_expert
@@ -38,19 +38,30 @@ counts = st.lists(st.integers(0, 40), min_size=1, max_size=9)
 
 
 def error(
-    engine: Engine, rows: list[int], padding: int, width: int, d_ff: int, device=CPU, dtype=torch.float32
+    engine: Engine,
+    rows: list[int],
+    padding: int,
+    width: int,
+    d_ff: int,
+    device=CPU,
+    dtype=torch.float32,
+    *,
+    biased: bool = False,
 ) -> float:
     """Relative error of the engine's output, with NaN in the rows of padding and copies in any order."""
     generator = torch.Generator().manual_seed(0)
-    used, shape = sum(rows), (len(rows), width, d_ff)
+    used, in_width = sum(rows), engine.activation.in_width(d_ff)
     x_ND = torch.randn(used + padding, width, generator=generator).to(device, dtype)
-    wi_eDF = (torch.randn(shape, generator=generator) / width**0.5).to(device, dtype)
-    wo_eFD = (torch.randn(shape, generator=generator).mT / d_ff**0.5).to(device, dtype)
+    wi_eDI = torch.randn(len(rows), width, in_width, generator=generator) / width**0.5
+    wo_eFD = torch.randn(len(rows), width, d_ff, generator=generator).mT / d_ff**0.5
+    biases = [torch.randn(len(rows), size, generator=generator) for size in (in_width, width)] if biased else []
+    weights = [weight.to(device, dtype) for weight in (wi_eDI, wo_eFD, *biases)]
     order_N = torch.randperm(used + padding, generator=generator).to(device)
     x_ND[order_N[used:]] = torch.nan
     copies = Copies(order_N, torch.tensor(rows, device=device))
-    expected = find_engine("loop")(x_ND.double(), copies, wi_eDF.double(), wo_eFD.double())
-    y_ND = engine(x_ND, copies, *engine.prepare(wi_eDF, wo_eFD))
+    loop = find_engine("loop", engine.activation.name)
+    expected = loop(x_ND.double(), copies, *(weight.double() for weight in weights))
+    y_ND = engine(x_ND, copies, *engine.prepare(*weights))
     assert y_ND.shape == x_ND.shape and y_ND.dtype == dtype
     difference = (y_ND - expected)[order_N[:used]]
     return float(difference.norm() / expected[order_N[:used]].norm().clamp(min=1e-30))
@@ -207,6 +218,21 @@ def test_copies_of_a_token_stand_together_in_the_interpreter(interpreter, engine
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
 def test_engine_equals_loop_in_the_interpreter(interpreter, engine: Engine, dtype: torch.dtype, route: str):
     assert error(engine, *ROUTES[route], 128, 256, dtype=dtype) < (1e-6 if dtype == torch.float32 else 1e-3)
+
+
+@pytest.mark.parametrize("biased", [False, True])
+@pytest.mark.parametrize("activation", [name for name in ACTIVATIONS if name != "relu"])
+@pytest.mark.parametrize("name", ENGINES)
+def test_gated_activations_in_the_interpreter(interpreter, name: str, activation: str, biased: bool):
+    if name == "megablocks":
+        pytest.importorskip("stk", reason="stanford-stk is not installed")
+    engine = find_engine(name, activation)
+    if name == "megablocks" and biased:
+        with pytest.raises(ValueError, match="engine=megablocks has no biases"):
+            error(engine, [3], 0, 128, 128, biased=True)
+        return
+    for dtype, tolerance in ((torch.float32, 1e-6), (torch.float16, 2e-3)):
+        assert error(engine, [33, 0, 17], 2, 128, 128, dtype=dtype, biased=biased) < tolerance
 
 
 @settings(max_examples=20, deadline=None)

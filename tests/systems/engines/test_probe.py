@@ -104,6 +104,7 @@ def test_what_is_timed_is_small_and_on_a_grid(num_experts, rows, widths, dtype):
     assert one_expert * work.num_experts <= max(one_expert, probe.MOST_BYTES)
     assert 4 * work.rows * work.d_model * work.hidden <= probe.MOST_FLOPS
     assert 1 <= work.num_experts <= 2 * num_experts and work.rows >= work.num_experts
-    assert all(probe.NARROWEST <= width <= probe.WIDEST and width.bit_count() == 1 for width in work[3:])
-    sizes = (work.num_experts, work.rows, work[3:], dtype)
+    widths = (work.d_model, work.hidden)
+    assert all(probe.NARROWEST <= width <= probe.WIDEST and width.bit_count() == 1 for width in widths)
+    sizes = (work.num_experts, work.rows, widths, dtype)
     assert on_grid(*sizes) == work
