@@ -32,7 +32,7 @@ INSTALL = $(BIN)/python -m pip install -qq --disable-pip-version-check $(if $(TO
 .DEFAULT_GOAL := help
 .PHONY: help setup test test-slow test-all lint conformance status resume figures report verify-paper clean
 .PHONY: validate-devices validate-here samples docs
-.PHONY: league zoo calibrate fidelity fidelity-hosts attribution crossover scaling bench-engines bench-layer gpu gpu-visit
+.PHONY: league calibrate fidelity fidelity-hosts attribution crossover scaling bench-engines bench-layer gpu gpu-visit
 .PHONY: reproduce-fig1 reproduce-layers reproduce-fig3 reproduce-fig4 reproduce-skew reproduce-sections reproduce-all
 
 help:  ## list the targets and the variables

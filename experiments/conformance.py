@@ -84,10 +84,12 @@ class Case:
 
 
 def cases(max_top_k: int = 1) -> Iterator[Case]:
-    """Every number of experts with every routing, and every activation with one, for top-1 up to max_top_k."""
-    for top_k in range(1, max_top_k + 1):
+    """For top-1 and top-2 every number of experts with every routing, and every activation with one; one of top-8."""
+    for top_k in range(1, min(max_top_k, 2) + 1):
         yield from (Case(num_experts, routing, top_k) for num_experts in NUM_EXPERTS for routing in ROUTINGS)
         yield from (Case(8, "ragged", top_k, activation) for activation in ACTIVATIONS)
+    if max_top_k >= 8:
+        yield Case(16, "ragged", 8, "swiglu")
 
 
 @torch.inference_mode()

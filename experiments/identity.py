@@ -33,9 +33,13 @@ class Source(NamedTuple):
 
 
 def code_digest(workload: Workload) -> str:
-    """12 hexadecimal digits of all code that a rank of this workload, or configuration, runs."""
+    """12 hexadecimal digits of all code that a rank of this workload, or configuration, runs; loggers are the parent's.
+
+    A stored configuration has the same digest as the one that was measured.
+    """
     entry = ENTRIES.get(workload.cluster.kind, MEASURING)
-    classes = {base for node in _nodes(vars(workload)) for base in find_class(node).__mro__}
+    given = {name: part for name, part in vars(workload).items() if name != "logger"}
+    classes = {base for node in _nodes(given) for base in find_class(node).__mro__}
     return _closure_digest(frozenset({entry, *(base.__module__ for base in classes)}))
 
 

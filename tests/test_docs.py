@@ -47,7 +47,7 @@ def test_the_example_equals_dense(tmp_path, monkeypatch, page):
     monkeypatch.syspath_prepend(str(tmp_path))
     ranks = judge({name: {"name": name, **node}}, ClusterSpec("gloo", 2, timeout_s=60), tmp_path / "judged")
     verdicts = [verdict for found in ranks for verdict in found.values()]
-    assert len(verdicts) == 30 and all(verdict["error"] <= TOLERANCE for verdict in verdicts)
+    assert len(verdicts) == 36 and all(verdict["error"] <= TOLERANCE for verdict in verdicts)
 
 
 def test_the_experiment_of_the_tutorial_has_its_points(tmp_path):

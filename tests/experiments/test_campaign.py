@@ -6,7 +6,9 @@ import re
 import pandas as pd
 import pytest
 
+from experiments.identity import code_digest
 from experiments.main import SOME_FAILED, run_points
+from experiments.records import Config, read
 from tests.experiments.tiny import point
 
 HERE = "tests.experiments.tiny"
@@ -44,6 +46,12 @@ def test_every_rank_and_iteration_is_stored_raw(measured):
         assert (times["value"] > 0).all()
         sections = set(samples["section"].dropna())
         assert {"route", "dispatch", "experts", "combine"} <= sections, (system, sections)
+
+
+def test_a_stored_configuration_has_the_code_of_what_was_measured(measured):
+    """As `make samples` asks, which would else measure everything again."""
+    for run, _ in stored(measured).values():
+        assert run["code"] == code_digest(read(Config, run["config"]))
 
 
 def test_a_layer_takes_less_than_the_forward_pass_it_is_in(measured):

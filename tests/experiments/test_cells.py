@@ -93,7 +93,7 @@ def test_engines_are_timed_for_ranks_that_compute_here_on_as_many_threads(monkey
     asked = []
     monkeypatch.setattr("experiments.cells.choose", lambda *sizes: asked.append(sizes) or "loop")
     assert Cell(changed("cluster.threads", 3), 0).engine == "loop"
-    assert asked == [("cpu", "fp32", 4, 48, (16, 16), 3)]
+    assert asked == [("cpu", "fp32", 4, 48, (16, 16), 3, "relu")]
     monkeypatch.setattr("experiments.cells.preferred", lambda device, precision, widths: f"{device} {widths}")
     for kind in ("simulated", "torchrun"):
         assert Cell(changed("cluster.kind", kind), 0).engine == "cpu (16, 16)"

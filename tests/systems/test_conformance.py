@@ -1,5 +1,6 @@
 """Every system equals the dense model on G in {1, 2, 4} ranks, on gloo and on emulated, in real processes."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,7 @@ from omegaconf import OmegaConf
 from safetensors.numpy import load_file
 
 from clusters.session import ClusterSpec
-from experiments.conformance import ROUTINGS, TOLERANCE, cases, judge
+from experiments.conformance import ROUTINGS, TOLERANCE, Case, cases, judge
 
 CONF = Path(__file__).parents[2] / "conf/system"
 SYSTEMS = {path.stem: OmegaConf.to_container(OmegaConf.load(path)) for path in sorted(CONF.glob("*.yaml"))}
@@ -20,7 +21,8 @@ SYSTEMS["tutel_tight_gathered"] = {**SYSTEMS["tutel_gathered_weights"], "capacit
 DROPPING = {"deepspeed_tight", "tutel_tight", "tutel_tight_gathered", "gshard"}
 # The kit counts dropped tokens, not copies, so those that drop are judged with top-1.
 ONLY_TOP_1 = {"deepspeed", "deepspeed_dropless", "deepspeed_lossless", "moeshard_published", *AUTHORS, *DROPPING}
-MAX_TOP_K = {name: 1 if name in ONLY_TOP_1 else 2 for name in SYSTEMS}
+MAX_TOP_K = {name: 1 if name in ONLY_TOP_1 else 8 for name in SYSTEMS}
+ONLY_RELU = AUTHORS
 # Each is a launch of half a minute of CPU time; `make test` has gloo on two ranks and emulated ranks on 1, 2 and 4.
 GLOO = [pytest.param(world_size, marks=[pytest.mark.slow] if world_size != 2 else []) for world_size in (1, 2, 4)]
 CLUSTERS = [pytest.param("gloo", *size.values, marks=size.marks, id=f"gloo-{size.values[0]}") for size in GLOO]
@@ -41,12 +43,17 @@ def verdicts(tmp_path_factory):
     return of
 
 
+def tried(name: str) -> Iterator[Case]:
+    """What a system is judged by: that of the paper's authors has no other experts than theirs."""
+    return (case for case in cases(MAX_TOP_K[name]) if case.activation == "relu" or name not in ONLY_RELU)
+
+
 @pytest.mark.parametrize("name", SYSTEMS)
 @pytest.mark.parametrize(("kind", "world_size"), CLUSTERS)
 def test_system_equals_dense(verdicts, kind, world_size, name):
     ranks, _ = verdicts(kind, world_size)
     for rank, found in enumerate(ranks):
-        for case in cases(MAX_TOP_K[name]):
+        for case in tried(name):
             verdict = found[f"{name}/{case.name}"]
             assert verdict["error"] <= TOLERANCE, (rank, case)
             assert verdict["dropped"] == verdict["accounted"], (rank, case)
@@ -58,7 +65,7 @@ def test_system_equals_dense(verdicts, kind, world_size, name):
 def test_accounted_bytes_are_those_on_the_wire(verdicts, world_size, name):
     ranks, _ = verdicts("emulated", world_size)
     for rank, found in enumerate(ranks):
-        for case in cases(MAX_TOP_K[name]):
+        for case in tried(name):
             verdict = found[f"{name}/{case.name}"]
             assert verdict["bytes_sent"] == pytest.approx(verdict["bytes_accounted"]), (rank, case)
             assert (verdict["bytes_sent"] > 0) == (world_size > 1 and name != "dense"), (rank, case)

@@ -75,7 +75,7 @@ def test_two_ranks_keep_what_comes_first(tmp_path):
     judge({"gshard": node}, ClusterSpec("gloo", 2), tmp_path, {"gshard": 2})
     for rank in range(2):
         outputs = load_file(tmp_path / f"outputs.{rank}.safetensors")
-        for case in cases(2):
+        for case in (case for case in cases(2) if case.activation == "relu"):  # of which `keep_first` is
             x_TD, routing = case.draw(rank)
             expected_TD = keep_first(x_TD, normalised(routing), case.num_experts, gshard_capacity(case.shape, 1.0))
             np.testing.assert_allclose(

@@ -71,7 +71,7 @@ def test_neither_r_nor_overlap_changes_what_is_computed(world_size, tmp_path):
     judge(systems, ClusterSpec("gloo", world_size), tmp_path, dict.fromkeys(systems, 2))
     for rank in range(world_size):
         outputs = load_file(tmp_path / f"outputs.{rank}.safetensors")
-        for case in cases(2):
+        for case in (case for case in cases(2) if case.activation == "relu"):  # of which `keep_first` is
             expected_TD = outputs[f"overlap_1/{case.name}"]
             for name in systems:
                 np.testing.assert_allclose(outputs[f"{name}/{case.name}"], expected_TD, atol=1e-6, err_msg=case.name)
