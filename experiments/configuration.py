@@ -19,7 +19,19 @@ from workloads.model import ModelShape
 
 TOLERANCES = {"fp32": 1e-5, "tf32": 5e-3, "bf16": 3e-2, "fp16": 5e-3}
 # What constructors of systems and routers get from the harness, not from a configuration.
-SUPPLIED = {"shape", "weights", "group", "engine", "span", "rates", "profile", "rank", "moe_blocks", "classifier"}
+SUPPLIED = {
+    "shape",
+    "weights",
+    "group",
+    "engine",
+    "span",
+    "rates",
+    "profile",
+    "rank",
+    "top_k",
+    "moe_blocks",
+    "classifier",
+}
 LABELS = {"name", "engine", "about"}  # a node's own, unless its class takes it
 
 
@@ -114,7 +126,7 @@ def layer_shape_of(model: ModelShape, max_tokens: int) -> LayerShape:
 def build_router(workload: Workload, *, rank: int, classifier: Any) -> Any:
     """The router of a workload on one rank; `classifier(block)` gives the model's router matrix [E, D]."""
     model = workload.model
-    given = {"num_experts": model.num_experts, "rank": rank, "seed": workload.seed}
+    given = {"num_experts": model.num_experts, "top_k": model.top_k, "rank": rank, "seed": workload.seed}
     return instantiate(workload.router, "router", **given, moe_blocks=model.moe_blocks, classifier=classifier)
 
 

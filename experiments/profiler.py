@@ -65,7 +65,8 @@ class Profiler:
         planned = iterations_of(program.workload.tier).values()
         keys = [(block, i) for block in program.layers for iterations in planned for i in iterations]
         num_tokens = program.shape.max_tokens
-        mine = max(np.bincount(router.draw(num_tokens, layer=block, iteration=i)).max() for block, i in keys)
+        drawn = (router.draw(num_tokens, layer=block, iteration=i) for block, i in keys)
+        mine = max(np.bincount(expert_TK.flatten()).max() for expert_TK in drawn)
         return int(all_gather(torch.tensor([mine], device=program.device), program.session.group).max())
 
     def _profile(self) -> dict[int, Profile]:
@@ -78,9 +79,9 @@ class Profiler:
         return {block: replace(first, layer=layer) for layer, block in enumerate(program.layers)}
 
     def _drawn(self, iteration: int) -> torch.Tensor:
-        """int64 [L, T]: the experts that this rank's tokens of one batch take in each layer."""
+        """int64 [L, M]: the experts that this rank's token copies of one batch take in each layer."""
         router, num_tokens = self._program.router, self._program.shape.max_tokens
-        drawn = [router.draw(num_tokens, layer=block, iteration=iteration) for block in self._program.layers]
+        drawn = [router.draw(num_tokens, layer=block, iteration=iteration).flatten() for block in self._program.layers]
         return torch.from_numpy(np.stack(drawn)).to(self._program.device)
 
     @torch.inference_mode()
@@ -95,7 +96,7 @@ class Profiler:
         batch = iterations_of(program.workload.tier)["warmup"].stop + iteration - PROFILE_FROM
         program.forward(dense, program.embed(batch), iteration)
         routings = (layer.routing for layer in program.layers.values())
-        return torch.stack([routing.expert_TK[:, 0] for routing in routings if routing is not None])
+        return torch.stack([routing.expert_TK.flatten() for routing in routings if routing is not None])
 
 
 def _nearest(rate: float) -> float:

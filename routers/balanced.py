@@ -20,5 +20,5 @@ def balanced_counts(num_tokens: int, num_experts: int, turn: int) -> np.ndarray:
 class BalancedRouter(CountedRouter):
     """Equal load to within one token on every rank, and over ranks that bring equally many tokens."""
 
-    def counts(self, num_tokens: int, *, layer: int, iteration: int) -> np.ndarray:
-        return balanced_counts(num_tokens, self.num_experts, self.rank + layer + iteration)
+    def counts(self, num_copies: int, *, layer: int, iteration: int) -> np.ndarray:
+        return balanced_counts(num_copies, self.num_experts, self.rank + layer + iteration)

@@ -1,6 +1,6 @@
-"""What routers share that look at no token: seeded draws, kept until they are asked for, and gate weight 1.
+"""What routers share that look at no token: seeded draws, kept until they are asked for, and equal gate weights.
 
-Letters in names: T tokens of this rank, E experts, K experts per token (1 here), D d_model.
+Letters in names: T tokens of this rank, E experts, K experts per token, D d_model.
 """
 
 from abc import ABC, abstractmethod
@@ -12,12 +12,13 @@ import torch
 
 from routers.base import Routing
 from routers.options import check_switch
+from routers.sampling import at_most, deal, inclusion, one_after_another
 
 PROFILE_FROM = 1_000_000  # iterations from here on are drawn for placements that are made beforehand, and never timed
 
 
 class DrawnRouter(ABC):
-    """Top-1 routing with gate weight 1, as in the paper's synthetic router.
+    """K different experts a token with gate weight 1/K each; 1 of top-1, as in the paper's synthetic router.
 
     Draws are counter-based: numpy's Philox keyed by (seed, layer, iteration, rank), so they are the same bytes on
     every device and for every system, and differ between ranks.
@@ -29,19 +30,20 @@ class DrawnRouter(ABC):
         num_experts: int,
         rank: int,
         seed: int,
+        top_k: int = 1,
         moe_blocks: Sequence[int] = (),
         classifier: object = None,
     ) -> None:
-        self.num_experts, self.rank, self.seed = num_experts, rank, seed
+        self.num_experts, self.rank, self.seed, self.top_k = num_experts, rank, seed, top_k
         self._drawn: dict[tuple[int, int], Routing] = {}
 
     @abstractmethod
     def draw(self, num_tokens: int, *, layer: int, iteration: int) -> np.ndarray:
-        """int64 [T]: the expert of each token."""
+        """int64 [T, K]: the experts of each token."""
 
     @abstractmethod
     def intended(self, num_tokens: int, *, layer: int, iteration: int) -> np.ndarray:
-        """float64 [E]: how many of this rank's tokens each expert is asked to get."""
+        """float64 [E]: how many of this rank's token copies each expert is asked to get."""
 
     def generator(self, *, layer: int, iteration: int) -> np.random.Generator:
         """The random numbers of one draw."""
@@ -49,9 +51,9 @@ class DrawnRouter(ABC):
         return np.random.Generator(np.random.Philox(counter))
 
     def prefetch(self, num_tokens: int, *, layer: int, iteration: int, like: torch.Tensor) -> None:
-        expert_T = torch.from_numpy(self.draw(num_tokens, layer=layer, iteration=iteration))
-        weight_TK = torch.ones(num_tokens, 1, dtype=like.dtype, device=like.device)
-        self._drawn[layer, iteration] = Routing(expert_T.to(like.device).unsqueeze(1), weight_TK)
+        expert_TK = torch.from_numpy(np.ascontiguousarray(self.draw(num_tokens, layer=layer, iteration=iteration)))
+        weight_TK = torch.full(expert_TK.shape, 1 / self.top_k, dtype=like.dtype, device=like.device)
+        self._drawn[layer, iteration] = Routing(expert_TK.to(like.device), weight_TK)
 
     def route(self, x_TD: torch.Tensor, *, layer: int, iteration: int) -> Routing:
         if (layer, iteration) not in self._drawn:
@@ -62,7 +64,7 @@ class DrawnRouter(ABC):
 
 
 class MultinomialRouter(DrawnRouter):
-    """Every token draws its expert from one distribution p_E [E].
+    """Every token draws its experts from one distribution p_E [E], one after another, each of those it has not yet.
 
     With `permute_hot` the probabilities go to the experts in a seeded random order, the same on every rank; else in
     the order given, hot experts first, which contiguous expert parallelism would place all on one rank.
@@ -73,32 +75,46 @@ class MultinomialRouter(DrawnRouter):
         check_switch("permute_hot", permute_hot)
         order = np.random.default_rng(seed).permutation if permute_hot else np.asarray
         self.probabilities_E = order(probabilities_E)
+        if (possible := np.count_nonzero(probabilities_E)) < self.top_k:
+            raise ValueError(
+                f"model.top_k is {self.top_k} and the router gives tokens to {possible} of the experts; a token's "
+                "experts are different ones"
+            )
 
     def probabilities(self, *, layer: int, iteration: int) -> np.ndarray:
         """float64 [E]: the distribution of one draw."""
         return self.probabilities_E
 
     def draw(self, num_tokens: int, *, layer: int, iteration: int) -> np.ndarray:
-        cumulative_E = np.cumsum(self.probabilities(layer=layer, iteration=iteration))
-        uniform_T = self.generator(layer=layer, iteration=iteration).random(num_tokens)
+        probabilities_E = self.probabilities(layer=layer, iteration=iteration)
+        generator = self.generator(layer=layer, iteration=iteration)
+        if self.top_k > 1:
+            return one_after_another(probabilities_E, num_tokens, self.top_k, generator)
         # Rounding may leave the last sum a little below 1.
-        return np.minimum(np.searchsorted(cumulative_E, uniform_T, side="right"), self.num_experts - 1)
+        expert_T = np.searchsorted(np.cumsum(probabilities_E), generator.random(num_tokens), side="right")
+        return np.minimum(expert_T, self.num_experts - 1)[:, None]
 
     def intended(self, num_tokens: int, *, layer: int, iteration: int) -> np.ndarray:
-        return num_tokens * self.probabilities(layer=layer, iteration=iteration)
+        probabilities_E = self.probabilities(layer=layer, iteration=iteration)
+        return num_tokens * (inclusion(probabilities_E, self.top_k) if self.top_k > 1 else probabilities_E)
 
 
 class CountedRouter(DrawnRouter):
-    """Every expert gets exactly the number of tokens that `counts` says; which tokens those are is drawn."""
+    """Every expert gets exactly the number of copies that `counts` says; which tokens those are of is drawn.
+
+    An expert that would get more copies than there are tokens gets one of each, and the others what is beyond.
+    """
 
     @abstractmethod
-    def counts(self, num_tokens: int, *, layer: int, iteration: int) -> np.ndarray:
-        """int64 [E]: tokens of this rank per expert, `num_tokens` in all."""
+    def counts(self, num_copies: int, *, layer: int, iteration: int) -> np.ndarray:
+        """int64 [E]: token copies of this rank per expert, `num_copies` in all."""
+
+    def _dealt(self, num_tokens: int, layer: int, iteration: int) -> np.ndarray:
+        return at_most(self.counts(num_tokens * self.top_k, layer=layer, iteration=iteration), num_tokens)
 
     def draw(self, num_tokens: int, *, layer: int, iteration: int) -> np.ndarray:
-        counts_E = self.counts(num_tokens, layer=layer, iteration=iteration)
-        expert_T = np.repeat(np.arange(self.num_experts), counts_E)
-        return self.generator(layer=layer, iteration=iteration).permutation(expert_T)
+        counts_E = self._dealt(num_tokens, layer, iteration)
+        return deal(counts_E, num_tokens, self.generator(layer=layer, iteration=iteration))
 
     def intended(self, num_tokens: int, *, layer: int, iteration: int) -> np.ndarray:
-        return self.counts(num_tokens, layer=layer, iteration=iteration).astype(np.float64)
+        return self._dealt(num_tokens, layer, iteration).astype(np.float64)

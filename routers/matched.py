@@ -35,6 +35,6 @@ class MatchedRouter(CountedRouter):
             raise ValueError(f"router.imbalance is {imbalance}; it must be between 1 and router.ranks ({ranks})")
         self.ranks, self.imbalance = ranks, imbalance
 
-    def counts(self, num_tokens: int, *, layer: int, iteration: int) -> np.ndarray:
+    def counts(self, num_copies: int, *, layer: int, iteration: int) -> np.ndarray:
         turn = self.rank + layer + iteration
-        return matched_counts(num_tokens, self.num_experts, self.ranks, self.imbalance, turn)
+        return matched_counts(num_copies, self.num_experts, self.ranks, self.imbalance, turn)

@@ -5,6 +5,7 @@ Letters in names: L recorded layers, T recorded tokens, K experts of a token tha
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from zipfile import BadZipFile
 
 import numpy as np
@@ -57,7 +58,7 @@ class TokenTrace:
 
 
 class TokenTraceRouter(RecordedRouter):
-    """The best expert of recorded tokens, the same tokens in every layer of a forward pass.
+    """The best experts of recorded tokens, the same tokens in every layer of a forward pass.
 
     A rank takes consecutive tokens from a place drawn by (seed, iteration, rank), the first one again after the last.
     scripts/record_token_trace.py makes traces. Options are those of `RecordedRouter`; blocks that share a recorded
@@ -66,19 +67,25 @@ class TokenTraceRouter(RecordedRouter):
 
     default_path = DEFAULT_PATH
 
+    def __init__(self, **workload: Any) -> None:
+        super().__init__(**workload)
+        recorded = next(iter(self._parts.values()))[0].shape[1]
+        if self.top_k > recorded:
+            raise ValueError(f"model.top_k is {self.top_k} and the trace has {recorded} expert(s) of each token")
+
     @staticmethod
     def read(path: Path, num_experts: int) -> dict[int, np.ndarray]:
         trace = TokenTrace.read(path)
         if num_experts != trace.num_experts:
             raise ValueError(f"router.path is {path}, a trace of num_experts={trace.num_experts}, not {num_experts}")
-        return dict(zip(trace.block_L.tolist(), trace.expert_LTK[:, :, 0].astype(np.int64), strict=True))
+        return dict(zip(trace.block_L.tolist(), trace.expert_LTK.astype(np.int64), strict=True))
 
     def draw(self, num_tokens: int, *, layer: int, iteration: int) -> np.ndarray:
-        expert_T = self.replayed(layer=layer, iteration=iteration)
+        expert_TK = self.replayed(layer=layer, iteration=iteration)
         # One generator for all layers: a token's experts stay together.
-        first = self.generator(layer=0, iteration=iteration).integers(len(expert_T))
-        return expert_T[(first + np.arange(num_tokens)) % len(expert_T)]
+        first = self.generator(layer=0, iteration=iteration).integers(len(expert_TK))
+        return expert_TK[(first + np.arange(num_tokens)) % len(expert_TK), : self.top_k]
 
     def intended(self, num_tokens: int, *, layer: int, iteration: int) -> np.ndarray:
-        expert_T = self.draw(num_tokens, layer=layer, iteration=iteration)
-        return np.bincount(expert_T, minlength=self.num_experts).astype(np.float64)
+        expert_TK = self.draw(num_tokens, layer=layer, iteration=iteration)
+        return np.bincount(expert_TK.flatten(), minlength=self.num_experts).astype(np.float64)

@@ -8,20 +8,10 @@ import pandas as pd
 
 from routers.drawn import CountedRouter
 from routers.recorded import RecordedRouter
+from routers.sampling import apportion
 
 DEFAULT_PATH = Path(__file__).parents[1] / "results/reference/routing_traces.csv.gz"
 COLUMNS = ("num_experts", "layer", "iteration", "tokens_per_expert")
-
-
-def apportion(weights_E: np.ndarray, total: int) -> np.ndarray:
-    """int64 [E] with sum `total`, in proportion to the int64 weights, each less than 1 from its quota.
-
-    The largest-remainder method in whole numbers; of equal remainders the first wins.
-    """
-    floor_E, remainder_E = np.divmod(weights_E * total, weights_E.sum())
-    winners = np.argsort(-remainder_E, kind="stable")[: total - floor_E.sum()]
-    floor_E[winners] += 1
-    return floor_E
 
 
 def read_trace(path: Path, num_experts: int) -> dict[int, np.ndarray]:
@@ -77,6 +67,6 @@ class TraceRouter(RecordedRouter, CountedRouter):
     default_path = DEFAULT_PATH
     read = staticmethod(read_trace)
 
-    def counts(self, num_tokens: int, *, layer: int, iteration: int) -> np.ndarray:
+    def counts(self, num_copies: int, *, layer: int, iteration: int) -> np.ndarray:
         tokens_IE = self.replayed(layer=layer, iteration=iteration)
-        return apportion(tokens_IE[(iteration + self.rank) % len(tokens_IE)], num_tokens)
+        return apportion(tokens_IE[(iteration + self.rank) % len(tokens_IE)], num_copies)

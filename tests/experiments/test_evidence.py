@@ -38,7 +38,7 @@ def busiest(phases: list[str]) -> int:
     planned = iterations_of(config.tier)
     routers = [build_router(config, rank=rank, classifier=None) for rank in range(2)]
     return max(
-        int(np.bincount(router.draw(36, layer=1, iteration=i)).max())
+        int(np.bincount(router.draw(36, layer=1, iteration=i)[:, 0]).max())
         for router in routers
         for phase in phases
         for i in planned[phase]

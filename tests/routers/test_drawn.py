@@ -61,7 +61,7 @@ def test_the_configuration_shows_every_option_with_its_default(name):
     for kind in reversed(kinds):
         named = inspect.signature(kind.__init__).parameters.values()
         defaults |= {p.name: p.default for p in named if p.default is not p.empty}
-    for given in ("moe_blocks", "classifier"):
+    for given in ("moe_blocks", "classifier", "top_k"):
         defaults.pop(given, None)
     of_the_cluster = {"ranks": 4} if name == "matched" else {}
     assert CONFIGS[name]["name"] == name and options(name) == defaults | of_the_cluster
@@ -76,9 +76,9 @@ def test_learned_takes_what_every_router_is_given():
 def test_same_key_same_bytes_in_any_order_of_calls(name):
     keys = [(layer, iteration) for layer in (1, 3) for iteration in range(7)]
     forwards, backwards = build(name), build(name)
-    seen = {(b, i): forwards.draw(NUM_TOKENS, layer=b, iteration=i) for b, i in keys}
+    seen = {(b, i): forwards.draw(NUM_TOKENS, layer=b, iteration=i)[:, 0] for b, i in keys}
     for b, i in reversed(keys):
-        again_T = backwards.draw(NUM_TOKENS, layer=b, iteration=i)
+        again_T = backwards.draw(NUM_TOKENS, layer=b, iteration=i)[:, 0]
         assert again_T.dtype == np.int64 and again_T.tobytes() == seen[b, i].tobytes()
         assert again_T.min() >= 0 and again_T.max() < NUM_EXPERTS[name]
 
@@ -89,7 +89,7 @@ def test_other_key_other_draws(name, other):
     key = {"rank": 0, "seed": 0, "layer": 1, "iteration": 0}
 
     def draw(rank: int, seed: int, layer: int, iteration: int) -> np.ndarray:
-        return build(name, rank=rank, seed=seed).draw(NUM_TOKENS, layer=layer, iteration=iteration)
+        return build(name, rank=rank, seed=seed).draw(NUM_TOKENS, layer=layer, iteration=iteration)[:, 0]
 
     # Independent draws agree where both are hot: at most on half of the tokens with the loads of conf/.
     assert np.mean(draw(**key) == draw(**key | other)) < 0.5
@@ -110,7 +110,7 @@ def test_routers_that_know_numbers_do_exactly_what_is_intended(name):
     for rank, iteration in [(0, 0), (1, 0), (3, 40)]:
         router = build(name, rank=rank)
         assert isinstance(router, CountedRouter) == (name in COUNTED)
-        drawn_T = router.draw(NUM_TOKENS, layer=3, iteration=iteration)
+        drawn_T = router.draw(NUM_TOKENS, layer=3, iteration=iteration)[:, 0]
         realised_E = np.bincount(drawn_T, minlength=NUM_EXPERTS[name])
         assert realised_E.tolist() == router.intended(NUM_TOKENS, layer=3, iteration=iteration).tolist()
 
@@ -120,7 +120,7 @@ def test_multinomial_routers_do_on_average_what_is_intended(name):
     router = build(name)
     assert isinstance(router, MultinomialRouter)
     keys = [(layer, iteration) for layer in (1, 3) for iteration in range(20)]
-    realised_E = sum(np.bincount(router.draw(NUM_TOKENS, layer=b, iteration=i), minlength=16) for b, i in keys)
+    realised_E = sum(np.bincount(router.draw(NUM_TOKENS, layer=b, iteration=i)[:, 0], minlength=16) for b, i in keys)
     intended_E = sum(router.intended(NUM_TOKENS, layer=b, iteration=i) for b, i in keys)
     assert chisquare(realised_E, intended_E).pvalue > 0.01
 
@@ -133,21 +133,21 @@ def test_route_gives_the_draws_with_weight_one(name, prefetch):
     if prefetch:
         router.prefetch(NUM_TOKENS, layer=3, iteration=2, like=x_TD)
     routing = router.route(x_TD, layer=3, iteration=2)
-    assert routing.expert_TK[:, 0].tolist() == build(name).draw(NUM_TOKENS, layer=3, iteration=2).tolist()
+    assert routing.expert_TK[:, 0].tolist() == build(name).draw(NUM_TOKENS, layer=3, iteration=2)[:, 0].tolist()
     assert torch.equal(routing.weight_TK, torch.ones(NUM_TOKENS, 1, dtype=torch.bfloat16))
     assert routing.logits_TE is None
 
 
 @pytest.mark.parametrize("name", COUNTED)
 def test_counted_tokens_are_mixed_not_in_runs(name):
-    expert_T = build(name).draw(NUM_TOKENS, layer=1, iteration=0)
+    expert_T = build(name).draw(NUM_TOKENS, layer=1, iteration=0)[:, 0]
     assert np.mean(expert_T[1:] == expert_T[:-1]) < 0.2  # sorted by expert it would be 0.98
 
 
 @pytest.mark.parametrize(("name", "drawn"), [("balanced", BALANCED), ("token_trace", TOKENS), ("trace", TRACE)])
 def test_draws_that_stored_campaigns_rest_on(name, drawn):
     """The same on every machine; a change here makes old results and new ones incomparable."""
-    assert build(name, rank=2, seed=5).draw(12, layer=1, iteration=3).tolist() == drawn
+    assert build(name, rank=2, seed=5).draw(12, layer=1, iteration=3)[:, 0].tolist() == drawn
 
 
 def test_the_router_of_the_documentation_is_one(tmp_path, monkeypatch):
@@ -158,6 +158,33 @@ def test_the_router_of_the_documentation_is_one(tmp_path, monkeypatch):
     kind = importlib.import_module("one_hot_router").OneHotRouter
     router = kind(num_experts=4, rank=0, seed=0, moe_blocks=[1, 3], classifier=None)
     assert router.intended(8, layer=3, iteration=0).tolist() == [1, 1, 1, 5]
-    assert np.bincount(router.draw(8, layer=1, iteration=0)).tolist() == [1, 5, 1, 1]
+    assert np.bincount(router.draw(8, layer=1, iteration=0)[:, 0]).tolist() == [1, 5, 1, 1]
     with pytest.raises(ValueError, match=r"router\.share is 2; it must be between 0 and 1"):
         kind(num_experts=4, rank=0, seed=0, share=2)
+
+
+@pytest.mark.parametrize("top_k", [2, 4])
+@pytest.mark.parametrize("name", [name for name in DRAWN if name != "token_trace"])
+def test_a_token_has_different_experts_of_equal_weight(name, top_k):
+    router = build(name, top_k=top_k)
+    routing = router.route(torch.zeros(NUM_TOKENS, 4), layer=1, iteration=0)
+    assert routing.expert_TK.shape == routing.weight_TK.shape == (NUM_TOKENS, top_k)
+    assert all(len(set(experts)) == top_k for experts in routing.expert_TK.tolist())
+    assert (routing.weight_TK == 1 / top_k).all()
+    intended_E = router.intended(NUM_TOKENS, layer=1, iteration=0)
+    realised_E = routing.tokens_per_expert(16).numpy()
+    assert intended_E.sum() == pytest.approx(NUM_TOKENS * top_k)
+    if name in COUNTED:
+        assert realised_E.tolist() == intended_E.tolist()
+    else:  # six standard deviations of a binomial draw, which one without replacement is below
+        assert (abs(realised_E - intended_E) <= 6 * np.sqrt(intended_E) + 1).all()
+
+
+def test_more_experts_than_a_trace_has_are_refused():
+    with pytest.raises(ValueError, match=r"model\.top_k is 9 and the trace has"):
+        build("token_trace", top_k=9)
+
+
+def test_a_router_of_fewer_experts_than_a_token_wants_is_refused():
+    with pytest.raises(ValueError, match=r"model\.top_k is 2 and the router gives tokens to 1 of the experts"):
+        MultinomialRouter(np.array([1.0, 0.0]), num_experts=2, rank=0, seed=0, top_k=2, permute_hot=False)

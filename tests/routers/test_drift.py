@@ -42,14 +42,14 @@ def test_drift_is_periodic_and_moves_by_step(num_experts, period, step, iteratio
 def test_step_zero_is_the_synthetic_router():
     still = SyntheticRouter(num_experts=8, rank=0, seed=0)
     for iteration in (0, 7):
-        draws = [r.draw(200, layer=1, iteration=iteration).tolist() for r in (still, router(step=0, period=1))]
+        draws = [r.draw(200, layer=1, iteration=iteration)[:, 0].tolist() for r in (still, router(step=0, period=1))]
         assert draws[0] == draws[1]
 
 
 def test_intended_moves_with_the_draws():
     drift = router(num_skewed=1, alpha=5, period=2, step=3)
     for iteration in range(8):
-        realised_E = np.bincount(drift.draw(1000, layer=1, iteration=iteration), minlength=8)
+        realised_E = np.bincount(drift.draw(1000, layer=1, iteration=iteration)[:, 0], minlength=8)
         intended_E = drift.intended(1000, layer=1, iteration=iteration)
         assert intended_E.argmax() == realised_E.argmax() == 3 * (iteration // 2) % 8
 

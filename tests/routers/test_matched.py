@@ -44,7 +44,7 @@ def test_realised_imbalance_is_the_target_to_rounding(ranks, experts_per_rank, n
     loads_G, num_experts = np.zeros(ranks), ranks * experts_per_rank
     for rank in range(ranks):
         source = router(num_experts, rank, ranks=ranks, imbalance=imbalance)
-        counts_E = np.bincount(source.draw(num_tokens, layer=layer, iteration=iteration), minlength=num_experts)
+        counts_E = np.bincount(source.draw(num_tokens, layer=layer, iteration=iteration)[:, 0], minlength=num_experts)
         assert counts_E.sum() == num_tokens
         per_rank_Ge = counts_E.reshape(ranks, experts_per_rank)
         assert np.ptp(per_rank_Ge, axis=1).max() <= 1

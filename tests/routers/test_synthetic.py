@@ -77,13 +77,13 @@ def test_bad_option_is_named(options, sentence):
 
 
 def test_same_key_same_draws():
-    again = router().draw(500, layer=3, iteration=7)
-    assert again.dtype == np.int64 and again.tobytes() == router().draw(500, layer=3, iteration=7).tobytes()
+    again = router().draw(500, layer=3, iteration=7)[:, 0]
+    assert again.dtype == np.int64 and again.tobytes() == router().draw(500, layer=3, iteration=7)[:, 0].tobytes()
 
 
 def test_draws_that_stored_campaigns_rest_on():
     """The same on every machine; a change here makes old results and new ones incomparable."""
-    drawn_T = router(rank=2, seed=5, alpha=0.1).draw(12, layer=1, iteration=3)
+    drawn_T = router(rank=2, seed=5, alpha=0.1).draw(12, layer=1, iteration=3)[:, 0]
     assert drawn_T.tolist() == [13, 11, 1, 7, 6, 7, 0, 0, 11, 0, 11, 5]
 
 
@@ -92,7 +92,7 @@ def test_other_key_other_draws(other):
     key = {"rank": 0, "seed": 0, "layer": 3, "iteration": 7}
 
     def draw(rank: int, seed: int, layer: int, iteration: int) -> np.ndarray:
-        return router(rank=rank, seed=seed, alpha=0).draw(4000, layer=layer, iteration=iteration)
+        return router(rank=rank, seed=seed, alpha=0).draw(4000, layer=layer, iteration=iteration)[:, 0]
 
     # Independent uniform draws agree on 1 in 16 tokens.
     assert np.mean(draw(**key) == draw(**key | other)) == pytest.approx(1 / 16, abs=0.02)
@@ -100,14 +100,14 @@ def test_other_key_other_draws(other):
 
 def test_order_of_calls_changes_nothing():
     forwards, backwards = router(), router()
-    seen = [forwards.draw(50, layer=1, iteration=i).tolist() for i in range(3)]
-    assert seen == [backwards.draw(50, layer=1, iteration=i).tolist() for i in (2, 1, 0)][::-1]
+    seen = [forwards.draw(50, layer=1, iteration=i)[:, 0].tolist() for i in range(3)]
+    assert seen == [backwards.draw(50, layer=1, iteration=i)[:, 0].tolist() for i in (2, 1, 0)][::-1]
 
 
 @pytest.mark.parametrize("options", [{}, {"alpha": 0.0}, {"num_skewed": 3}, {"permute_hot": True}])
 def test_frequencies_are_the_probabilities(options):
     ranks = [router(rank=rank, **options) for rank in range(4)]
-    draws = [rank.draw(5000, layer=layer, iteration=0) for rank in ranks for layer in (1, 3)]
+    draws = [rank.draw(5000, layer=layer, iteration=0)[:, 0] for rank in ranks for layer in (1, 3)]
     counts_E = np.bincount(np.concatenate(draws), minlength=16)
     assert chisquare(counts_E, 40_000 * ranks[0].probabilities_E).pvalue > 0.01
 
@@ -132,11 +132,11 @@ def test_route_gives_the_draws_with_weight_one(dtype, prefetch):
         for iteration in range(3):
             synthetic.prefetch(10, layer=1, iteration=iteration, like=x_TD)
     routing = synthetic.route(x_TD, layer=1, iteration=1)
-    assert routing.expert_TK[:, 0].tolist() == router().draw(10, layer=1, iteration=1).tolist()
+    assert routing.expert_TK[:, 0].tolist() == router().draw(10, layer=1, iteration=1)[:, 0].tolist()
     assert routing.expert_TK.dtype == torch.int64 and routing.expert_TK.shape == (10, 1)
     assert routing.weight_TK.dtype == dtype and torch.equal(routing.weight_TK, torch.ones(10, 1, dtype=dtype))
     assert routing.logits_TE is None
-    counts_E = np.bincount(router().draw(10, layer=1, iteration=1), minlength=16)
+    counts_E = np.bincount(router().draw(10, layer=1, iteration=1)[:, 0], minlength=16)
     assert routing.tokens_per_expert(16).tolist() == counts_E.tolist()
 
 

@@ -42,22 +42,22 @@ def test_what_is_written_is_read_again_and_the_same_bytes(small, tmp_path):
 
 
 def test_tokens_follow_one_another_and_wrap_around(small):
-    found = {tuple(router(small, rank=rank).draw(7, layer=1, iteration=0).tolist()) for rank in range(40)}
+    found = {tuple(router(small, rank=rank).draw(7, layer=1, iteration=0)[:, 0].tolist()) for rank in range(40)}
     text = [0, 1, 2, 3, 0]
     assert found == {tuple((text * 3)[first : first + 7]) for first in range(5)}
 
 
 def test_a_token_keeps_its_experts_in_all_layers(small):
     for key in ({"rank": 0}, {"rank": 3}, {"seed": 4}):
-        draws = [router(small, **key).draw(9, layer=block, iteration=2) for block in (1, 3, 5)]
+        draws = [router(small, **key).draw(9, layer=block, iteration=2)[:, 0] for block in (1, 3, 5)]
         assert ((draws[1] - draws[0]) % 4 == 1).all() and ((draws[2] - draws[1]) % 4 == 1).all()
 
 
 def test_blocks_get_layers_as_in_counts_only_traces(small):
     def layer_of(block: int, **changed: Any) -> int:
         """The recorded layer, by how far it is from the first one."""
-        first_T = router(small, moe_blocks=[7], layers=[1]).draw(3, layer=7, iteration=0)
-        return int(router(small, **changed).draw(3, layer=block, iteration=0)[0] - first_T[0]) % 4
+        first_T = router(small, moe_blocks=[7], layers=[1]).draw(3, layer=7, iteration=0)[:, 0]
+        return int(router(small, **changed).draw(3, layer=block, iteration=0)[0, 0] - first_T[0]) % 4
 
     assert [layer_of(block) for block in (1, 3, 5)] == [0, 1, 2]
     assert [layer_of(block, moe_blocks=[1, 3]) for block in (1, 3)] == [0, 2]
@@ -65,9 +65,9 @@ def test_blocks_get_layers_as_in_counts_only_traces(small):
 
 
 def test_intended_is_what_is_drawn(small):
-    drawn_T = router(small).draw(11, layer=3, iteration=5)
+    drawn_T = router(small).draw(11, layer=3, iteration=5)[:, 0]
     assert router(small).intended(11, layer=3, iteration=5).tolist() == np.bincount(drawn_T, minlength=4).tolist()
-    assert router(small).draw(0, layer=3, iteration=5).tolist() == []
+    assert router(small).draw(0, layer=3, iteration=5)[:, 0].tolist() == []
 
 
 @pytest.mark.parametrize(
@@ -128,7 +128,7 @@ def test_a_profile_sees_what_is_held_out_and_nothing_that_is_measured():
 
     def pairs(iteration: int) -> list[list[int]]:
         held = TokenTraceRouter(num_experts=128, moe_blocks=[1, 3], rank=0, seed=0, held_out=0.25)
-        draws = [held.draw(8040, layer=layer, iteration=iteration) for layer in (1, 3)]
+        draws = [held.draw(8040, layer=layer, iteration=iteration)[:, 0] for layer in (1, 3)]
         return np.stack(draws, 1).tolist()
 
     first = int(0.75 * 8040)

@@ -144,7 +144,7 @@ def test_ranks_must_divide_experts():
 def iid(alpha: float) -> np.ndarray:
     """expert_LGM of 8,000 tokens that draw their expert anew in each of two layers."""
     router = SyntheticRouter(num_experts=128, rank=0, seed=0, moe_blocks=[1, 3], alpha=alpha, permute_hot=True)
-    return np.stack([router.draw(8000, layer=block, iteration=0) for block in (1, 3)])[:, None]
+    return np.stack([router.draw(8000, layer=block, iteration=0)[:, 0] for block in (1, 3)])[:, None]
 
 
 def recorded() -> np.ndarray:

@@ -137,7 +137,7 @@ def test_a_perfect_prediction_gives_the_plan_of_the_true_loads():
 def iid() -> np.ndarray:
     """expert_LT of 8,000 tokens that draw their expert anew in each of two layers, skewed as in the paper."""
     router = SyntheticRouter(num_experts=128, rank=0, seed=0, moe_blocks=[1, 3], permute_hot=True)
-    return np.stack([router.draw(8000, layer=block, iteration=0) for block in (1, 3)])
+    return np.stack([router.draw(8000, layer=block, iteration=0)[:, 0] for block in (1, 3)])
 
 
 def recorded() -> np.ndarray:
