@@ -141,6 +141,7 @@ def _check_workload(workload: Workload) -> None:
     _check_device(workload)
     set_precision(workload.precision)
     workload.model.check()
+    workload.model.regime(workload.regime)
     if workload.model.checkpoint:
         open_checkpoint(workload.model.checkpoint).check(workload.model)
     build_router(workload, rank=0, classifier=None)

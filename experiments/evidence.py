@@ -109,7 +109,7 @@ def inputs(bench: Bench, cells: list[str]) -> dict[str, dict[str, Any]]:
     }
     if bench.session.device.type != "meta":
         routers = {f"router.{block}": layer.router() for block, layer in bench.program.weights.items()}
-        shared["weights"] = digest_tensors({**bench.program.encoder.state_dict(), **routers})
+        shared["weights"] = digest_tensors({**bench.program.module.state_dict(), **routers})
     return {
         cell: shared
         | {

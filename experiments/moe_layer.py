@@ -1,4 +1,4 @@
-"""The MoE layer that stands in the encoder: router + system, whichever system is being measured."""
+"""The MoE layer that stands in the model: router + system, whichever system is being measured."""
 
 from dataclasses import replace
 
@@ -11,7 +11,8 @@ from systems.base import System
 
 
 class MoELayer(nn.Module):
-    """Hidden states [B, L, D] -> [B, L, D]. `system` and `iteration` are set before each forward pass.
+    """Hidden states [B, L, D] -> [B, L, D]; in a decoder [T, D] -> [T, D], with what its gate has chosen [T, K].
+    `system` and `iteration` are set before each forward pass.
 
     wait: the host waits for the device after each call. `before` is the MoE layer before this one, whose last routing
     belongs to the same tokens. `routing` is that of the last call; `seen` its input, routing and output while
@@ -38,18 +39,20 @@ class MoELayer(nn.Module):
         self.remember = False
         self.seen: tuple[torch.Tensor, Routing, torch.Tensor] | None = None
 
-    def forward(self, hidden_BLD: torch.Tensor) -> torch.Tensor:
-        x_TD = hidden_BLD.flatten(0, 1)
+    def forward(self, hidden: torch.Tensor, *chosen: torch.Tensor) -> torch.Tensor:
+        x_TD = hidden.flatten(0, -2)
+        gated = Routing(chosen[0], chosen[1].to(x_TD.dtype)) if chosen else None
         with self.recorder.layer(self.block):
             with self.recorder.span("route"):
-                routing = self._follow(self.router.route(x_TD, layer=self.block, iteration=self.iteration))
+                routing = self.router.route(x_TD, layer=self.block, iteration=self.iteration, chosen=gated)
+                routing = self._follow(routing)
             y_TD = self.system.forward(x_TD, routing)
         if self._wait:
             routing.expert_TK[0, 0].item()
         self.routing = routing
         if self.remember:
             self.seen = x_TD, routing, y_TD
-        return y_TD.view_as(hidden_BLD)
+        return y_TD.view_as(hidden)
 
     def _follow(self, routing: Routing) -> Routing:
         """The routing with what the layers before chose for the same tokens."""

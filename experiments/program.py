@@ -1,4 +1,4 @@
-"""The program of one rank: the encoder of a workload, in whose MoE layers whichever system is put there computes."""
+"""The program of one rank: the model of a workload, in whose MoE layers whichever system is put there computes."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -12,15 +12,22 @@ from experiments.configuration import build_router, layer_shape, set_precision, 
 from experiments.moe_layer import MoELayer
 from experiments.recorder import Recorder
 from experiments.records import Workload
+from routers.drawn import PROFILE_FROM
 from systems.base import System
+from systems.dense import Dense
+from systems.engines import find_engine
 from systems.engines.base import DTYPES
 from workloads.checkpoint import Checkpoint, open_checkpoint
+from workloads.decoder import build_decoder
 from workloads.encoder import build_encoder
+from workloads.regimes import REGIMES
 from workloads.weights import CheckpointLayer, Layer, SeededLayer, ShapedLayer, SharedLayer
+
+BEFORE = 3 * PROFILE_FROM  # iterations from here on are drawn for tokens before those of a pass
 
 
 class Program:
-    """Weights, router, encoder and tokens; its MoE layers are told of by their blocks."""
+    """Weights, router, model and tokens; its MoE layers are told of by their blocks."""
 
     def __init__(self, workload: Workload, session: Session, recorder: Recorder, cache_dir: str) -> None:
         self.workload, self.session, self.recorder = workload, session, recorder
@@ -37,14 +44,14 @@ class Program:
         for block in model.moe_blocks:
             before = next(reversed(self.layers.values()), None)
             self.layers[block] = MoELayer(block, self.router, recorder, before, wait=model.wait_for_layers)
-        self.encoder = build_encoder(
-            model,
-            lambda block: self.layers[block],
-            seed=workload.seed,
-            dtype=self.dtype,
-            device=self.device,
-            checkpoint=checkpoint,
-        )
+        built: dict[str, Any] = {"seed": workload.seed, "dtype": self.dtype, "device": self.device}
+        if model.is_decoder:
+            self.module = build_decoder(model, self.layers.__getitem__, **built)
+        else:
+            self.module = build_encoder(model, self.layers.__getitem__, **built, checkpoint=checkpoint)
+        self._regime = REGIMES[model.regime(workload.regime)]
+        self._states: dict[int, Any] = {}
+        self._references = {block: self._reference(block) for block in self.layers}
         self._tokens = token_source(workload, cache_dir)
 
     def _weights(self, block: int, checkpoint: Checkpoint | None) -> Layer:
@@ -55,20 +62,42 @@ class Program:
             return CheckpointLayer(model, block, checkpoint, self.dtype, self.device)
         return SeededLayer(model, block, self.workload.seed, self.dtype, self.device)
 
+    def _reference(self, block: int) -> System:
+        """What computes a layer before a pass: the dense model, one expert after another."""
+        engine = find_engine("loop", self.shape.activation)
+        weights = self.oracle_weights[block] if self.device.type != "meta" else self._shared[block]
+        given = {"weights": weights, "group": self.session.group, "engine": engine}
+        return Dense(resident=False, shape=self.shape, **given)
+
     def given(self, block: int) -> dict[str, Any]:
         """What every system of a block is built with, beside its engine, the shape and its own options."""
         return {"weights": self._shared[block], "group": self.session.group, "span": self.recorder.span}
 
     def forward(self, systems: Mapping[int, System], embedded_BLD: torch.Tensor, iteration: int) -> torch.Tensor:
-        """The encoder's output with these systems, by block; what each layer was routed is in the layer."""
+        """The model's output with these systems, by block; what each layer was routed is in the layer."""
+        self._place(systems, iteration)
+        state = self._states.get(iteration)
+        return self._regime.run(self.module, embedded_BLD, state)
+
+    def _place(self, systems: Mapping[int, Any], iteration: int) -> None:
         for block, layer in self.layers.items():
             layer.system, layer.iteration = systems[block], iteration
-        return self.encoder(inputs_embeds=embedded_BLD).last_hidden_state
 
     def embed(self, iteration: int) -> torch.Tensor:
-        """The encoder's input [B, L, D] of this rank."""
+        """The model's input [B, L, D] of this rank; a cache that the pass starts from is made now, and once."""
         tokens_BL = torch.from_numpy(self.token_batch(iteration))
-        return self.encoder.get_input_embeddings()(tokens_BL.to(self.device))
+        embedded_BLD = self.module.get_input_embeddings()(tokens_BL.to(self.device))
+        if iteration not in self._states:
+            self._states[iteration] = self._prepared(embedded_BLD, iteration)
+        return embedded_BLD
+
+    def _prepared(self, embedded_BLD: torch.Tensor, iteration: int) -> Any:
+        """What a pass of this iteration starts from, whichever system it has; nothing of it is recorded."""
+        self._place(self._references, BEFORE + iteration)
+        observing, self.recorder.observing = self.recorder.observing, False
+        state = self._regime.prepare(self.module, embedded_BLD)
+        self.recorder.observing = observing
+        return state
 
     def token_batch(self, iteration: int) -> NDArray[np.int64]:
         """The tokens [B, L] of this rank."""

@@ -11,7 +11,7 @@ from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 from clusters.session import ClusterSpec
 from experiments.values import meant
 from systems.engines.base import DTYPES
-from workloads.model import ModelShape
+from workloads.model import DECODE, REGIMES, ModelShape
 
 Record = TypeVar("Record")
 WHOLE = {"least": 1}
@@ -147,10 +147,18 @@ class Workload:
     """Sequences of each rank."""
     seq_len: int = field(default=120, metadata=WHOLE)
     """Tokens of a sequence."""
+    regime: str | None = field(default=None, metadata={"one_of": REGIMES})
+    """What is timed: `encode`, `prefill` or `decode`; null: what the model does first. `decode` is of the last of
+    `seq_len` tokens, where a KV cache has the others."""
     precision: str = field(default="fp32", metadata=PRECISION)
     """In what numbers are multiplied: `fp32`, `tf32`, `bf16` or `fp16`."""
     seed: int = field(default=0, metadata=COUNT)
     """What tokens, routing, weights and the order of launches are drawn from."""
+
+    @property
+    def pass_tokens(self) -> int:
+        """Tokens that a rank brings to an MoE layer in one pass."""
+        return self.batch_size * (1 if self.model.regime(self.regime) == DECODE else self.seq_len)
 
     @property
     def is_simulated(self) -> bool:

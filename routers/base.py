@@ -38,7 +38,7 @@ class Routing:
 class Router(Protocol):
     """Routing is a function of (seed, layer, iteration, rank) and the tokens, so every system sees the same.
 
-    A router is built with num_experts, rank, seed, moe_blocks (the encoder blocks that have an MoE layer) and
+    A router is built with num_experts, rank, seed, moe_blocks (the blocks that have an MoE layer) and
     classifier (block -> the model's router matrix [E, D]), needed or not, and the options of its configuration; its
     constructor raises ValueError, in one sentence that names the option, before anything is launched.
     """
@@ -47,8 +47,11 @@ class Router(Protocol):
         """Draw ahead of the clock what does not depend on the tokens (a no-op for learned routers)."""
         ...
 
-    def route(self, x_TD: torch.Tensor, *, layer: int, iteration: int) -> Routing:
-        """Choose the experts of x_TD [T, D]; `layer` is the encoder block index."""
+    def route(self, x_TD: torch.Tensor, *, layer: int, iteration: int, chosen: Routing | None = None) -> Routing:
+        """Choose the experts of x_TD [T, D]; `layer` is the block's index.
+
+        chosen: what a decoder's own gate has chosen for them, which a learned router goes by.
+        """
         ...
 
     def intended(self, num_tokens: int, *, layer: int, iteration: int) -> np.ndarray | None:

@@ -55,7 +55,7 @@ class DrawnRouter(ABC):
         weight_TK = torch.full(expert_TK.shape, 1 / self.top_k, dtype=like.dtype, device=like.device)
         self._drawn[layer, iteration] = Routing(expert_TK.to(like.device), weight_TK)
 
-    def route(self, x_TD: torch.Tensor, *, layer: int, iteration: int) -> Routing:
+    def route(self, x_TD: torch.Tensor, *, layer: int, iteration: int, chosen: Routing | None = None) -> Routing:
         if (layer, iteration) not in self._drawn:
             self.prefetch(len(x_TD), layer=layer, iteration=iteration, like=x_TD)
         routing = self._drawn[layer, iteration]

@@ -1,4 +1,4 @@
-"""The model's own router: Switch's softmax over all experts, dropless."""
+"""The model's own router: a decoder's gate, or Switch's softmax over all experts, dropless."""
 
 from collections.abc import Callable
 
@@ -23,7 +23,9 @@ class LearnedRouter:
         if layer not in self._weight_ED:
             self._weight_ED[layer] = self._classifier(layer).to(like.device, torch.float32)
 
-    def route(self, x_TD: torch.Tensor, *, layer: int, iteration: int) -> Routing:
+    def route(self, x_TD: torch.Tensor, *, layer: int, iteration: int, chosen: Routing | None = None) -> Routing:
+        if chosen is not None:
+            return chosen
         self.prefetch(len(x_TD), layer=layer, iteration=iteration, like=x_TD)
         logits_TE = x_TD.float() @ self._weight_ED[layer].T
         weight_TK, expert_TK = logits_TE.softmax(dim=-1).topk(self._top_k, dim=-1)

@@ -1,15 +1,17 @@
-"""Sizes of the Switch encoder, as values."""
+"""Sizes of a model, as values."""
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from systems.engines.activations import ACTIVATIONS
 
 SIZE = {"least": 1}
+ENCODE, PREFILL, DECODE = REGIMES = ("encode", "prefill", "decode")  # what is timed (workloads.regimes)
 
 
 @dataclass(frozen=True)
 class ModelShape:
-    """Sizes of the encoder; every `sparse_step`-th block has an MoE layer (blocks 1, 3, 5, ... for 2)."""
+    """Sizes of a Switch encoder or an MoE decoder: names and meanings that all families share."""
 
     num_experts: int = field(metadata=SIZE)
     """Experts of each MoE layer, E."""
@@ -22,9 +24,9 @@ class ModelShape:
     num_heads: int = field(metadata=SIZE)
     """Attention heads."""
     num_blocks: int = field(metadata=SIZE)
-    """Blocks of the encoder."""
+    """Blocks of the model."""
     sparse_step: int = field(metadata=SIZE)
-    """Every so many-th block has an MoE layer."""
+    """Every so many-th block has an MoE layer: blocks 1, 3, 5, ... for 2, and all for 1."""
     vocab_size: int = field(metadata=SIZE)
     """Different tokens."""
     top_k: int = field(default=1, metadata=SIZE)
@@ -34,6 +36,13 @@ class ModelShape:
     `clamped_swiglu`."""
     biased: bool = False
     """Whether experts have biases."""
+    family: str = "switch"
+    """`switch` (an encoder), or the decoder's model type in Hugging Face's transformers: `mixtral`, `olmoe`,
+    `qwen2_moe`, `qwen3_moe`, `deepseek_v3`, `glm4_moe`, `gpt_oss` or `minimax_m2`."""
+    dense_blocks: int = field(default=0, metadata={"least": 0})
+    """First blocks that have no MoE layer."""
+    settings: dict[str, Any] = field(default_factory=dict)
+    """What else a decoder's configuration in transformers has, by its names there."""
     checkpoint: str | None = None
     """`small_switch` (comes along), a directory or a name of the hub with safetensors; null: seeded weights."""
     attention: str = field(default="fused", metadata={"one_of": ("fused", "eager")})
@@ -43,8 +52,20 @@ class ModelShape:
 
     @property
     def moe_blocks(self) -> list[int]:
-        """Indices of the encoder blocks that have an MoE layer."""
-        return [block for block in range(self.num_blocks) if self.sparse_step == 1 or block % self.sparse_step == 1]
+        """Indices of the blocks that have an MoE layer."""
+        later = range(self.dense_blocks, self.num_blocks)
+        return [block for block in later if self.sparse_step == 1 or block % self.sparse_step == 1]
+
+    @property
+    def is_decoder(self) -> bool:
+        return self.family != "switch"
+
+    def regime(self, name: str | None) -> str:
+        """The regime of this name, by default what the model does first; ValueError for one that it lacks."""
+        can = [PREFILL, DECODE] if self.is_decoder else [ENCODE]
+        if name not in (None, *can):
+            raise ValueError(f"regime is {name!r}; model.family {self.family!r} can {' or '.join(can)}")
+        return name or can[0]
 
     def check(self) -> None:
         """Raise ValueError, in one sentence, if there is no MoE layer, or fewer experts than a token wants."""

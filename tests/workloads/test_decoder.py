@@ -1,0 +1,141 @@
+"""Decoders with our MoE layers against Hugging Face's own, for every family at laptop size."""
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+from torch import nn
+from transformers import AutoModelForCausalLM
+
+from clusters.clocks import HostClock
+from experiments.configuration import layer_shape_of
+from experiments.moe_layer import MoELayer
+from experiments.recorder import Recorder
+from routers.learned import LearnedRouter
+from systems.dense import Dense
+from systems.engines import find_engine
+from workloads.decoder import FAMILIES, build_decoder, hugging_face_config
+from workloads.model import ModelShape
+from workloads.regimes import Decode, Prefill
+
+CONF = Path(__file__).parents[2] / "conf/model"
+MODELS: Any = {name: OmegaConf.to_container(OmegaConf.load(CONF / f"{name}_laptop.yaml")) for name in FAMILIES}
+REAL: Any = {name: OmegaConf.to_container(OmegaConf.load(CONF / f"{name}.yaml")) for name in FAMILIES}
+BILLIONS = {  # parameters as published, embeddings included
+    "mixtral": 46.7,
+    "olmoe": 6.9,
+    "qwen2_moe": 14.3,
+    "qwen3_moe": 30.5,
+    "deepseek_v3": 671.0,
+    "glm4_moe": 106.9,
+    "gpt_oss": 116.8,
+    "minimax_m2": 228.7,
+}
+B, L = 2, 40  # more than gpt-oss's window
+CPU = torch.device("cpu")
+
+
+class Theirs:
+    """The experts of one of Hugging Face's modules, in our layout."""
+
+    def __init__(self, experts: Any) -> None:
+        wi, wo = experts.gate_up_proj.data, experts.down_proj.data
+        if getattr(experts, "is_transposed", False):  # gpt-oss: gate and up alternate
+            biases = (experts.gate_up_proj_bias.data, experts.down_proj_bias.data)
+            self._every = (_halves(wi), wo, _halves(biases[0]), biases[1])
+        else:
+            self._every = (wi.mT, wo.mT)
+
+    def experts(self, expert_ids: list[int]) -> tuple[torch.Tensor, ...]:
+        return tuple(tensor[expert_ids].contiguous() for tensor in self._every)
+
+
+def _halves(wi: torch.Tensor) -> torch.Tensor:
+    return torch.cat([wi[..., ::2], wi[..., 1::2]], -1)
+
+
+@pytest.fixture(params=FAMILIES)
+def pair(request) -> tuple[Any, Any]:
+    """Hugging Face's decoder, eager all through, and ours with its weights."""
+    model = ModelShape(**MODELS[request.param])
+    torch.manual_seed(0)
+    config = hugging_face_config(model)
+    theirs = AutoModelForCausalLM.from_config(config, attn_implementation="eager", experts_implementation="eager")
+    for parameter in theirs.parameters():  # theirs are so small that a router hardly chooses
+        if parameter.ndim > 1:
+            nn.init.normal_(parameter, std=parameter.shape[-1] ** -0.5)
+    theirs = theirs.eval().requires_grad_(False)
+    router, recorder = LearnedRouter(classifier=lambda block: torch.zeros(())), Recorder(HostClock(), lambda: None)
+    group: Any = SimpleNamespace(rank=lambda: 0, size=lambda: 1)
+
+    def moe_layer(block: int) -> MoELayer:
+        layer = MoELayer(block, router, recorder)
+        shape, weights = layer_shape_of(model, B * L), Theirs(theirs.model.layers[block].mlp.experts)
+        engine = find_engine("loop", model.activation)
+        layer.system = Dense(shape=shape, weights=weights, group=group, engine=engine)
+        return layer
+
+    ours = build_decoder(model, moe_layer, seed=1, dtype=torch.float32, device=CPU)
+    missing, unexpected = ours.load_state_dict(theirs.state_dict(), strict=False)
+    assert not missing and all(".experts." in name for name in unexpected)
+    return theirs, ours
+
+
+@torch.inference_mode()
+def test_a_forward_pass_is_hugging_faces(pair):
+    theirs, ours = pair
+    tokens_BL = torch.randint(8000, (B, L), generator=torch.Generator().manual_seed(1))
+    expected, found = theirs(input_ids=tokens_BL).logits, ours(input_ids=tokens_BL).logits
+    assert float((found - expected).abs().max() / expected.abs().max()) < 1e-5
+    routings = [block.mlp.experts.routing for block in ours.model.layers if hasattr(block.mlp, "experts")]
+    assert (
+        len({expert for one in routings for expert in one.expert_TK.flatten().tolist()})
+        > ours.config.num_experts_per_tok
+    )
+
+
+@torch.inference_mode()
+def test_prefill_and_decode_are_the_last_tokens_of_one_pass(pair):
+    theirs, ours = pair
+    embedded_BLD = torch.randn(B, L, ours.config.hidden_size, generator=torch.Generator().manual_seed(2))
+    expected_BLD = theirs.model(inputs_embeds=embedded_BLD, use_cache=False).last_hidden_state
+    scale = float(expected_BLD.abs().max())
+    prefill = Prefill()
+    found_BLD = prefill.run(ours, embedded_BLD, prefill.prepare(ours, embedded_BLD))
+    assert float((found_BLD - expected_BLD).abs().max()) < 1e-5 * scale
+    decode = Decode()
+    state = decode.prepare(ours, embedded_BLD)
+    for _ in range(2):  # the cache is put back
+        found_B1D = decode.run(ours, embedded_BLD, state)
+        assert found_B1D.shape == (B, 1, ours.config.hidden_size)
+        assert float((found_B1D - expected_BLD[:, -1:]).abs().max()) < 1e-5 * scale
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_real_sizes_have_the_parameters_that_were_published(family):
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(hugging_face_config(ModelShape(**REAL[family])))
+    parameters = sum(parameter.numel() for parameter in model.parameters()) / 1e9
+    assert parameters == pytest.approx(BILLIONS[family], rel=0.005)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_laptop_model_has_the_experts_of_the_real_one(family):
+    real, small = ModelShape(**REAL[family]), ModelShape(**MODELS[family])
+    for name in ("family", "num_experts", "top_k", "activation", "biased", "sparse_step"):
+        assert getattr(real, name) == getattr(small, name)
+    assert small.d_ff / small.d_model == pytest.approx(real.d_ff / real.d_model, rel=0.02)
+    assert bool(real.dense_blocks) == bool(small.dense_blocks) and small.d_ff % 4 == 0
+
+
+def test_what_is_not_of_the_family_is_said():
+    model = ModelShape(**MODELS["deepseek_v3"] | {"dense_blocks": 0})
+    with pytest.raises(ValueError, match=r"model\.top_k is 300; it must be at most model\.num_experts \(256\)"):
+        ModelShape(**MODELS["deepseek_v3"] | {"top_k": 300}).check()
+    assert ModelShape(**MODELS["olmoe"]).regime(None) == "prefill"
+    with pytest.raises(ValueError, match=r"regime is 'encode'; model\.family 'olmoe' can prefill or decode"):
+        ModelShape(**MODELS["olmoe"]).regime("encode")
+    assert model.moe_blocks == [0, 1, 2, 3]
