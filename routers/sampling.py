@@ -7,6 +7,7 @@ from functools import lru_cache
 
 import numpy as np
 
+PATIENCE = 4  # draws of a token for each expert that it is to have
 NODES = 400  # of the integral below, whose integrand is smooth and vanishes at both ends
 
 
@@ -58,13 +59,23 @@ def one_after_another(
 ) -> np.ndarray:
     """int64 [T, K]: each expert drawn in proportion to its probability from those that the token has not yet.
 
-    The first K of as many exponential clocks, which is the same distribution as `torch.multinomial`'s.
+    The same distribution as `torch.multinomial`'s: every token draws from all experts, and again where it has that one.
+    Where that takes long, the rest is given by exponential clocks, of which those that ring first are the same.
     """
-    with np.errstate(divide="ignore"):
-        clock_TE = generator.standard_exponential((num_tokens, len(probabilities_E))) / probabilities_E
-    first_TK = np.argpartition(clock_TE, top_k - 1, axis=1)[:, :top_k]
-    order_TK = np.argsort(np.take_along_axis(clock_TE, first_TK, 1), axis=1)
-    return np.take_along_axis(first_TK, order_TK, 1)
+    cumulative_E, last = np.cumsum(probabilities_E), np.flatnonzero(probabilities_E)[-1]
+    expert_TK, had_T = np.full((num_tokens, top_k), -1), np.zeros(num_tokens, int)
+    for _ in range(PATIENCE * top_k):
+        lacking_N = np.flatnonzero(had_T < top_k)
+        expert_N = np.searchsorted(cumulative_E, generator.random(len(lacking_N)), side="right").clip(max=last)
+        new_N = (expert_TK[lacking_N] != expert_N[:, None]).all(1)
+        got_N = lacking_N[new_N]
+        expert_TK[got_N, had_T[got_N]] = expert_N[new_N]
+        had_T[got_N] += 1
+    for token in np.flatnonzero(had_T < top_k):
+        left_E = np.setdiff1d(np.flatnonzero(probabilities_E), expert_TK[token])
+        clock_E = generator.standard_exponential(len(left_E)) / probabilities_E[left_E]
+        expert_TK[token, had_T[token] :] = left_E[np.argsort(clock_E)][: top_k - had_T[token]]
+    return expert_TK
 
 
 def inclusion(probabilities_E: np.ndarray, top_k: int) -> np.ndarray:

@@ -4,8 +4,11 @@ Attention, norms, gates, shared experts and leading dense layers are Hugging Fac
 called as their experts are: hidden states [T, D], and the experts and weights [T, K] that the model's gate chose.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import import_module
+from threading import Lock
 from typing import Any
 
 import torch
@@ -13,6 +16,8 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from workloads.model import ModelShape
+
+BUILDING = Lock()  # of one decoder at a time in this process, whose ranks may be threads
 
 
 @dataclass(frozen=True)
@@ -63,12 +68,12 @@ def build_decoder(
 ) -> PreTrainedModel:
     """The decoder with its head in evaluation mode; `moe_layer(block)` takes the place of a block's experts.
 
-    It is built without memory, its experts are replaced before they would take any, and the rest is initialised from
-    the seed, the same on every rank. Raises ValueError unless the MoE layers are where the model's sizes have them.
+    It is built without its experts and without memory, and the rest is initialised from the seed, the same on every
+    rank. Raises ValueError unless the MoE layers are where the model's sizes have them.
     """
     config = hugging_face_config(model)
     attention = "sdpa" if model.attention == "fused" and model.family != "gpt_oss" else "eager"
-    with torch.device("meta"):
+    with torch.device("meta"), _no_experts(config):
         decoder = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attention)
     blocks = [at for at, block in enumerate(decoder.model.layers) if hasattr(block.mlp, "experts")]
     if blocks != model.moe_blocks:
@@ -83,6 +88,21 @@ def build_decoder(
     if device.type != "meta":  # which holds no values
         _initialise(decoder, seed)
     return decoder.eval().requires_grad_(False)
+
+
+@contextmanager
+def _no_experts(config: PretrainedConfig) -> Iterator[None]:
+    """Decoders are built with nothing where their experts will be; a described device would have no room for all."""
+    modeling = import_module(AutoModelForCausalLM._model_mapping[type(config)].__module__)
+    known = {name: kind for name, kind in vars(modeling).items() if name.endswith("Experts")}
+    with BUILDING:
+        for name in known:
+            setattr(modeling, name, lambda config: nn.Identity())
+        try:
+            yield
+        finally:
+            for name, kind in known.items():
+                setattr(modeling, name, kind)
 
 
 def _initialise(decoder: Any, seed: int) -> None:

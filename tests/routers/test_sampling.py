@@ -64,6 +64,13 @@ def test_draws_are_as_likely_as_inclusion_says_and_the_first_as_the_probabilitie
     )
 
 
+def test_experts_that_are_hardly_ever_drawn_are_drawn_where_no_others_are_left():
+    probability_E = np.array([1 - 3e-9, 1e-9, 1e-9, 1e-9])
+    expert_TK = one_after_another(probability_E, 9_000, 2, np.random.default_rng(0))
+    assert (expert_TK[:, 0] == 0).all()
+    assert np.bincount(expert_TK[:, 1], minlength=4)[1:] / 9_000 == pytest.approx(1 / 3, abs=0.03)
+
+
 def test_inclusion_of_deepseeks_size_is_quick_and_sums_to_top_k():
     probability_E = np.arange(1, 257.0) ** -1.1
     included_E = inclusion(probability_E / probability_E.sum(), 8)
