@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from analysis.load import Campaign, device_of, load_campaign, runs_of, simulated_on
+from analysis.labels import in_regime
+from analysis.load import Campaign, device_of, load_campaign, regime_of, runs_of, simulated_on
 from analysis.model_error import model_sentence, tie_bands
 from analysis.stats import Floor
 from analysis.summary import noise_floor, summarise
@@ -32,7 +33,8 @@ class Findings:
     def doubt(self, panel: dict) -> str:
         """The sentence on `floor_of`."""
         device = simulated_on(self.campaign, panel)
-        return model_sentence(device) if device else floor_sentence(self.floor)
+        said = model_sentence(device) if device else floor_sentence(self.floor)
+        return in_regime(said, regime_of(self.campaign, panel))
 
     def doubts(self) -> list[str]:
         """`doubt` of all panels, each once."""

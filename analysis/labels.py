@@ -152,6 +152,14 @@ def times(ratio: float) -> str:
     return "–" if np.isnan(ratio) else f"{number(ratio)}×" if ratio >= 10 else f"{ratio:.2f}×"
 
 
+def in_regime(text: str, regime: str) -> str:
+    """The field's word for a timed pass: TTFT is a prompt's and, as the paper has it, an encoder's whole pass."""
+    passes = {"prefill": "prefill", "decode": "decoding step"}
+    if regime in passes:
+        text = text.replace("ull forward pass", f"ull {passes[regime]}")
+    return text.replace("TTFT", "TPOT") if regime == "decode" else text
+
+
 def number(value: float) -> str:
     """Three significant digits, no exponent; 0 as 0."""
     if np.isnan(value):

@@ -9,6 +9,7 @@ from analysis.findings import Findings
 from analysis.frames import select
 from analysis.labels import (
     WITHIN_FLOOR,
+    in_regime,
     number,
     series_names,
     short_axis_name,
@@ -17,7 +18,7 @@ from analysis.labels import (
     within_floor,
     x_text,
 )
-from analysis.load import simulated_on
+from analysis.load import regime_of, simulated_on
 from analysis.stats import Floor
 from analysis.summary import FLOOR_OF
 from analysis.tables import Table, slug
@@ -59,6 +60,8 @@ def series_table(findings: Findings, panel: dict, columns: Columns) -> Table:
     part = rows["section"].fillna(rows["layer"].astype("string"))
     keyed = rows.assign(key=rows["metric"].where(part.isna(), rows["metric"] + "/" + part.fillna("")))
     columns = {key: look for key, look in columns.items() if key in set(keyed["key"])}
+    regime = regime_of(findings.campaign, panel)
+    columns = {key: (in_regime(title, regime), form) for key, (title, form) in columns.items()}
     heading, names, shown = short_axis_name(panel["x_name"]), series_names(rows), []
     floor = findings.floor_of(panel)
     for point in panel["points"]:

@@ -13,9 +13,9 @@ from analysis.figures.canvas import Picture
 from analysis.findings import Findings, describe, find, floor_sentence
 from analysis.frames import select
 from analysis.html import verdict_counts, write_html
-from analysis.labels import UNSURE, tone
+from analysis.labels import UNSURE, in_regime, tone
 from analysis.limits import limits_table
-from analysis.load import coverage, device_of, simulated_on
+from analysis.load import coverage, device_of, regime_of, simulated_on
 from analysis.panels import owner, studies
 from analysis.summary import write_summary
 from analysis.tables import (
@@ -90,7 +90,7 @@ def print_report(
         console.print(f"All {len(devices)} cells ran{checked}.", highlight=False)
     console.print(Text(checks_line(tables["validity"].shown)))
     if not simulated_on(findings.campaign):
-        console.print(Text(floor_sentence(findings.floor)))
+        console.print(Text(in_regime(floor_sentence(findings.floor), regime_of(findings.campaign))))
     shown = [*panels, *(one for one in notes if isinstance(one, Table))]
     if any(text.endswith(UNSURE) for table in shown for text in table.shown.astype(str).to_numpy().ravel()):
         console.print(Text(f"{MARK}: {UNSURE}."))

@@ -86,11 +86,11 @@ class Bench:
         return dict(zip(cells, slowest_C.tolist(), strict=True))
 
     def timed_forward(self, cell: str, iteration: int, *, phase: str) -> torch.Tensor:
-        """The encoder's output with a cell's systems, timed from a moment at which all ranks begin."""
-        embedded_BLD = self.program.embed(iteration)
+        """The model's output with a cell's systems, timed from a moment at which all ranks begin."""
+        start = self.program.start(iteration)
         self._align()
         with self.recorder.iteration(cell=cell, iteration=iteration, phase=phase, order=self._order[phase]):
-            hidden_BLD = self.program.forward(self.systems[cell], embedded_BLD, iteration)
+            hidden_BLD = self.program.forward(self.systems[cell], start, iteration)
             self.accountant.note(cell, iteration)
         self._order[phase] += 1
         return hidden_BLD

@@ -94,7 +94,7 @@ class Profiler:
             for block in program.layers
         }
         batch = iterations_of(program.workload.tier)["warmup"].stop + iteration - PROFILE_FROM
-        program.forward(dense, program.embed(batch), iteration)
+        program.forward(dense, program.start(batch), iteration)
         routings = (layer.routing for layer in program.layers.values())
         return torch.stack([routing.expert_TK.flatten() for routing in routings if routing is not None])
 

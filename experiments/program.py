@@ -1,7 +1,7 @@
 """The program of one rank: the model of a workload, in whose MoE layers whichever system is put there computes."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -24,6 +24,13 @@ from workloads.regimes import REGIMES
 from workloads.weights import CheckpointLayer, Layer, SeededLayer, ShapedLayer, SharedLayer
 
 BEFORE = 3 * PROFILE_FROM  # iterations from here on are drawn for tokens before those of a pass
+
+
+class Start(NamedTuple):
+    """What a pass starts from: embedded tokens [B, L, D], and of a decoding step the KV cache of those before."""
+
+    embedded_BLD: torch.Tensor
+    state: Any
 
 
 class Program:
@@ -73,23 +80,22 @@ class Program:
         """What every system of a block is built with, beside its engine, the shape and its own options."""
         return {"weights": self._shared[block], "group": self.session.group, "span": self.recorder.span}
 
-    def forward(self, systems: Mapping[int, System], embedded_BLD: torch.Tensor, iteration: int) -> torch.Tensor:
+    def forward(self, systems: Mapping[int, System], start: Start, iteration: int) -> torch.Tensor:
         """The model's output with these systems, by block; what each layer was routed is in the layer."""
         self._place(systems, iteration)
-        state = self._states.get(iteration)
-        return self._regime.run(self.module, embedded_BLD, state)
+        return self._regime.run(self.module, start.embedded_BLD, start.state)
 
     def _place(self, systems: Mapping[int, Any], iteration: int) -> None:
         for block, layer in self.layers.items():
             layer.system, layer.iteration = systems[block], iteration
 
-    def embed(self, iteration: int) -> torch.Tensor:
-        """The model's input [B, L, D] of this rank; a cache that the pass starts from is made now, and once."""
+    def start(self, iteration: int) -> Start:
+        """The model's input on this rank; a cache that the pass starts from is made now, and once."""
         tokens_BL = torch.from_numpy(self.token_batch(iteration))
         embedded_BLD = self.module.get_input_embeddings()(tokens_BL.to(self.device))
         if iteration not in self._states:
             self._states[iteration] = self._prepared(embedded_BLD, iteration)
-        return embedded_BLD
+        return Start(embedded_BLD, self._states[iteration])
 
     def _prepared(self, embedded_BLD: torch.Tensor, iteration: int) -> Any:
         """What a pass of this iteration starts from, whichever system it has; nothing of it is recorded."""

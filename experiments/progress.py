@@ -14,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from experiments.cells import Cell
 from experiments.loggers import slowest_ttft_ms
 from experiments.worker import read_progress
+from workloads.model import DECODE
 
 
 class ProgressBar:
@@ -63,7 +64,8 @@ def line(cell: Cell, run: dict[str, Any], samples: pd.DataFrame | None) -> str:
     what = f"{run['system'] + (' (twin)' if run['twin'] else ''):<24} {run['engine']:<10}"
     if samples is None:
         return f"  {where}  {what} {run['state']}: {run['reason']}"
-    return f"  {where}  {what} ttft {median(slowest_ttft_ms(samples).values()):9.2f} ms"
+    passed = "tpot" if run["config"].get("regime") == DECODE else "ttft"
+    return f"  {where}  {what} {passed} {median(slowest_ttft_ms(samples).values()):9.2f} ms"
 
 
 def _occasion(cell: Cell) -> str:

@@ -22,7 +22,15 @@ from scripts.docs_site.stored import TABLES, derived, stored_document
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 CONF = ROOT / "conf"
-DATA = ("device.grouped", "device.peak_tflops", "device.host", "network.devices", "engines", "system.about")
+DATA = (
+    "device.grouped",
+    "model.settings",
+    "device.peak_tflops",
+    "device.host",
+    "network.devices",
+    "engines",
+    "system.about",
+)
 SITE = yaml.safe_load((ROOT / "mkdocs.yml").read_text())
 
 

@@ -6,6 +6,7 @@ from typing import Any
 from systems.engines.activations import ACTIVATIONS
 
 SIZE = {"least": 1}
+DECODERS = ("mixtral", "olmoe", "qwen2_moe", "qwen3_moe", "deepseek_v3", "glm4_moe", "gpt_oss", "minimax_m2")
 ENCODE, PREFILL, DECODE = REGIMES = ("encode", "prefill", "decode")  # what is timed (workloads.regimes)
 
 
@@ -36,9 +37,8 @@ class ModelShape:
     `clamped_swiglu`."""
     biased: bool = False
     """Whether experts have biases."""
-    family: str = "switch"
-    """`switch` (an encoder), or the decoder's model type in Hugging Face's transformers: `mixtral`, `olmoe`,
-    `qwen2_moe`, `qwen3_moe`, `deepseek_v3`, `glm4_moe`, `gpt_oss` or `minimax_m2`."""
+    family: str = field(default="switch", metadata={"one_of": ("switch", *DECODERS)})
+    """`switch` (an encoder), or a decoder's model type in Hugging Face's transformers."""
     dense_blocks: int = field(default=0, metadata={"least": 0})
     """First blocks that have no MoE layer."""
     settings: dict[str, Any] = field(default_factory=dict)

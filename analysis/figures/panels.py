@@ -12,7 +12,7 @@ from analysis.figures.speedup import Marks, plot_speedup
 from analysis.findings import Findings, describe
 from analysis.frames import select
 from analysis.labels import place_text, short_axis_name, system_name, x_text
-from analysis.load import TRUSTED, Campaign, coverage, simulated_on
+from analysis.load import TRUSTED, Campaign, coverage, regime_of, simulated_on
 from analysis.stats import Floor
 from analysis.summary import FLOOR_OF
 from analysis.tables import slug
@@ -44,6 +44,7 @@ def draw_speedup(findings: Findings, panel: dict, marks: Sequence[Marks] = ()) -
         baseline=findings.campaign.plan.get("baseline"),
         floors=floors_of(findings, panel),
         note=note(findings, panel, statistics_of(findings, panel, f"{STATISTICS} {findings.doubt(panel)}")),
+        regime=regime_of(findings.campaign, panel),
     )
 
 

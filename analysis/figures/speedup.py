@@ -30,7 +30,17 @@ from analysis.figures.canvas import (
     time_axis,
 )
 from analysis.frames import select
-from analysis.labels import GREY, axis_name, number, series_names, system_name, system_styles, within_floor, x_text
+from analysis.labels import (
+    GREY,
+    axis_name,
+    in_regime,
+    number,
+    series_names,
+    system_name,
+    system_styles,
+    within_floor,
+    x_text,
+)
 from analysis.reduce import single
 from analysis.stats import Floor
 
@@ -78,6 +88,7 @@ def plot_speedup(
     baseline: str | None = None,
     floors: Mapping[str, Floor] | None = None,
     note: str = "",
+    regime: str = "",
 ) -> Picture:
     """Draw one panel to `path`.png and `path`.svg.
 
@@ -100,7 +111,7 @@ def plot_speedup(
         draw_series(axis_column[-1], select(summary, metric=time_ms), points, summary)
         print_times(axis_column[-1], select(summary, metric=time_ms), baseline, points)
         finish_times(axis_column[-1], select(summary, metric=time_ms), panel["x_name"], points)
-        column_title(axis_column[0], title, pad=18 if marks else 6)
+        column_title(axis_column[0], in_regime(title, regime), pad=18 if marks else 6)
     if compared:
         # Both columns share it, so it is set after both are drawn.
         theirs = [value for one in marks for value in one.values.values()]

@@ -18,7 +18,7 @@ from routers.learned import LearnedRouter
 from systems.dense import Dense
 from systems.engines import find_engine
 from workloads.decoder import FAMILIES, build_decoder, hugging_face_config
-from workloads.model import ModelShape
+from workloads.model import DECODERS, ModelShape
 from workloads.regimes import Decode, Prefill
 
 CONF = Path(__file__).parents[2] / "conf/model"
@@ -129,6 +129,10 @@ def test_a_laptop_model_has_the_experts_of_the_real_one(family):
         assert getattr(real, name) == getattr(small, name)
     assert small.d_ff / small.d_model == pytest.approx(real.d_ff / real.d_model, rel=0.02)
     assert bool(real.dense_blocks) == bool(small.dense_blocks) and small.d_ff % 4 == 0
+
+
+def test_every_decoder_that_may_be_asked_for_is_known():
+    assert tuple(FAMILIES) == DECODERS
 
 
 def test_what_is_not_of_the_family_is_said():

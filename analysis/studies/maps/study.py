@@ -7,7 +7,8 @@ import pandas as pd
 from analysis.figures.canvas import Picture
 from analysis.figures.panels import absent, joined, statistics_of
 from analysis.findings import describe
-from analysis.labels import short_axis_name, x_text
+from analysis.labels import in_regime, short_axis_name, x_text
+from analysis.load import regime_of
 from analysis.panel_tables import with_doubt
 from analysis.studies.maps.borders import borders
 from analysis.studies.maps.figure import plot_map
@@ -41,7 +42,8 @@ class Maps(Study):
                 absent(campaign, panel),
             )
             path = campaign.folder / slug(panel["name"] + ("" if metric == "layer_moe_ms" else "_ttft"))
-            title = f"{panel['title']}: the fastest system, {METRICS[metric]}"
+            timed = in_regime(METRICS[metric], regime_of(campaign, panel))
+            title = f"{panel['title']}: the fastest system, {timed}"
             yield plot_map(frame, path, title=title, note=note, points=loads, floor=floor, **axes)
 
     def table(self, panel: dict) -> Table:
@@ -54,7 +56,7 @@ class Maps(Study):
             rows = map_rows(frame, floor).rename(columns={"border": border, "y": y_heading})
             rows[y_heading] = [x_text(panel["y_name"], y) for y in rows[y_heading]]
             rows.columns = [x_text(panel["x_name"], name) for name in rows.columns]
-            rows.insert(0, "time of", METRICS[metric])
+            rows.insert(0, "time of", in_regime(METRICS[metric], regime_of(self.findings.campaign, panel)))
             shown.append(rows)
         title = f"{panel['title']}: the fastest system and the second's time ÷ its own"
         title += with_doubt(self.findings, panel)

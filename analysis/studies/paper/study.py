@@ -11,6 +11,7 @@ from analysis.figures.expert_load import Recorded
 from analysis.figures.panels import SIMULATED_PANEL, draw_beside, draw_layers, draw_load, draw_speedup
 from analysis.figures.speedup import Marks
 from analysis.frames import select
+from analysis.load import model_family, runs_of
 from analysis.panels import Panels
 from analysis.studies.paper.claims import claims_table
 from analysis.studies.paper.hardware import hardware_sentence
@@ -80,7 +81,12 @@ class Paper(Panels):
     """Panels that say which figures of the paper they stand beside (`published`), and what the paper says in words."""
 
     def owns(self, panel: dict) -> bool:
-        return bool(panel.get("published")) and super().owns(panel)
+        return self.has_the_papers_model and bool(panel.get("published")) and super().owns(panel)
+
+    @cached_property
+    def has_the_papers_model(self) -> bool:
+        """Whether all cells are of a Switch encoder, of which alone the paper speaks."""
+        return {model_family(run) for run in runs_of(self.findings.campaign)} <= {"switch"}
 
     @cached_property
     def published(self) -> pd.DataFrame:
@@ -119,13 +125,17 @@ class Paper(Panels):
         return with_verdicts(table, panel, self.verdicts) if kind_of(panel) == "speedup" else table
 
     def tables(self) -> list[Table]:
-        return [words_table(self.claims), verdicts_table(self.verdicts)]
+        return [words_table(self.claims), verdicts_table(self.verdicts)] if self.has_the_papers_model else []
 
     def notes(self) -> Iterable[str | Table]:
+        if not self.has_the_papers_model:
+            return []
         table = tested_claims(words_table(self.claims))
         return [*([table] if len(table.shown) else []), *filter(None, [hardware_sentence(self.claims)])]
 
     def sections(self) -> list[Section]:
+        if not self.has_the_papers_model:
+            return []
         parts = [table for table in self.tables() if len(table.shown)]
         said = [*filter(None, [hardware_sentence(self.claims)]), *([POINTS] if len(self.verdicts) else [])]
         return [Section("expected", "Expected and obtained", [*parts, *said])] if parts else []

@@ -1,0 +1,67 @@
+"""Campaigns of decoders: a prompt or one more token is timed, and every system's output is the dense model's."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from experiments.composition import configuration
+from experiments.main import run_points
+from experiments.plan import Point
+
+ROOT = Path(__file__).parents[2]
+SMALL = ("tier=smoke", "network=nvlink3", "engine=loop", "batch_size=3", "seq_len=9", "cluster.world_size=2")
+
+
+def runs(out: Path) -> list[dict]:
+    return [json.loads(path.read_text()) for path in out.glob("cells/*/run.json")]
+
+
+@pytest.mark.parametrize(
+    ("model", "regime", "router"),
+    [("qwen3_moe", "prefill", "synthetic"), ("deepseek_v3", "decode", "learned"), ("gpt_oss", "decode", "balanced")],
+)
+def test_every_systems_output_is_the_dense_models(tmp_path, model, regime, router):
+    chosen = (f"model={model}_laptop", f"regime={regime}", f"router={router}", f"out={tmp_path}")
+    systems = ("moeshard", "ep", "eplb_profiled")
+    configs = [configuration([*SMALL, *chosen, f"system={system}"]) for system in systems]
+    assert run_points([Point("tiny", "tiny", "speedup", (), "num_experts", 4, None, configs)]) == 0
+    found = runs(tmp_path)
+    assert len(found) == 3 and all(run["correctness"]["passed"] for run in found)
+    assert len({json.dumps(run["inputs"]["tokens"]) for run in found}) == 1
+    samples = pd.concat(pd.read_parquet(path) for path in tmp_path.glob("cells/*/samples.parquet"))
+    copies = samples[(samples["metric"] == "rows_useful") & (samples["phase"] == "measure")]
+    tokens, top_k = 2 * 3 * (1 if regime == "decode" else 9), found[0]["config"]["model"]["top_k"]
+    ep = copies[copies["cell"].isin([run["cell"] for run in found if run["system"] == "ep"])]
+    assert (ep.groupby(["iteration", "layer"])["value"].sum() == tokens * top_k).all()
+    assert set(ep["layer"]) == {0, 1, 2, 3} - ({0} if model == "deepseek_v3" else set())
+
+
+def test_a_decoder_decodes_on_simulated_ranks(tmp_path):
+    typed = ["model=glm4_moe", "regime=decode", "cluster=simulated", "device=h100_sxm", "network=device", "tier=once"]
+    typed += ["cluster.world_size=8", "batch_size=16", "seq_len=4096", "precision=bf16", "system=ep", f"out={tmp_path}"]
+    typed += ["model.num_blocks=4"]
+    done = subprocess.run([sys.executable, "-m", "experiments.run", *typed], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "TPOT" in done.stdout and "TTFT" not in done.stdout.replace("ttft", "")
+    (run,) = runs(tmp_path)
+    assert run["state"] == "ok" and run["config"]["regime"] == "decode"
+
+
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [
+        (("model=olmoe_laptop", "regime=encode"), "regime is 'encode'; model.family 'olmoe' can prefill or decode"),
+        (("regime=decode",), "regime is 'decode'; model.family 'switch' can encode"),
+        (("model=olmoe_laptop", "model.top_k=99"), "model.top_k is 99; it must be at most model.num_experts (64)"),
+        (("model=olmoe_laptop", "model.family=llama9"), "model.family is 'llama9'; it must be one of switch, mixtral"),
+    ],
+)
+def test_what_a_model_lacks_is_one_sentence(tmp_path, typed, said):
+    command = [sys.executable, "-m", "experiments.run", *typed, f"out={tmp_path}"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2 and said in done.stderr and done.stderr.count("\n") == 1
+    assert not list(tmp_path.iterdir())
