@@ -46,16 +46,21 @@ class Program:
         self._shared = {block: SharedLayer(layer) for block, layer in self.weights.items()}
         # The oracle's own copy: a system that changed the shared one in place would be compared with itself.
         self.oracle_weights = {block: SharedLayer(layer) for block, layer in self.weights.items()}
-        self.router = build_router(workload, rank=session.rank, classifier=lambda block: self.weights[block].router())
+        classifier = None if model.is_decoder else lambda block: self.weights[block].router()
+        self.router = build_router(workload, rank=session.rank, classifier=classifier)
         self.layers: dict[int, MoELayer] = {}
         for block in model.moe_blocks:
             before = next(reversed(self.layers.values()), None)
             self.layers[block] = MoELayer(block, self.router, recorder, before, wait=model.wait_for_layers)
-        built: dict[str, Any] = {"seed": workload.seed, "dtype": self.dtype, "device": self.device}
-        if model.is_decoder:
-            self.module = build_decoder(model, self.layers.__getitem__, **built)
-        else:
-            self.module = build_encoder(model, self.layers.__getitem__, **built, checkpoint=checkpoint)
+        build = build_decoder if model.is_decoder else build_encoder
+        self.module = build(
+            model,
+            self.layers.__getitem__,
+            seed=workload.seed,
+            dtype=self.dtype,
+            device=self.device,
+            checkpoint=checkpoint,
+        )
         self._regime = REGIMES[model.regime(workload.regime)]
         self._states: dict[int, Any] = {}
         self._references = {block: self._reference(block) for block in self.layers}

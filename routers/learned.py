@@ -12,15 +12,15 @@ class LearnedRouter:
 
     Source: Switch Transformers, equations 1 and 2; Hugging Face's SwitchTransformersTop1Router without its expert
     capacity, so that no token is dropped before a system sees it, and with ties broken before rounding to bf16.
-    `classifier(layer)` gives the router matrix [E, D] of an encoder block.
+    `classifier(layer)` gives the router matrix [E, D] of an encoder block; None of a decoder, which has gates.
     """
 
-    def __init__(self, *, classifier: Callable[[int], torch.Tensor], top_k: int = 1, **unused: object) -> None:
+    def __init__(self, *, classifier: Callable[[int], torch.Tensor] | None, top_k: int = 1, **unused: object) -> None:
         self._classifier, self._top_k = classifier, top_k
         self._weight_ED: dict[int, torch.Tensor] = {}
 
     def prefetch(self, num_tokens: int, *, layer: int, iteration: int, like: torch.Tensor) -> None:
-        if layer not in self._weight_ED:
+        if layer not in self._weight_ED and self._classifier is not None:
             self._weight_ED[layer] = self._classifier(layer).to(like.device, torch.float32)
 
     def route(self, x_TD: torch.Tensor, *, layer: int, iteration: int, chosen: Routing | None = None) -> Routing:

@@ -14,8 +14,9 @@ from torch.nn.functional import cross_entropy
 
 from routers.learned import LearnedRouter
 from systems.permute import group_by_expert, inverse
-from workloads.checkpoint import expert_name, open_checkpoint, router_name
+from workloads.checkpoint import open_checkpoint
 from workloads.encoder import build_encoder
+from workloads.layouts import expert_name, router_name
 from workloads.model import ModelShape
 from workloads.weights import CheckpointLayer, SeededLayer
 

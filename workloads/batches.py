@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from workloads.corpus import Corpus
-from workloads.tokenizer import END_OF_DOCUMENT, cache_key, load_or_train_tokenizer, write_once
+from workloads.tokenizer import cache_key, end_of_document, load_or_train_tokenizer, write_once
 
 DOCUMENTS_PER_CHUNK = 256
 # Primes, so that they share no factor with a sequence length or with NUM_SEEDS.
@@ -129,9 +129,7 @@ def _tokenize(corpus: Corpus, tokenizer: Tokenizer, num_tokens_wanted: int) -> N
 
 
 def _token_chunks(corpus: Corpus, tokenizer: Tokenizer) -> Iterator[NDArray[np.int32]]:
-    end_id = tokenizer.token_to_id(END_OF_DOCUMENT)
-    if end_id is None:
-        raise ValueError(f"the checkpoint's tokenizer has no {END_OF_DOCUMENT}; it must be one of the T5 family")
+    end_id = end_of_document(tokenizer)
     documents = corpus.documents()
     while batch := list(islice(documents, DOCUMENTS_PER_CHUNK)):
         encodings = tokenizer.encode_batch_fast(batch, add_special_tokens=False)

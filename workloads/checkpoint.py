@@ -1,6 +1,7 @@
-"""Read Switch checkpoints slice by slice: nothing but the asked-for part of a tensor is brought into memory."""
+"""Read checkpoints slice by slice: nothing but the asked-for part of a tensor is brought into memory."""
 
 import json
+import threading
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import torch
 from huggingface_hub import snapshot_download
 from safetensors import SafetensorError, safe_open
 
+from workloads.layouts import sizes, surplus
 from workloads.model import ModelShape
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
@@ -17,24 +19,27 @@ SHIPPED = {"small_switch": Path(__file__).parent / "trained" / "small_switch"}
 
 
 class Checkpoint:
-    """A directory of safetensors with the parameter names of Hugging Face's Switch Transformers."""
+    """A directory of safetensors with the parameter names of Hugging Face's models."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self._opened = threading.local()  # by file name: opening one reads the names of all its parameters
 
     @cached_property
     def _files(self) -> dict[str, str]:
         """Parameter name -> file."""
         if (self.folder / INDEX).exists():
             return json.loads((self.folder / INDEX).read_text())["weight_map"]
-        with self._open(SINGLE) as file:
-            return dict.fromkeys(file.keys(), SINGLE)
+        return dict.fromkeys(self._open(SINGLE).keys(), SINGLE)
 
     def _open(self, name: str) -> Any:
+        opened = vars(self._opened)
         try:
-            return safe_open(self.folder / name, framework="pt")
+            if name not in opened:
+                opened[name] = safe_open(self.folder / name, framework="pt")
         except SafetensorError as error:
             raise ValueError(f"{self.folder / name} is not a safetensors file ({error})") from error
+        return opened[name]
 
     @property
     def describing_files(self) -> list[Path]:
@@ -44,39 +49,22 @@ class Checkpoint:
     def __contains__(self, name: str) -> bool:
         return name in self._files
 
-    def read(self, name: str, rows: slice = slice(None), columns: slice | None = None) -> torch.Tensor:
-        """Rows, and columns of a matrix, of one parameter; KeyError if the checkpoint lacks it."""
-        with self._open(self._files[name]) as file:
-            tensor = file.get_slice(name)
-            return tensor[rows] if columns is None else tensor[rows, columns]
+    def read(self, name: str, *places: Any) -> torch.Tensor:
+        """These places of one parameter, or all; KeyError if the checkpoint lacks it."""
+        return self._open(self._files[name]).get_slice(name)[places or slice(None)]
 
     def size(self, name: str) -> list[int]:
         """The shape of a parameter, without reading its numbers."""
-        with self._open(self._files[name]) as file:
-            return file.get_slice(name).get_shape()
+        return self._open(self._files[name]).get_slice(name).get_shape()
 
     def check(self, model: ModelShape) -> None:
         """Raise ValueError naming the first parameter whose size is not the model's."""
-        first, last = model.moe_blocks[0], model.moe_blocks[-1]
-        wanted = {
-            "shared.weight": [model.vocab_size, model.d_model],
-            "encoder.block.0.layer.0.SelfAttention.q.weight": [model.num_heads * model.d_kv, model.d_model],
-            "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight": [32, model.num_heads],
-            router_name(first): [model.num_experts, model.d_model],
-            expert_name(last, model.num_experts - 1, "wi"): [model.d_ff, model.d_model],
-            expert_name(last, model.num_experts - 1, "wo"): [model.d_model, model.d_ff],
-        }
-        for block in set(range(model.num_blocks)) - set(model.moe_blocks):
-            wanted[f"encoder.block.{block}.layer.1.mlp.wi.weight"] = [model.d_ff, model.d_model]
-        for name, size in wanted.items():
+        for name, size in sizes(model).items():
             found = self.size(name) if name in self else "missing"
             if found != size:
                 raise ValueError(f"checkpoint {self.folder}: {name} is {found}; the model's sizes want {size}")
-        surplus = f"encoder.block.{model.num_blocks}.layer.0.SelfAttention.q.weight"
-        if surplus in self:
-            raise ValueError(
-                f"checkpoint {self.folder} has more encoder blocks than model.num_blocks ({model.num_blocks})"
-            )
+        if surplus(model) in self:
+            raise ValueError(f"checkpoint {self.folder} has more blocks than model.num_blocks ({model.num_blocks})")
 
 
 @cache
@@ -97,13 +85,3 @@ def open_checkpoint(name: str) -> Checkpoint:
     if not (folder / INDEX).exists() and not (folder / SINGLE).exists():
         raise ValueError(f"checkpoint {folder} has no {SINGLE}; write it with save_pretrained first")
     return Checkpoint(folder)
-
-
-def router_name(block: int) -> str:
-    """Hugging Face's name of a block's router matrix [E, D]."""
-    return f"encoder.block.{block}.layer.1.mlp.router.classifier.weight"
-
-
-def expert_name(block: int, expert: int, matrix: str) -> str:
-    """`matrix` is wi [F, D] or wo [D, F], as stored."""
-    return f"encoder.block.{block}.layer.1.mlp.experts.expert_{expert}.{matrix}.weight"

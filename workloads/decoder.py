@@ -15,6 +15,8 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
+from workloads.checkpoint import Checkpoint
+from workloads.layouts import stored_name
 from workloads.model import ModelShape
 
 BUILDING = Lock()  # of one decoder at a time in this process, whose ranks may be threads
@@ -64,12 +66,18 @@ def hugging_face_config(model: ModelShape) -> PretrainedConfig:
 
 
 def build_decoder(
-    model: ModelShape, moe_layer: Callable[[int], nn.Module], *, seed: int, dtype: torch.dtype, device: torch.device
+    model: ModelShape,
+    moe_layer: Callable[[int], nn.Module],
+    *,
+    seed: int,
+    dtype: torch.dtype,
+    device: torch.device,
+    checkpoint: Checkpoint | None = None,
 ) -> PreTrainedModel:
     """The decoder with its head in evaluation mode; `moe_layer(block)` takes the place of a block's experts.
 
     It is built without its experts and without memory, and the rest is initialised from the seed, the same on every
-    rank. Raises ValueError unless the MoE layers are where the model's sizes have them.
+    rank, or read from the checkpoint. Raises ValueError unless the MoE layers are where the model's sizes have them.
     """
     config = hugging_face_config(model)
     attention = "sdpa" if model.attention == "fused" and model.family != "gpt_oss" else "eager"
@@ -87,6 +95,8 @@ def build_decoder(
     decoder.tie_weights()
     if device.type != "meta":  # which holds no values
         _initialise(decoder, seed)
+    if checkpoint is not None and device.type != "meta":
+        _read(decoder, checkpoint, model.family)
     return decoder.eval().requires_grad_(False)
 
 
@@ -110,3 +120,18 @@ def _initialise(decoder: Any, seed: int) -> None:
     with torch.random.fork_rng(), torch.no_grad():
         torch.manual_seed(seed)
         decoder.apply(decoder._init_weights)
+
+
+@torch.no_grad()
+def _read(decoder: Any, checkpoint: Checkpoint, family: str) -> None:
+    """All but the experts; ValueError naming what is missing or of another size."""
+    for name, tensor in decoder.state_dict().items():
+        stored = stored_name(family, name)
+        if stored not in checkpoint and name == "lm_head.weight":  # which is that of the embedding
+            stored = "model.embed_tokens.weight"
+        found = checkpoint.size(stored) if stored in checkpoint else "missing"
+        if found != list(tensor.shape):
+            raise ValueError(
+                f"checkpoint {checkpoint.folder}: {stored} is {found}; {family} wants {list(tensor.shape)}"
+            )
+        tensor.copy_(checkpoint.read(stored))

@@ -18,6 +18,8 @@ from tokenizers.trainers import BpeTrainer
 from workloads.corpus import Corpus
 
 END_OF_DOCUMENT = "</s>"
+# What other families' tokenizers have for it.
+ENDS = (END_OF_DOCUMENT, "<|endoftext|>", "<|end_of_text|>", "<｜end▁of▁sentence｜>", "<|return|>", "[e~[")
 # The ids 0, 1, 2 are T5's.
 SPECIAL_TOKENS = ["<pad>", END_OF_DOCUMENT, "<unk>"]
 # A corpus of the hub is far larger than a vocabulary needs: training stops after so many characters.
@@ -45,6 +47,14 @@ def load_or_train_tokenizer(
             f"vocab_size ({vocab_size}) must be at least {num_tokens}, the number of tokens of {checkpoint}"
         )
     return tokenizer
+
+
+def end_of_document(tokenizer: Tokenizer) -> int:
+    """The token that follows each document; ValueError for a tokenizer that has none of ENDS."""
+    for end in ENDS:
+        if (token := tokenizer.token_to_id(end)) is not None:
+            return token
+    raise ValueError(f"the checkpoint's tokenizer has no token that ends a document, of {', '.join(ENDS)}")
 
 
 def cache_key(*values: object) -> str:

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import torch
 
 from systems.engines.activations import ACTIVATIONS
-from workloads.checkpoint import Checkpoint, expert_name, router_name
+from workloads.checkpoint import Checkpoint
+from workloads.layouts import read_expert, router_name
 from workloads.model import ModelShape
 
 Experts = tuple[torch.Tensor, ...]  # wi and wo, and where experts have biases bi and bo
@@ -98,7 +99,7 @@ class SeededLayer(Layer):
 
 @dataclass(frozen=True)
 class CheckpointLayer(Layer):
-    """Slices of safetensors: a shard reads F/count rows of each W_i and columns of each W_o from the file."""
+    """Slices of safetensors: of a shard only its hidden units are read from the file."""
 
     model: ModelShape
     block: int
@@ -110,9 +111,7 @@ class CheckpointLayer(Layer):
         return self.checkpoint.read(router_name(self.block)).float()
 
     def _expert(self, expert: int, hidden: slice) -> Experts:
-        wi_FD = self.checkpoint.read(expert_name(self.block, expert, "wi"), rows=hidden)
-        wo_DF = self.checkpoint.read(expert_name(self.block, expert, "wo"), columns=hidden)
-        return wi_FD.T, wo_DF.T
+        return read_expert(self.checkpoint, self.model, self.block, expert, hidden)
 
 
 @dataclass(frozen=True)

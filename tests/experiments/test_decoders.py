@@ -7,10 +7,14 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from transformers import AutoModelForCausalLM
 
 from experiments.composition import configuration
 from experiments.main import run_points
 from experiments.plan import Point
+from workloads.corpus import EmbeddedCorpus
+from workloads.decoder import hugging_face_config
+from workloads.tokenizer import load_or_train_tokenizer
 
 ROOT = Path(__file__).parents[2]
 SMALL = ("tier=smoke", "network=nvlink3", "engine=loop", "batch_size=3", "seq_len=9", "cluster.world_size=2")
@@ -38,6 +42,24 @@ def test_every_systems_output_is_the_dense_models(tmp_path, model, regime, route
     ep = copies[copies["cell"].isin([run["cell"] for run in found if run["system"] == "ep"])]
     assert (ep.groupby(["iteration", "layer"])["value"].sum() == tokens * top_k).all()
     assert set(ep["layer"]) == {0, 1, 2, 3} - ({0} if model == "deepseek_v3" else set())
+
+
+def test_a_checkpoint_with_its_own_tokenizer_is_measured(tmp_path):
+    """As transformers writes them; routed by its own gate, with documents that end as its family's do."""
+    sizes = configuration(["model=olmoe_laptop"]).model
+    AutoModelForCausalLM.from_config(hugging_face_config(sizes)).save_pretrained(tmp_path / "olmoe")
+    tokenizer = load_or_train_tokenizer(EmbeddedCorpus(), 4000, tmp_path)
+    theirs = tokenizer.to_str().replace("</s>", "<|endoftext|>")
+    (tmp_path / "olmoe/tokenizer.json").write_text(theirs)
+    typed = [
+        "model=olmoe_laptop",
+        f"model.checkpoint={tmp_path / 'olmoe'}",
+        "router=learned",
+        f"out={tmp_path / 'out'}",
+    ]
+    configs = [configuration([*SMALL, *typed, f"system={system}"]) for system in ("moeshard", "ep")]
+    assert run_points([Point("tiny", "tiny", "speedup", (), "num_experts", 64, None, configs)]) == 0
+    assert all(run["correctness"]["passed"] for run in runs(tmp_path / "out"))
 
 
 def test_a_decoder_decodes_on_simulated_ranks(tmp_path):

@@ -17,9 +17,11 @@ from experiments.recorder import Recorder
 from routers.learned import LearnedRouter
 from systems.dense import Dense
 from systems.engines import find_engine
+from workloads.checkpoint import open_checkpoint
 from workloads.decoder import FAMILIES, build_decoder, hugging_face_config
 from workloads.model import DECODERS, ModelShape
 from workloads.regimes import Decode, Prefill
+from workloads.weights import CheckpointLayer
 
 CONF = Path(__file__).parents[2] / "conf/model"
 MODELS: Any = {name: OmegaConf.to_container(OmegaConf.load(CONF / f"{name}_laptop.yaml")) for name in FAMILIES}
@@ -129,6 +131,50 @@ def test_a_laptop_model_has_the_experts_of_the_real_one(family):
         assert getattr(real, name) == getattr(small, name)
     assert small.d_ff / small.d_model == pytest.approx(real.d_ff / real.d_model, rel=0.02)
     assert bool(real.dense_blocks) == bool(small.dense_blocks) and small.d_ff % 4 == 0
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_checkpoint_of_hugging_faces_is_read_by_slices(family, tmp_path):
+    """Written with their names for files, read into our layers, two halves of every expert summed."""
+    model = ModelShape(**MODELS[family])
+    torch.manual_seed(3)
+    theirs: Any = AutoModelForCausalLM.from_config(hugging_face_config(model), attn_implementation="eager").eval()
+    theirs.set_experts_implementation("eager")
+    for name, buffer in theirs.named_buffers():
+        if name.endswith("correction_bias"):  # which starts at zero
+            buffer.normal_(std=0.01)
+    theirs.save_pretrained(tmp_path)
+    checkpoint = open_checkpoint(str(tmp_path))
+    checkpoint.check(model)
+    with pytest.raises(ValueError, match="the model's sizes want"):
+        checkpoint.check(ModelShape(**MODELS[family] | {"d_ff": 4 * model.d_ff}))
+    router, recorder = LearnedRouter(classifier=lambda block: torch.zeros(())), Recorder(HostClock(), lambda: None)
+    group: Any = SimpleNamespace(rank=lambda: 0, size=lambda: 1)
+
+    class Halves:
+        def __init__(self, block: int) -> None:
+            shape, layer = layer_shape_of(model, B * L), CheckpointLayer(model, block, checkpoint, torch.float32, CPU)
+            everything = list(range(model.num_experts))
+            given = {"shape": shape, "group": group, "engine": find_engine("loop", model.activation)}
+            self.halves = [
+                Dense(**given, weights=SimpleNamespace(experts=lambda ids, half=half: layer.shard(half, 2)))
+                for half in (0, 1)
+            ]
+            assert len(layer.experts(everything[:1])[0]) == 1
+
+        def forward(self, x_TD, routing):
+            return sum(half.forward(x_TD, routing) for half in self.halves)
+
+    def moe_layer(block: int) -> MoELayer:
+        layer = MoELayer(block, router, recorder)
+        layer.system = Halves(block)  # pyright: ignore[reportAttributeAccessIssue]
+        return layer
+
+    ours = build_decoder(model, moe_layer, seed=1, dtype=torch.float32, device=CPU, checkpoint=checkpoint)
+    tokens_BL = torch.randint(8000, (B, L), generator=torch.Generator().manual_seed(1))
+    with torch.inference_mode():
+        expected, found = theirs(input_ids=tokens_BL).logits, ours(input_ids=tokens_BL).logits
+    assert float((found - expected).abs().max() / expected.abs().max()) < 1e-5
 
 
 def test_every_decoder_that_may_be_asked_for_is_known():
