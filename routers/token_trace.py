@@ -19,8 +19,9 @@ DEFAULT_PATH = Path(__file__).parents[1] / "results/reference/token_trace.npz"
 class TokenTrace:
     """A text through a model.
 
-    expert_LTK: int16, the K best experts of each token, best first. logits_LTK: float16, their router scores.
-    start_S: int64, the first token of each sequence. block_L: int64, the encoder block of each layer. num_experts: a
+    expert_LTK: int16, the K best experts of each token, best first. logits_LTK: float16, their router scores;
+    empty where who recorded them had none.
+    start_S: int64, the first token of each sequence. block_L: int64, the block of each layer. num_experts: a
     number. source: where it is from, in words.
     """
 
