@@ -16,7 +16,6 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import numpy as np
@@ -29,7 +28,10 @@ from routers.trace import COLUMNS
 
 def _stored(path: Path) -> Any:
     """What torch stored: tensors in lists and dicts; anything else, which could run code, is refused."""
-    return torch.load(path, weights_only=True)  # noqa: TID251  (the recorders have no other format)
+    try:
+        return torch.load(path, weights_only=True)  # noqa: TID251  (the recorders have no other format)
+    except Exception as error:  # torch raises many kinds; all mean the same to the user
+        raise ValueError(f"it is no file of tensors ({type(error).__name__})") from error
 
 
 def read_vllm(path: Path) -> list[np.ndarray]:
@@ -127,7 +129,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 0
         parts = [part for path in given.files for part in READERS[given.kind](path)]
         trace = trace_of(parts, given.num_experts, f"{given.kind}: {', '.join(path.name for path in given.files)}")
-    except (OSError, ValueError, KeyError, TypeError, IndexError, UnpicklingError) as error:
+    except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
         print(f"error: {given.kind} record {given.files[0]}: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     trace.write(given.out)

@@ -89,3 +89,9 @@ def test_what_is_no_record_is_said_in_a_sentence(tmp_path, capsys, kind, content
     assert main([kind, str(tmp_path / "bad.npy"), "--num-experts", "8", "--out", str(tmp_path / "mine.npz")]) == 2
     error = capsys.readouterr().err
     assert said in error and error.count("\n") == 1 and not (tmp_path / "mine.npz").exists()
+
+
+def test_a_file_that_would_run_code_is_refused(tmp_path, capsys):
+    write([print], tmp_path / "bad.pt")
+    assert main(["megatron", str(tmp_path / "bad.pt"), "--num-experts", "8", "--out", str(tmp_path / "mine.npz")]) == 2
+    assert "it is no file of tensors (UnpicklingError)" in capsys.readouterr().err

@@ -150,7 +150,7 @@ def test_empty_corpus_has_no_tokens(tmp_path):
 
 def test_tokenizer_without_an_end_of_document(tmp_path):
     tokenizer = Tokenizer(WordLevel({"<unk>": 0}, unk_token="<unk>"))
-    with pytest.raises(ValueError, match="the checkpoint's tokenizer has no </s>"):
+    with pytest.raises(ValueError, match="the checkpoint's tokenizer has no token that ends a document, of </s>"):
         load_tokens(CountingCorpus(), tokenizer, 4, tmp_path)
 
 
