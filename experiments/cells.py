@@ -29,6 +29,7 @@ from systems.engines import find_engine
 from systems.engines.auto import choose, preferred
 from systems.engines.base import DTYPES
 from workloads.checkpoint import open_checkpoint
+from workloads.model import DECODE
 
 
 @dataclass(frozen=True)
@@ -141,7 +142,8 @@ def _check_workload(workload: Workload) -> None:
     _check_device(workload)
     set_precision(workload.precision)
     workload.model.check()
-    workload.model.regime(workload.regime)
+    if workload.model.regime(workload.regime) == DECODE and workload.seq_len < 2:
+        raise ValueError(f"seq_len is {workload.seq_len}; regime=decode needs at least 2, of which the last is decoded")
     if workload.model.checkpoint:
         open_checkpoint(workload.model.checkpoint).check(workload.model)
     build_router(workload, rank=0, classifier=None)

@@ -43,7 +43,9 @@ class Program:
         model = workload.model
         checkpoint = open_checkpoint(model.checkpoint) if model.checkpoint else None
         self.weights = {block: self._weights(block, checkpoint) for block in model.moe_blocks}
-        self._shared = {block: SharedLayer(layer) for block, layer in self.weights.items()}
+        # A described device has one system, whose engine keeps the weights in a layout of its own.
+        alone = self.device.type == "meta"
+        self._shared = {block: layer if alone else SharedLayer(layer) for block, layer in self.weights.items()}
         # The oracle's own copy: a system that changed the shared one in place would be compared with itself.
         self.oracle_weights = {block: SharedLayer(layer) for block, layer in self.weights.items()}
         classifier = None if model.is_decoder else lambda block: self.weights[block].router()
@@ -62,7 +64,7 @@ class Program:
             checkpoint=checkpoint,
         )
         self._regime = REGIMES[model.regime(workload.regime)]
-        self._states: dict[int, Any] = {}
+        self._state: tuple[int, Any] = (-1, None)  # of the last iteration alone: a KV cache may be half of a device
         self._references = {block: self._reference(block) for block in self.layers}
         self._tokens = token_source(workload, cache_dir)
 
@@ -95,12 +97,13 @@ class Program:
             layer.system, layer.iteration = systems[block], iteration
 
     def start(self, iteration: int) -> Start:
-        """The model's input on this rank; a cache that the pass starts from is made now, and once."""
+        """The model's input on this rank; a cache that the pass starts from is made now if the last had another."""
         tokens_BL = torch.from_numpy(self.token_batch(iteration))
         embedded_BLD = self.module.get_input_embeddings()(tokens_BL.to(self.device))
-        if iteration not in self._states:
-            self._states[iteration] = self._prepared(embedded_BLD, iteration)
-        return Start(embedded_BLD, self._states[iteration])
+        if self._state[0] != iteration:
+            self._state = (-1, None)
+            self._state = iteration, self._prepared(embedded_BLD, iteration)
+        return Start(embedded_BLD, self._state[1])
 
     def _prepared(self, embedded_BLD: torch.Tensor, iteration: int) -> Any:
         """What a pass of this iteration starts from, whichever system it has; nothing of it is recorded."""

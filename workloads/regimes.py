@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
 
 from workloads.model import DECODE, ENCODE, PREFILL
 
@@ -43,26 +44,49 @@ class Prefill(Regime):
 class Decode(Regime):
     """The last of L tokens where a KV cache has the others: the time for one more token of each sequence.
 
-    The cache is what a pass over them left, with whatever MoE layers the module had then; every pass starts from it.
+    The cache is what a pass over them left, with whatever MoE layers the module had then. Every pass starts from it and
+    writes the last token's place anew, as servers append to theirs; a window of attention is a small copy.
     """
 
     def prepare(self, module: Any, embedded_BLD: torch.Tensor) -> Any:
-        cache = DynamicCache(config=module.config)
         before_BLD = embedded_BLD[:, :-1]
-        if before_BLD.device.type != "meta":
-            module.model(inputs_embeds=before_BLD, past_key_values=cache, use_cache=True)
-            return cache
-        module.model(inputs_embeds=before_BLD[:, :1], past_key_values=cache, use_cache=True)
-        layers: list[Any] = cache.layers
-        for layer in layers:  # of which only the sizes matter
-            sizes = (*layer.keys.shape[:2], before_BLD.shape[1])
-            layer.keys, layer.values = (x.new_empty(*sizes, x.shape[3]) for x in (layer.keys, layer.values))
+        num_before, of_values = before_BLD.shape[1], before_BLD.device.type != "meta"
+        cache: Any = DynamicCache(config=module.config)
+        module.model(
+            inputs_embeds=before_BLD if of_values else before_BLD[:, :1], past_key_values=cache, use_cache=True
+        )
+        if not of_values:  # of which only the sizes matter
+            for layer in cache.layers:
+                length = min(num_before, layer.sliding_window - 1) if layer.is_sliding else num_before
+                sizes = (*layer.keys.shape[:2], length)
+                layer.keys, layer.values = (x.new_empty(*sizes, x.shape[3]) for x in (layer.keys, layer.values))
+        cache.layers = [layer if layer.is_sliding else _WithRoom(layer) for layer in cache.layers]
         return cache
 
     def run(self, module: Any, embedded_BLD: torch.Tensor, state: Any) -> torch.Tensor:
         again = copy(state)
-        again.layers = [copy(layer) for layer in state.layers]  # which get new tensors, and leave these as they are
+        again.layers = [copy(layer) if layer.is_sliding else layer for layer in state.layers]
         return _last(module, embedded_BLD[:, -1:], again)
+
+
+class _WithRoom(DynamicLayer):
+    """Keys and values [B, heads, L, d] of a block, of which the last token's are written by every pass."""
+
+    def __init__(self, layer: Any) -> None:
+        super().__init__()
+        self.keys, self.values = (torch.cat([x, x[:, :, -1:]], 2) for x in (layer.keys, layer.values))
+        self.dtype, self.device, self.is_initialized = self.keys.dtype, self.keys.device, True
+
+    def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        keys, values = self.keys, self.values
+        assert keys is not None and values is not None
+        keys[:, :, -1:], values[:, :, -1:] = key_states, value_states
+        return keys, values
+
+    def get_seq_length(self) -> int:
+        """Tokens before the one that comes."""
+        assert self.keys is not None
+        return self.keys.shape[2] - 1
 
 
 def _last(module: Any, embedded_BLD: torch.Tensor, cache: DynamicCache) -> torch.Tensor:

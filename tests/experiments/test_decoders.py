@@ -78,6 +78,7 @@ def test_a_decoder_decodes_on_simulated_ranks(tmp_path):
     [
         (("model=olmoe_laptop", "regime=encode"), "regime is 'encode'; model.family 'olmoe' can prefill or decode"),
         (("regime=decode",), "regime is 'decode'; model.family 'switch' can encode"),
+        (("model=olmoe_laptop", "regime=decode", "seq_len=1"), "seq_len is 1; regime=decode needs at least 2"),
         (("model=olmoe_laptop", "model.top_k=99"), "model.top_k is 99; it must be at most model.num_experts (64)"),
         (("model=olmoe_laptop", "model.family=llama9"), "model.family is 'llama9'; it must be one of switch, mixtral"),
     ],
