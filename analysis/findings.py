@@ -82,10 +82,19 @@ def description(runs: list[dict]) -> str:
         *(simulated_where if device_of(first) else measured_where)(first, ranks),
         f"precision {listed(run['precision'] for run in runs)}",
         f"engine {listed(run['engine'] for run in runs)}",
-        f"scale {listed(run['config']['scale']['name'] for run in runs)}",
+        *dict.fromkeys(map(model_of, runs)),
         *([] if device_of(first) else repeated),
     ]
     return " ".join([", ".join(facts) + ".", *matched(runs)])
+
+
+def model_of(run: dict) -> str:
+    """The scale of a Switch encoder, or which decoder it is and what is timed."""
+    config = run["config"]
+    family = config.get("model", {}).get("family", "switch")
+    if family == "switch":
+        return f"scale {config['scale']['name']}"
+    return f"{family} of {config['model']['num_blocks']} blocks, d_model {config['model']['d_model']}, {run['regime']}"
 
 
 def matched(runs: list[dict]) -> list[str]:

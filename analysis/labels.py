@@ -154,9 +154,7 @@ def times(ratio: float) -> str:
 
 def in_regime(text: str, regime: str) -> str:
     """The field's word for a timed pass: TTFT is a prompt's and, as the paper has it, an encoder's whole pass."""
-    passes = {"prefill": "prefill", "decode": "decoding step"}
-    if regime in passes:
-        text = text.replace("ull forward pass", f"ull {passes[regime]}")
+    text = text.replace("forward pass", {"prefill": "prefill", "decode": "decoding step"}.get(regime, "forward pass"))
     return text.replace("TTFT", "TPOT") if regime == "decode" else text
 
 

@@ -228,17 +228,9 @@ def runs_of(campaign: Campaign, panel: dict | None = None) -> list[dict]:
     return [campaign.runs[cell] for cell in campaign.frames if cell in wanted]
 
 
-def model_family(run: dict) -> str:
-    """`switch`, or the model type of a decoder."""
-    return run["config"].get("model", {}).get("family", "switch")
-
-
 def regime_of(campaign: Campaign, panel: dict | None = None) -> str:
     """What all cells of a panel, or of all, were timed at: `encode`, `prefill` or `decode`; "" where they differ."""
-    firsts = {"switch": "encode"}
-    regimes = {
-        run["config"].get("regime") or firsts.get(model_family(run), "prefill") for run in runs_of(campaign, panel)
-    }
+    regimes = {run.get("regime", "encode") for run in runs_of(campaign, panel)}  # samples of earlier code have none
     return regimes.pop() if len(regimes) == 1 else ""
 
 

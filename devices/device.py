@@ -28,7 +28,7 @@ OUTPUT_EXPOSED = 0.5
 TF32_ROWS, TF32_COLUMNS, TF32_DEPTH = (16, 128), 128, 768  # of a tile
 LARGE = 8192  # side of a product that reaches the rate of large ones
 FP32_SHARE = 0.93  # of the peak that a large fp32 product reaches without tensor cores
-IEEE_TILES = {128: 1.0, 64: 0.85, 32: 0.6}  # side of a tile -> share of a large tile's rate
+FP32_TILES = {128: 1.0, 64: 0.85, 32: 0.6}  # side of a tile -> share of a large tile's rate
 # Attention against bf16: tf32 moves twice the bytes at half the rate, fp32 multiplies in three tf32 parts.
 ATTENTION_COST = {"tf32": 2.0, "fp32": 6.0, "fp8": 1.0}
 
@@ -206,7 +206,7 @@ class Device:
         rate = 1e12 * self.peak_tflops["fp32"] * FP32_SHARE / self.multiprocessors
         return min(
             ceil(ceil(m / side) * ceil(n / side) / self.multiprocessors) * 2 * side**2 * k / (rate * share)
-            for side, share in IEEE_TILES.items()
+            for side, share in FP32_TILES.items()
         )
 
     def _batched_s(self, batch: int, m: int, n: int, k: int, precision: str) -> float:

@@ -172,6 +172,7 @@ def document(cell: Cell, plan: Plan, started: str) -> dict[str, Any]:
         "launch_id": cell.launch_id,
         "twin": cell.twin,
         "point": cell.point,
+        "regime": cell.config.model.regime(cell.config.regime),
         "tier": cell.config.tier.name,
         "correctness": None,
         "config": {key: value for key, value in stored(cell.config).items() if key not in PRIVATE},

@@ -142,6 +142,10 @@ def _check_workload(workload: Workload) -> None:
     _check_device(workload)
     set_precision(workload.precision)
     workload.model.check()
+    if workload.model.is_decoder:
+        from workloads.decoder import hugging_face_config  # transformers costs seconds
+
+        hugging_face_config(workload.model)
     if workload.model.regime(workload.regime) == DECODE and workload.seq_len < 2:
         raise ValueError(f"seq_len is {workload.seq_len}; regime=decode needs at least 2, of which the last is decoded")
     if workload.model.checkpoint:

@@ -108,8 +108,8 @@ def inputs(bench: Bench, cells: list[str]) -> dict[str, dict[str, Any]]:
         "matmul_precision": torch.get_float32_matmul_precision(),
     }
     if bench.session.device.type != "meta":
-        encoder = not bench.workload.model.is_decoder  # a decoder's gates are among its parameters
-        routers = {f"router.{block}": layer.router() for block, layer in bench.program.weights.items() if encoder}
+        own = {} if bench.workload.model.is_decoder else bench.program.weights  # decoders' gates are in their module
+        routers = {f"router.{block}": layer.router() for block, layer in own.items()}
         shared["weights"] = digest_tensors({**bench.program.module.state_dict(), **routers})
     return {
         cell: shared

@@ -40,6 +40,7 @@ class MoELayer(nn.Module):
         self.seen: tuple[torch.Tensor, Routing, torch.Tensor] | None = None
 
     def forward(self, hidden: torch.Tensor, *chosen: torch.Tensor) -> torch.Tensor:
+        """Route and compute, timed if the run is observed. chosen: expert_TK and weight_TK of a decoder's gate."""
         x_TD = hidden.flatten(0, -2)
         gated = Routing(chosen[0], chosen[1].to(x_TD.dtype)) if chosen else None
         with self.recorder.layer(self.block):

@@ -10,12 +10,7 @@ from experiments.configuration import TOLERANCES, set_precision
 from experiments.schedule import iterations_of
 from routers.base import Routing
 from systems.collectives import all_gather
-from systems.dense import Dense
-from systems.engines import find_engine
 from workloads.weights import MOST_THREADS
-
-SMALL_BYTES = 2**28  # on the host, which ranks share
-SMALL_SHARE = 1 / 32  # of a GPU, which emulated ranks share
 
 
 @torch.inference_mode()
@@ -29,7 +24,7 @@ def verify(bench: Bench, cell: str) -> dict[str, Any]:
     for layer in bench.program.layers.values():
         layer.remember = True
     bench.program.prefetch(iteration)
-    if _weights_are_small(bench):
+    if bench.program.keeps_every_expert:
         _draw_weights(bench)
     with bench.session.clock.running():
         bench.timed_forward(cell, iteration, phase="first")
@@ -66,26 +61,8 @@ def _layer_error(bench: Bench, block: int) -> tuple[float, int]:
     x_TD, routing, y_TD = seen
     exact = Routing(routing.expert_TK, routing.weight_TK.float())
     set_precision("fp32")
-    oracle = Dense(
-        resident=False,
-        shape=bench.program.shape,
-        weights=bench.program.oracle_weights[block] if _weights_are_small(bench) else bench.program.weights[block],
-        group=bench.session.group,
-        engine=find_engine("loop", bench.program.shape.activation),
-    )
-    expected_TD = oracle.forward(x_TD.float(), exact)
+    expected_TD = bench.program.references[block].forward(x_TD.float(), exact)
     set_precision(bench.workload.precision)
     dropped_T = (y_TD == 0).all(1) & (expected_TD != 0).any(1)
     error = (y_TD.float() - expected_TD)[~dropped_T].abs().max() if not dropped_T.all() else torch.zeros(())
     return float(error / expected_TD.abs().max()), int(dropped_T.sum())
-
-
-def _weights_are_small(bench: Bench) -> bool:
-    """Whether a rank may keep every expert for the checks instead of making them anew for each system."""
-    model = bench.workload.model
-    expert = bench.program.shape.expert_elements(model.d_ff)
-    num_weights = len(bench.program.layers) * model.num_experts * expert
-    small = SMALL_BYTES
-    if bench.session.device.type == "cuda":
-        small = SMALL_SHARE * torch.cuda.get_device_properties(bench.session.device).total_memory
-    return num_weights * bench.program.dtype.itemsize <= small

@@ -19,8 +19,6 @@ from experiments.records import Workload
 from experiments.schedule import PROFILED, iterations_of
 from routers.drawn import PROFILE_FROM, DrawnRouter
 from systems.collectives import all_gather
-from systems.dense import Dense
-from systems.engines import find_engine
 from systems.engines.base import DTYPES
 from systems.planners.base import Profile, Rates
 
@@ -88,13 +86,8 @@ class Profiler:
     def _routed(self, iteration: int) -> torch.Tensor:
         """The same of a router that looks at tokens, by a forward pass of its own."""
         program = self._program
-        engine = find_engine("loop", program.shape.activation)
-        dense = {
-            block: Dense(resident=False, shape=program.shape, engine=engine, **program.given(block))
-            for block in program.layers
-        }
         batch = iterations_of(program.workload.tier)["warmup"].stop + iteration - PROFILE_FROM
-        program.forward(dense, program.start(batch), iteration)
+        program.forward(program.references, program.start(batch), iteration)
         routings = (layer.routing for layer in program.layers.values())
         return torch.stack([routing.expert_TK.flatten() for routing in routings if routing is not None])
 

@@ -23,6 +23,8 @@ from workloads.encoder import build_encoder
 from workloads.regimes import REGIMES
 from workloads.weights import CheckpointLayer, Layer, SeededLayer, ShapedLayer, SharedLayer
 
+SMALL_BYTES = 2**28  # on the host, which ranks share
+SMALL_SHARE = 1 / 32  # of a GPU, which emulated ranks share
 BEFORE = 3 * PROFILE_FROM  # iterations from here on are drawn for tokens before those of a pass
 
 
@@ -65,7 +67,7 @@ class Program:
         )
         self._regime = REGIMES[model.regime(workload.regime)]
         self._state: tuple[int, Any] = (-1, None)  # of the last iteration alone: a KV cache may be half of a device
-        self._references = {block: self._reference(block) for block in self.layers}
+        self.references = {block: self._reference(block) for block in self.layers}
         self._tokens = token_source(workload, cache_dir)
 
     def _weights(self, block: int, checkpoint: Checkpoint | None) -> Layer:
@@ -77,11 +79,19 @@ class Program:
         return SeededLayer(model, block, self.workload.seed, self.dtype, self.device)
 
     def _reference(self, block: int) -> System:
-        """What computes a layer before a pass: the dense model, one expert after another."""
+        """The dense model of a layer, one expert after another: what checks, profiles and KV caches go by."""
         engine = find_engine("loop", self.shape.activation)
-        weights = self.oracle_weights[block] if self.device.type != "meta" else self._shared[block]
-        given = {"weights": weights, "group": self.session.group, "engine": engine}
-        return Dense(resident=False, shape=self.shape, **given)
+        weights = (self.oracle_weights if self.keeps_every_expert else self.weights)[block]
+        return Dense(resident=False, shape=self.shape, weights=weights, group=self.session.group, engine=engine)
+
+    @property
+    def keeps_every_expert(self) -> bool:
+        """Whether a rank may keep all experts for the dense model instead of making them anew at every use."""
+        expert_bytes = self.shape.expert_elements(self.shape.d_ff) * self.dtype.itemsize
+        small = SMALL_BYTES
+        if self.device.type == "cuda":
+            small = SMALL_SHARE * torch.cuda.get_device_properties(self.device).total_memory
+        return self.device.type != "meta" and len(self.layers) * self.shape.num_experts * expert_bytes <= small
 
     def given(self, block: int) -> dict[str, Any]:
         """What every system of a block is built with, beside its engine, the shape and its own options."""
@@ -107,7 +117,7 @@ class Program:
 
     def _prepared(self, embedded_BLD: torch.Tensor, iteration: int) -> Any:
         """What a pass of this iteration starts from, whichever system it has; nothing of it is recorded."""
-        self._place(self._references, BEFORE + iteration)
+        self._place(self.references, BEFORE + iteration)
         observing, self.recorder.observing = self.recorder.observing, False
         state = self._regime.prepare(self.module, embedded_BLD)
         self.recorder.observing = observing

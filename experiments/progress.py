@@ -64,7 +64,7 @@ def line(cell: Cell, run: dict[str, Any], samples: pd.DataFrame | None) -> str:
     what = f"{run['system'] + (' (twin)' if run['twin'] else ''):<24} {run['engine']:<10}"
     if samples is None:
         return f"  {where}  {what} {run['state']}: {run['reason']}"
-    passed = "tpot" if run["config"].get("regime") == DECODE else "ttft"
+    passed = "tpot" if run["regime"] == DECODE else "ttft"
     return f"  {where}  {what} {passed} {median(slowest_ttft_ms(samples).values()):9.2f} ms"
 
 

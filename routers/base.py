@@ -38,7 +38,7 @@ class Routing:
 class Router(Protocol):
     """Routing is a function of (seed, layer, iteration, rank) and the tokens, so every system sees the same.
 
-    A router is built with num_experts, rank, seed, moe_blocks (the blocks that have an MoE layer) and
+    A router is built with num_experts, top_k, rank, seed, moe_blocks (the blocks that have an MoE layer) and
     classifier (block -> the model's router matrix [E, D]), needed or not, and the options of its configuration; its
     constructor raises ValueError, in one sentence that names the option, before anything is launched.
     """

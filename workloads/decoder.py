@@ -47,6 +47,10 @@ FAMILIES = {
 def hugging_face_config(model: ModelShape) -> PretrainedConfig:
     """The configuration of a model; ValueError, in one sentence, for sizes that the family cannot have."""
     family = FAMILIES[model.family]
+    if model.sparse_step != 1 or (model.dense_blocks and not family.dense_blocks):
+        asked = f"model.sparse_step {model.sparse_step} and model.dense_blocks {model.dense_blocks}"
+        least = "" if family.dense_blocks else " and no dense ones"
+        raise ValueError(f"{model.family} has {asked}; it must have a sparse_step of 1{least}")
     sizes = {
         "vocab_size": model.vocab_size,
         "hidden_size": model.d_model,
@@ -77,18 +81,14 @@ def build_decoder(
     """The decoder with its head in evaluation mode; `moe_layer(block)` takes the place of a block's experts.
 
     It is built without its experts and without memory, and the rest is initialised from the seed, the same on every
-    rank, or read from the checkpoint. Raises ValueError unless the MoE layers are where the model's sizes have them.
+    rank, or read from the checkpoint.
     """
     config = hugging_face_config(model)
     attention = "sdpa" if model.attention == "fused" and model.family != "gpt_oss" else "eager"
     with torch.device("meta"), _no_experts(config):
         decoder = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attention)
     blocks = [at for at, block in enumerate(decoder.model.layers) if hasattr(block.mlp, "experts")]
-    if blocks != model.moe_blocks:
-        raise ValueError(
-            f"{model.family} has MoE layers in blocks {blocks}, and the model's sizes in {model.moe_blocks}: "
-            "see model.dense_blocks"
-        )
+    assert blocks == model.moe_blocks, (blocks, model.moe_blocks)
     for at in blocks:
         decoder.model.layers[at].mlp.experts = moe_layer(at)
     decoder.to_empty(device=device)

@@ -49,6 +49,7 @@ class Decode(Regime):
     """
 
     def prepare(self, module: Any, embedded_BLD: torch.Tensor) -> Any:
+        """The cache of all tokens but the last; of a device without values only its sizes."""
         before_BLD = embedded_BLD[:, :-1]
         num_before, of_values = before_BLD.shape[1], before_BLD.device.type != "meta"
         cache: Any = DynamicCache(config=module.config)

@@ -85,6 +85,7 @@ def grouped_gemm(
     GATED: tl.constexpr = ACTIVATION != "" and ACTIVATION != "relu"
     HALVES: tl.constexpr = 2 if GATED else 1
     w_KO = w_eOK + expert * HALVES * O * K + o[None, :] * K + k[:, None]
+    up_KO = w_eOK + (expert * HALVES + HALVES - 1) * O * K + o[None, :] * K + k[:, None]
     acc_MO = tl.zeros((BLOCK_M, BLOCK_O), tl.float32)
     up_MO = tl.zeros((BLOCK_M, BLOCK_O), tl.float32)
     for start in range(0, K, BLOCK_K):
@@ -93,7 +94,7 @@ def grouped_gemm(
         w_tile = tl.load(w_KO + start, mask=(o < O)[None, :] & inside[:, None], other=0.0)
         acc_MO = tl.dot(x_tile, w_tile, acc_MO, input_precision=PRECISION)
         if GATED:
-            w_tile = tl.load(w_KO + O.to(tl.int64) * K + start, mask=(o < O)[None, :] & inside[:, None], other=0.0)
+            w_tile = tl.load(up_KO + start, mask=(o < O)[None, :] & inside[:, None], other=0.0)
             up_MO = tl.dot(x_tile, w_tile, up_MO, input_precision=PRECISION)
     if BIASED:
         bias_O = bias_eO + expert * HALVES * O + o

@@ -70,7 +70,8 @@ def test_a_decoder_decodes_on_simulated_ranks(tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
     assert "TPOT" in done.stdout and "TTFT" not in done.stdout.replace("ttft", "")
     (run,) = runs(tmp_path)
-    assert run["state"] == "ok" and run["config"]["regime"] == "decode"
+    assert run["state"] == "ok" and run["regime"] == "decode"
+    assert "glm4_moe of 4 blocks, d_model 4096, decode" in " ".join(done.stdout.split())
 
 
 @pytest.mark.parametrize(
@@ -79,6 +80,7 @@ def test_a_decoder_decodes_on_simulated_ranks(tmp_path):
         (("model=olmoe_laptop", "regime=encode"), "regime is 'encode'; model.family 'olmoe' can prefill or decode"),
         (("regime=decode",), "regime is 'decode'; model.family 'switch' can encode"),
         (("model=olmoe_laptop", "regime=decode", "seq_len=1"), "seq_len is 1; regime=decode needs at least 2"),
+        (("model=olmoe_laptop", "model.dense_blocks=1"), "olmoe has model.sparse_step 1 and model.dense_blocks 1"),
         (("model=olmoe_laptop", "model.top_k=99"), "model.top_k is 99; it must be at most model.num_experts (64)"),
         (("model=olmoe_laptop", "model.family=llama9"), "model.family is 'llama9'; it must be one of switch, mixtral"),
     ],

@@ -11,7 +11,7 @@ from analysis.figures.expert_load import Recorded
 from analysis.figures.panels import SIMULATED_PANEL, draw_beside, draw_layers, draw_load, draw_speedup
 from analysis.figures.speedup import Marks
 from analysis.frames import select
-from analysis.load import model_family, runs_of
+from analysis.load import runs_of
 from analysis.panels import Panels
 from analysis.studies.paper.claims import claims_table
 from analysis.studies.paper.hardware import hardware_sentence
@@ -85,8 +85,8 @@ class Paper(Panels):
 
     @cached_property
     def has_the_papers_model(self) -> bool:
-        """Whether all cells are of a Switch encoder, of which alone the paper speaks."""
-        return {model_family(run) for run in runs_of(self.findings.campaign)} <= {"switch"}
+        """Whether all cells are of an encoder, of which alone the paper speaks."""
+        return all(run.get("regime", "encode") == "encode" for run in runs_of(self.findings.campaign))
 
     @cached_property
     def published(self) -> pd.DataFrame:

@@ -236,9 +236,9 @@ def test_gated_activations_in_the_interpreter(interpreter, name: str, activation
 
 
 @settings(max_examples=20, deadline=None)
-@given(counts, st.integers(0, 5), st.integers(1, 140), st.integers(1, 140))
-def test_triton_takes_any_widths_in_the_interpreter(interpreter, rows: list[int], padding: int, width: int, d_ff: int):
-    assert error(find_engine("triton"), rows, padding, width, d_ff) < 1e-6
+@given(counts, st.integers(0, 5), st.integers(1, 140), st.integers(1, 140), st.sampled_from(list(ACTIVATIONS)))
+def test_triton_takes_any_widths_in_the_interpreter(interpreter, rows, padding, width, d_ff, activation):
+    assert error(find_engine("triton", activation), rows, padding, width, d_ff) < 1e-6
 
 
 def test_megablocks_counts_beyond_256_blocks_in_the_interpreter(interpreter):
