@@ -38,8 +38,9 @@ class Routing:
 class Router(Protocol):
     """Routing is a function of (seed, layer, iteration, rank) and the tokens, so every system sees the same.
 
-    A router is built with num_experts, top_k, rank, seed, moe_blocks (the blocks that have an MoE layer) and
-    classifier (block -> the model's router matrix [E, D]), needed or not, and the options of its configuration; its
+    A router is built with num_experts, top_k, rank, seed, moe_blocks (the blocks that have an MoE layer), classifier
+    (block -> the model's router matrix [E, D]), sequences (how many this rank has; their tokens come one sequence after
+    another) and regime (encode, prefill or decode), needed or not, and the options of its configuration; its
     constructor raises ValueError, in one sentence that names the option, before anything is launched.
     """
 

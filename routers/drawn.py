@@ -1,4 +1,4 @@
-"""What routers share that look at no token: seeded draws, kept until they are asked for, and equal gate weights.
+"""What routers share that look at no token: seeded draws, made before they are asked for, and equal gate weights.
 
 Letters in names: T tokens of this rank, E experts, K experts per token, D d_model.
 """
@@ -33,6 +33,8 @@ class DrawnRouter(ABC):
         top_k: int = 1,
         moe_blocks: Sequence[int] = (),
         classifier: object = None,
+        sequences: int = 1,
+        regime: str = "encode",
     ) -> None:
         self.num_experts, self.rank, self.seed, self.top_k = num_experts, rank, seed, top_k
         self._drawn: dict[tuple[int, int], Routing] = {}
@@ -51,16 +53,19 @@ class DrawnRouter(ABC):
         return np.random.Generator(np.random.Philox(counter))
 
     def prefetch(self, num_tokens: int, *, layer: int, iteration: int, like: torch.Tensor) -> None:
-        expert_TK = torch.from_numpy(np.ascontiguousarray(self.draw(num_tokens, layer=layer, iteration=iteration)))
-        weight_TK = torch.full(expert_TK.shape, 1 / self.top_k, dtype=like.dtype, device=like.device)
-        self._drawn[layer, iteration] = Routing(expert_TK.to(like.device), weight_TK)
+        """Draw for one pass; what was drawn for others is forgotten."""
+        self._drawn = {key: routing for key, routing in self._drawn.items() if key[1] == iteration}
+        self._drawn[layer, iteration] = self._routing(num_tokens, layer, iteration, like)
 
     def route(self, x_TD: torch.Tensor, *, layer: int, iteration: int, chosen: Routing | None = None) -> Routing:
-        if (layer, iteration) not in self._drawn:
-            self.prefetch(len(x_TD), layer=layer, iteration=iteration, like=x_TD)
-        routing = self._drawn[layer, iteration]
+        routing = self._drawn.get((layer, iteration)) or self._routing(len(x_TD), layer, iteration, x_TD)
         assert len(routing.expert_TK) == len(x_TD)
         return routing
+
+    def _routing(self, num_tokens: int, layer: int, iteration: int, like: torch.Tensor) -> Routing:
+        expert_TK = torch.from_numpy(np.ascontiguousarray(self.draw(num_tokens, layer=layer, iteration=iteration)))
+        weight_TK = torch.full(expert_TK.shape, 1 / self.top_k, dtype=like.dtype, device=like.device)
+        return Routing(expert_TK.to(like.device), weight_TK)
 
 
 class MultinomialRouter(DrawnRouter):
@@ -89,7 +94,7 @@ class MultinomialRouter(DrawnRouter):
         probabilities_E = self.probabilities(layer=layer, iteration=iteration)
         generator = self.generator(layer=layer, iteration=iteration)
         if self.top_k > 1:
-            return one_after_another(probabilities_E, num_tokens, self.top_k, generator)
+            return one_after_another(probabilities_E[None], num_tokens, self.top_k, generator)
         # Rounding may leave the last sum a little below 1.
         expert_T = np.searchsorted(np.cumsum(probabilities_E), generator.random(num_tokens), side="right")
         return np.minimum(expert_T, self.num_experts - 1)[:, None]

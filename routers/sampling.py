@@ -1,6 +1,6 @@
 """Different experts for each token: drawn one after another, or dealt so that every expert gets its number.
 
-Letters in names: T tokens, K experts of a token, E experts.
+Letters in names: T tokens, K experts of a token, E experts, S sequences, G groups of experts.
 """
 
 from functools import lru_cache
@@ -55,27 +55,90 @@ def deal(counts_E: np.ndarray, num_tokens: int, generator: np.random.Generator) 
 
 
 def one_after_another(
-    probabilities_E: np.ndarray, num_tokens: int, top_k: int, generator: np.random.Generator
+    probabilities_SE: np.ndarray,
+    num_tokens: int,
+    top_k: int,
+    generator: np.random.Generator,
+    *,
+    groups: int = 1,
+    most_groups: int = 1,
 ) -> np.ndarray:
     """int64 [T, K]: each expert drawn in proportion to its probability from those that the token has not yet.
 
-    The same distribution as `torch.multinomial`'s: every token draws from all experts, and again where it has that one.
-    Where that takes long, the rest is given by exponential clocks, of which those that ring first are the same.
+    Token t is of sequence t S // T and has that row's probabilities, which need not sum to 1. Where experts are in
+    `groups` equal groups of neighbours, a token's are of at most `most_groups` of them: those of its first experts.
+
+    The same distribution as `torch.multinomial`'s: every token draws from all experts, and again where it may not have
+    that one. Where that takes long, the rest is given by exponential clocks, of which those that ring first are the
+    same.
     """
-    cumulative_E, last = np.cumsum(probabilities_E), np.flatnonzero(probabilities_E)[-1]
-    expert_TK, had_T = np.full((num_tokens, top_k), -1), np.zeros(num_tokens, int)
-    for _ in range(PATIENCE * top_k):
-        lacking_N = np.flatnonzero(had_T < top_k)
-        expert_N = np.searchsorted(cumulative_E, generator.random(len(lacking_N)), side="right").clip(max=last)
-        new_N = (expert_TK[lacking_N] != expert_N[:, None]).all(1)
-        got_N = lacking_N[new_N]
-        expert_TK[got_N, had_T[got_N]] = expert_N[new_N]
-        had_T[got_N] += 1
-    for token in np.flatnonzero(had_T < top_k):
-        left_E = np.setdiff1d(np.flatnonzero(probabilities_E), expert_TK[token])
-        clock_E = generator.standard_exponential(len(left_E)) / probabilities_E[left_E]
-        expert_TK[token, had_T[token] :] = left_E[np.argsort(clock_E)][: top_k - had_T[token]]
-    return expert_TK
+    num_sequences, num_experts = probabilities_SE.shape
+    sequence_T = np.arange(num_tokens) * num_sequences // max(num_tokens, 1)
+    hands = _Hands(num_tokens, top_k, np.arange(num_experts) * groups // num_experts, most_groups)
+    _by_rejection(hands, probabilities_SE, sequence_T, generator)
+    _by_clocks(hands, probabilities_SE, sequence_T, generator)
+    return hands.expert_TK
+
+
+class _Hands:
+    """What each token has been given so far: expert_TK, -1 where nothing yet, and which groups those are of."""
+
+    def __init__(self, num_tokens: int, top_k: int, group_E: np.ndarray, most_groups: int) -> None:
+        self.expert_TK, self._had_T = np.full((num_tokens, top_k), -1), np.zeros(num_tokens, int)
+        self.group_E, self._most_groups = group_E, most_groups
+        groups = group_E[-1] + 1
+        self._used_TG = np.full((num_tokens, groups), groups <= most_groups)  # all of them, where groups mean nothing
+
+    def lacking(self) -> np.ndarray:
+        """int64 [N]: the tokens that have not all."""
+        return np.flatnonzero(self._had_T < self.expert_TK.shape[1])
+
+    def may_have(self, token_N: np.ndarray) -> np.ndarray:
+        """bool [N, G]: the groups from which a token may have another."""
+        used_NG = self._used_TG[token_N]
+        return used_NG | (used_NG.sum(1, keepdims=True) < self._most_groups)
+
+    def give(self, token_N: np.ndarray, expert_N: np.ndarray) -> None:
+        self.expert_TK[token_N, self._had_T[token_N]] = expert_N
+        self._used_TG[token_N, self.group_E[expert_N]] = True
+        self._had_T[token_N] += 1
+
+
+def _by_rejection(
+    hands: _Hands, probabilities_SE: np.ndarray, sequence_T: np.ndarray, generator: np.random.Generator
+) -> None:
+    """A draw from all experts for every token that lacks one, kept if it may have that; again some times."""
+    num_sequences, num_experts = probabilities_SE.shape
+    cumulative_SE = np.cumsum(probabilities_SE, axis=1)
+    # One ascending row of numbers: a sequence's begin at its index.
+    cumulative_N = (cumulative_SE / cumulative_SE[:, -1:] + np.arange(num_sequences)[:, None]).ravel()
+    for _ in range(PATIENCE * hands.expert_TK.shape[1]):
+        token_N = hands.lacking()
+        sequence_N = sequence_T[token_N]
+        place_N = np.searchsorted(cumulative_N, sequence_N + generator.random(len(token_N)), side="right")
+        expert_N = (place_N - sequence_N * num_experts).clip(max=num_experts - 1)  # the sum may have rounded up
+        may_N = hands.may_have(token_N)[np.arange(len(token_N)), hands.group_E[expert_N]]
+        may_N &= (hands.expert_TK[token_N] != expert_N[:, None]).all(1)
+        hands.give(token_N[may_N], expert_N[may_N])
+
+
+def _by_clocks(
+    hands: _Hands, probabilities_SE: np.ndarray, sequence_T: np.ndarray, generator: np.random.Generator
+) -> None:
+    """To every token that lacks experts those whose clocks ring first."""
+    token_N = hands.lacking()
+    probabilities_NE = probabilities_SE[sequence_T[token_N]]
+    with np.errstate(divide="ignore"):  # the clock of an expert of no probability never rings
+        clock_NE = generator.standard_exponential(probabilities_NE.shape) / probabilities_NE
+    had_NE = (hands.expert_TK[token_N, :, None] == np.arange(probabilities_SE.shape[1])).any(1)
+    clock_NE[had_NE] = np.inf
+    while len(token_N):
+        may_NE = hands.may_have(token_N)[:, hands.group_E]
+        expert_N = np.where(may_NE, clock_NE, np.inf).argmin(1)
+        hands.give(token_N, expert_N)
+        clock_NE[np.arange(len(token_N)), expert_N] = np.inf
+        still_N = np.isin(token_N, hands.lacking())
+        token_N, clock_NE = token_N[still_N], clock_NE[still_N]
 
 
 def inclusion(probabilities_E: np.ndarray, top_k: int) -> np.ndarray:

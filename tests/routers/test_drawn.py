@@ -24,7 +24,9 @@ DRAWN = sorted(CONFIGS.keys() - {"learned"})
 COUNTED = ["balanced", "matched", "trace"]
 REPLAYED = ["token_trace"]  # recorded tokens, whose number of experts is theirs
 NUM_TOKENS = 1000
-NUM_EXPERTS = dict.fromkeys(DRAWN, 16) | dict.fromkeys(REPLAYED, 128)
+FITTED = ["like"]  # to models, whose number of experts it has
+CHOSEN = {"like": {"of": "switch_base_128.wikitext"}}
+NUM_EXPERTS = dict.fromkeys(DRAWN, 16) | dict.fromkeys(REPLAYED + FITTED, 128)
 BALANCED = [14, 8, 0, 13, 2, 3, 10, 12, 15, 9, 1, 11]
 TOKENS = [77, 104, 87, 64, 104, 121, 64, 120, 28, 126, 116, 90]
 TRACE = [14, 6, 1, 13, 4, 5, 8, 11, 15, 7, 3, 10]
@@ -37,7 +39,7 @@ def options(name: str) -> dict[str, Any]:
 def build(name: str, *, rank: int = 0, seed: int = 0, **changed: Any) -> DrawnRouter:
     """The router of a configuration file on a model with MoE in blocks 1 and 3, mostly of 16 experts."""
     given = {"num_experts": NUM_EXPERTS[name], "rank": rank, "seed": seed, "moe_blocks": [1, 3], "classifier": None}
-    return get_class(CONFIGS[name]["_target_"])(**options(name), **given, **changed)
+    return get_class(CONFIGS[name]["_target_"])(**options(name) | CHOSEN.get(name, {}), **given, **changed)
 
 
 def test_there_is_a_configuration_of_every_router():
@@ -45,6 +47,7 @@ def test_there_is_a_configuration_of_every_router():
         "balanced",
         "drift",
         "learned",
+        "like",
         "lognormal",
         "matched",
         "synthetic",
@@ -61,7 +64,7 @@ def test_the_configuration_shows_every_option_with_its_default(name):
     for kind in reversed(kinds):
         named = inspect.signature(kind.__init__).parameters.values()
         defaults |= {p.name: p.default for p in named if p.default is not p.empty}
-    for given in ("moe_blocks", "classifier", "top_k"):
+    for given in ("moe_blocks", "classifier", "top_k", "sequences", "regime"):
         defaults.pop(given, None)
     of_the_cluster = {"ranks": 4} if name == "matched" else {}
     assert CONFIGS[name]["name"] == name and options(name) == defaults | of_the_cluster
@@ -115,7 +118,7 @@ def test_routers_that_know_numbers_do_exactly_what_is_intended(name):
         assert realised_E.tolist() == router.intended(NUM_TOKENS, layer=3, iteration=iteration).tolist()
 
 
-@pytest.mark.parametrize("name", sorted(set(DRAWN) - set(COUNTED + REPLAYED)))
+@pytest.mark.parametrize("name", sorted(set(DRAWN) - set(COUNTED + REPLAYED + FITTED)))
 def test_multinomial_routers_do_on_average_what_is_intended(name):
     router = build(name)
     assert isinstance(router, MultinomialRouter)
@@ -164,7 +167,7 @@ def test_the_router_of_the_documentation_is_one(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("top_k", [2, 4])
-@pytest.mark.parametrize("name", [name for name in DRAWN if name != "token_trace"])
+@pytest.mark.parametrize("name", sorted(set(DRAWN) - set(REPLAYED + FITTED)))
 def test_a_token_has_different_experts_of_equal_weight(name, top_k):
     router = build(name, top_k=top_k)
     routing = router.route(torch.zeros(NUM_TOKENS, 4), layer=1, iteration=0)

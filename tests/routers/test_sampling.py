@@ -56,7 +56,7 @@ def test_inclusion_is_that_of_all_sequences(weights, top_k):
 
 def test_draws_are_as_likely_as_inclusion_says_and_the_first_as_the_probabilities():
     probability_E = np.array([0.5, 0.2, 0.1, 0.1, 0.1, 0.0])
-    expert_TK = one_after_another(probability_E, 60_000, 3, np.random.default_rng(0))
+    expert_TK = one_after_another(probability_E[None], 60_000, 3, np.random.default_rng(0))
     assert all(len(set(experts)) == 3 for experts in expert_TK[:200].tolist())
     assert np.bincount(expert_TK[:, 0], minlength=6) / 60_000 == pytest.approx(probability_E, abs=0.01)
     assert np.bincount(expert_TK.flatten(), minlength=6) / 60_000 == pytest.approx(
@@ -66,9 +66,37 @@ def test_draws_are_as_likely_as_inclusion_says_and_the_first_as_the_probabilitie
 
 def test_experts_that_are_hardly_ever_drawn_are_drawn_where_no_others_are_left():
     probability_E = np.array([1 - 3e-9, 1e-9, 1e-9, 1e-9])
-    expert_TK = one_after_another(probability_E, 9_000, 2, np.random.default_rng(0))
+    expert_TK = one_after_another(probability_E[None], 9_000, 2, np.random.default_rng(0))
     assert (expert_TK[:, 0] == 0).all()
     assert np.bincount(expert_TK[:, 1], minlength=4)[1:] / 9_000 == pytest.approx(1 / 3, abs=0.03)
+
+
+def test_every_sequence_draws_from_its_own_probabilities():
+    probability_SE = np.array([[1, 1, 2, 0, 0, 0], [0, 0, 0, 2, 1, 1]])
+    expert_TK = one_after_another(probability_SE, 12_000, 2, np.random.default_rng(0))
+    assert expert_TK[:6000].max() == 2 and expert_TK[6000:].min() == 3
+    assert np.bincount(expert_TK[:6000, 0])[2] / 6000 == pytest.approx(0.5, abs=0.03)
+    assert np.bincount(expert_TK[6000:, 0])[3] / 6000 == pytest.approx(0.5, abs=0.03)
+
+
+@given(
+    size=st.integers(1, 3),
+    groups=st.integers(1, 5),
+    most_groups=st.integers(1, 5),
+    skew=st.sampled_from([0.0, 1.0, 9.0]),
+    seed=st.integers(0, 99),
+)
+def test_a_tokens_experts_are_different_and_of_few_groups(size, groups, most_groups, skew, seed):
+    """Also with a skew that leaves most tokens to the clocks."""
+    most_groups = min(most_groups, groups)
+    probability_SE = np.exp(-skew * np.arange(groups * size))[None].repeat(2, 0)
+    top_k = size * most_groups
+    expert_TK = one_after_another(
+        probability_SE, 12, top_k, np.random.default_rng(seed), groups=groups, most_groups=most_groups
+    )
+    assert all(len(set(one)) == top_k for one in expert_TK.tolist())
+    assert all(len(set(one)) == most_groups for one in (expert_TK // size).tolist())
+    assert expert_TK.min() >= 0 and expert_TK.max() < groups * size
 
 
 def test_inclusion_of_deepseeks_size_is_quick_and_sums_to_top_k():
