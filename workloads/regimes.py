@@ -58,7 +58,9 @@ class Decode(Regime):
         )
         if not of_values:  # of which only the sizes matter
             for layer in cache.layers:
-                length = min(num_before, layer.sliding_window - 1) if layer.is_sliding else num_before
+                length = num_before
+                if layer.is_sliding:  # it keeps a window and is asked for what it has seen
+                    length, layer.cumulative_length = min(num_before, layer.sliding_window - 1), num_before
                 sizes = (*layer.keys.shape[:2], length)
                 layer.keys, layer.values = (x.new_empty(*sizes, x.shape[3]) for x in (layer.keys, layer.values))
         cache.layers = [layer if layer.is_sliding else _WithRoom(layer) for layer in cache.layers]

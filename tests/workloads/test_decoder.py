@@ -116,6 +116,20 @@ def test_prefill_and_decode_are_the_last_tokens_of_one_pass(pair):
         assert float((found_B1D - expected_BLD[:, -1:]).abs().max()) < 1e-5 * scale
 
 
+@torch.inference_mode()
+def test_a_cache_of_sizes_alone_is_as_long_as_a_real_one(pair):
+    """Attention reads as much on a described device, and its masks fit, within a window and beyond."""
+    _, ours = pair
+    real = Decode().prepare(ours, embedded_BLD := torch.randn(B, L, ours.config.hidden_size))
+    for block in ours.model.layers:
+        block.mlp = nn.Identity()
+    sizes = Decode().prepare(ours.to("meta"), embedded_BLD.to("meta"))
+    for ours_layer, real_layer in zip(sizes.layers, real.layers, strict=True):
+        assert ours_layer.keys.shape == real_layer.keys.shape and ours_layer.values.shape == real_layer.values.shape
+        assert ours_layer.get_mask_sizes(1) == real_layer.get_mask_sizes(1)
+    assert Decode().run(ours, embedded_BLD.to("meta"), sizes).shape == (B, 1, ours.config.hidden_size)
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_real_sizes_have_the_parameters_that_were_published(family):
     with torch.device("meta"):
