@@ -66,12 +66,19 @@ class Read(NamedTuple):
 class Call:
     """An operation on values that has not been carried out yet, or its outputs."""
 
-    __slots__ = ("__weakref__", "_function", "_made", "values")
+    __slots__ = ("__weakref__", "_function", "_made", "_values")
 
     def __init__(self, function: Callable[[], Sequence[torch.Tensor]], num_outputs: int) -> None:
         self._function: Callable[[], Sequence[torch.Tensor]] | None = function
         self._made: Sequence[torch.Tensor] = ()
-        self.values = [Value(self, index) for index in range(num_outputs)]
+        self._values: list[Callable[[], Value | None]] = [lambda: None] * num_outputs
+
+    @property
+    def values(self) -> list[Value]:
+        """What the outputs hold: each keeps its call, which knows it weakly, so that both go with the last tensor."""
+        values = [known() or Value(self, index) for index, known in enumerate(self._values)]
+        self._values = [weakref.ref(value) for value in values]
+        return values
 
     def outputs(self) -> Sequence[torch.Tensor]:
         if self._function is not None:
