@@ -24,12 +24,9 @@ def runs(out: Path) -> list[dict]:
     return [json.loads(path.read_text()) for path in out.glob("cells/*/run.json")]
 
 
-@pytest.mark.parametrize(
-    ("model", "regime", "router"),
-    [("qwen3_moe", "prefill", "synthetic"), ("deepseek_v3", "decode", "learned"), ("gpt_oss", "decode", "balanced")],
-)
-def test_every_systems_output_is_the_dense_models(tmp_path, model, regime, router):
-    chosen = (f"model={model}_laptop", f"regime={regime}", f"router={router}", f"out={tmp_path}")
+def test_a_decoding_campaign_is_checked_and_counted(tmp_path):
+    """What every system computes in every family is in test_families."""
+    chosen = ("model=deepseek_v3_laptop", "regime=decode", "router=learned", f"out={tmp_path}")
     systems = ("moeshard", "ep", "eplb_profiled")
     configs = [configuration([*SMALL, *chosen, f"system={system}"]) for system in systems]
     assert run_points([Point("tiny", "tiny", "speedup", (), "num_experts", 4, None, configs)]) == 0
@@ -38,10 +35,9 @@ def test_every_systems_output_is_the_dense_models(tmp_path, model, regime, route
     assert len({json.dumps(run["inputs"]["tokens"]) for run in found}) == 1
     samples = pd.concat(pd.read_parquet(path) for path in tmp_path.glob("cells/*/samples.parquet"))
     copies = samples[(samples["metric"] == "rows_useful") & (samples["phase"] == "measure")]
-    tokens, top_k = 2 * 3 * (1 if regime == "decode" else 9), found[0]["config"]["model"]["top_k"]
     ep = copies[copies["cell"].isin([run["cell"] for run in found if run["system"] == "ep"])]
-    assert (ep.groupby(["iteration", "layer"])["value"].sum() == tokens * top_k).all()
-    assert set(ep["layer"]) == {0, 1, 2, 3} - ({0} if model == "deepseek_v3" else set())
+    assert (ep.groupby(["iteration", "layer"])["value"].sum() == 2 * 3 * 8).all()
+    assert set(ep["layer"]) == {1, 2, 3}
 
 
 def test_a_checkpoint_with_its_own_tokenizer_is_measured(tmp_path):
