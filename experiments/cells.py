@@ -1,7 +1,8 @@
 """Cells: what one is, and whether this machine can run it."""
 
+import json
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any
 
 import torch
@@ -21,7 +22,7 @@ from experiments.configuration import (
     without,
 )
 from experiments.identity import code_digest, data_digest
-from experiments.records import Config, Node, Workload, document
+from experiments.records import Config, Node, Workload, document, read
 from experiments.values import check_record
 from routers.drawn import DrawnRouter
 from systems.base import System
@@ -29,7 +30,7 @@ from systems.engines import find_engine
 from systems.engines.auto import choose, preferred
 from systems.engines.base import DTYPES
 from workloads.checkpoint import open_checkpoint
-from workloads.model import DECODE
+from workloads.model import DECODE, ModelShape
 
 
 @dataclass(frozen=True)
@@ -141,19 +142,27 @@ def _check_workload(workload: Workload) -> None:
     check_precision(workload.precision, workload.cluster.device)
     _check_device(workload)
     set_precision(workload.precision)
-    workload.model.check()
-    if workload.model.is_decoder:
-        from workloads.decoder import hugging_face_config  # transformers costs seconds
-
-        hugging_face_config(workload.model)
+    _check_model(json.dumps(document(workload.model), sort_keys=True))
     if workload.model.regime(workload.regime) == DECODE and workload.seq_len < 2:
         raise ValueError(f"seq_len is {workload.seq_len}; regime=decode needs at least 2, of which the last is decoded")
-    if workload.model.checkpoint:
-        open_checkpoint(workload.model.checkpoint).check(workload.model)
     build_router(workload, rank=0, classifier=None)
     if workload.network.name != "device":
         instantiate(workload.network, "network")
     instantiate(workload.corpus, "corpus").check()
+
+
+@cache
+def _check_model(stored: str) -> None:
+    """By its JSON, because the cells of a campaign share a model; what is refused is tried again."""
+    model = read(ModelShape, json.loads(stored))
+    model.check()
+    checkpoint = open_checkpoint(model.checkpoint) if model.checkpoint else None
+    if checkpoint:
+        checkpoint.check(model)
+    if model.is_decoder:
+        from workloads.decoder import check_decoder  # transformers costs seconds
+
+        check_decoder(model, checkpoint)
 
 
 def _check_device(workload: Workload) -> None:

@@ -13,7 +13,7 @@ from experiments.composition import configuration
 from experiments.main import run_points
 from experiments.plan import Point
 from workloads.corpus import EmbeddedCorpus
-from workloads.decoder import hugging_face_config
+from workloads.families import hugging_face_config
 from workloads.tokenizer import load_or_train_tokenizer
 
 ROOT = Path(__file__).parents[2]
@@ -76,7 +76,7 @@ def test_a_decoder_decodes_on_simulated_ranks(tmp_path):
         (("model=olmoe_laptop", "regime=encode"), "regime is 'encode'; model.family 'olmoe' can prefill or decode"),
         (("regime=decode",), "regime is 'decode'; model.family 'switch' can encode"),
         (("model=olmoe_laptop", "regime=decode", "seq_len=1"), "seq_len is 1; regime=decode needs at least 2"),
-        (("model=olmoe_laptop", "model.dense_blocks=1"), "olmoe has model.sparse_step 1 and model.dense_blocks 1"),
+        (("model=deepseek_v3_laptop", "model.num_experts=20"), "model.num_experts is 20; deepseek_v3 must have equal"),
         (("model=olmoe_laptop", "model.top_k=99"), "model.top_k is 99; it must be at most model.num_experts (64)"),
         (("model=olmoe_laptop", "model.family=llama9"), "model.family is 'llama9'; it must be one of switch, mixtral"),
     ],

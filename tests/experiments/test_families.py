@@ -18,7 +18,7 @@ from experiments.composition import configuration
 from experiments.configuration import TOLERANCES, find_class
 from experiments.records import Config, Node, document
 from tests.experiments.families import run_families
-from workloads.decoder import FAMILIES
+from workloads.families import FAMILIES
 from workloads.model import DECODE, PREFILL
 
 CONF = Path(__file__).parents[2] / "conf/system"
