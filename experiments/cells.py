@@ -29,6 +29,7 @@ from systems.base import System
 from systems.engines import find_engine
 from systems.engines.auto import choose, preferred
 from systems.engines.base import DTYPES
+from workloads.batches import check_shares
 from workloads.checkpoint import open_checkpoint
 from workloads.model import DECODE, ModelShape
 
@@ -80,13 +81,15 @@ class Cell:
 
     def _chosen(self, kind: type[System]) -> str:
         """What `auto` chooses; ValueError for sizes that are none, which ids are asked for before anything checks."""
-        config, shape, cluster = self.config, layer_shape(self.config), self.cluster
+        config, cluster = self.config, self.cluster
         check_record(config)
+        check_shares(config.batch_shares, cluster.world_size)
         check_precision(config.precision, cluster.device)
+        shape = layer_shape(config)
         widths = (shape.d_model, kind.hidden_width(shape, cluster.world_size))
         if cluster.kind in ("simulated", "torchrun"):  # no machine, or several, whose ranks each plan for themselves
             return preferred(cluster.device, config.precision, widths)
-        rows = shape.max_tokens * shape.top_k * cluster.world_size
+        rows = sum(config.tokens_G) * shape.top_k
         work = (config.precision, shape.num_experts, rows, widths, cluster.threads_per_rank, shape.activation)
         return choose(cluster.device, *work)
 
@@ -105,8 +108,9 @@ class Cell:
         shown = [f"{key}={router[key]:g}" for key in ("alpha", "skewed_share") if router.get(key) is not None]
         if router.get("num_skewed") is not None:
             shown[-1] = f"num_skewed={router['num_skewed']}"
-        point = self.point
-        return f"E={point['num_experts']} batch={point['batch_size']} {' '.join([router.name, *shown])}"
+        point, shares = self.point, self.config.batch_shares
+        batch = f"batch={point['batch_size']}" + (f"x{shares}" if shares else "")
+        return f"E={point['num_experts']} {batch} {' '.join([router.name, *shown])}"
 
     @property
     def point(self) -> dict[str, int]:
@@ -139,6 +143,7 @@ def check(cell: Cell) -> None:
 def _check_workload(workload: Workload) -> None:
     check_record(workload)
     workload.cluster.check()
+    check_shares(workload.batch_shares, workload.cluster.world_size)
     check_precision(workload.precision, workload.cluster.device)
     _check_device(workload)
     set_precision(workload.precision)

@@ -51,6 +51,7 @@ DEFINING = [
     ("tier.rounds", 99),
     ("batch_size", 3),
     ("seq_len", 13),
+    ("batch_shares", [1.0, 0.5]),
     ("precision", "bf16"),
     ("seed", 1),
 ]
@@ -208,6 +209,12 @@ def test_good_configurations_pass(override):
         (["batch_size=many"], "batch_size is 'many'; it must be a whole number of at least 1"),
         (["seq_len=-1"], "seq_len is -1; it must be a whole number of at least 1"),
         (["model.num_blocks=1"], "model.sparse_step (2) and model.dense_blocks (0) has no MoE layer"),
+        (["batch_shares=[1]"], "batch_shares has 1 numbers; it must have one for each of 2 ranks"),
+        (
+            ["batch_shares=[1,0]"],
+            "batch_shares is [1.0, 0.0]; it must be numbers above 0 and up to 1, of which one is 1",
+        ),
+        (["batch_shares=[0.5,0.9]"], "batch_shares is [0.5, 0.9]; it must be numbers above 0 and up to 1"),
         (["model.d_ff=0"], "model.d_ff is 0; it must be a whole number of at least 1"),
         (["model.checkpoint=/no/such/folder"], "model.checkpoint '/no/such/folder' is no directory and could not be"),
         (["corpus=files"], "corpus.path must be given for corpus=files"),

@@ -25,8 +25,8 @@ def runs(out: Path) -> list[dict]:
 
 
 def test_a_decoding_campaign_is_checked_and_counted(tmp_path):
-    """What every system computes in every family is in test_families."""
-    chosen = ("model=deepseek_v3_laptop", "regime=decode", "router=learned", f"out={tmp_path}")
+    """Three sequences on one rank and one on the other. What systems compute in every family is in test_families."""
+    chosen = ("model=deepseek_v3_laptop", "regime=decode", "router=learned", "batch_shares=[1,0.34]", f"out={tmp_path}")
     systems = ("moeshard", "ep", "eplb_profiled")
     configs = [configuration([*SMALL, *chosen, f"system={system}"]) for system in systems]
     assert run_points([Point("tiny", "tiny", "speedup", (), "num_experts", 4, None, configs)]) == 0
@@ -36,8 +36,11 @@ def test_a_decoding_campaign_is_checked_and_counted(tmp_path):
     samples = pd.concat(pd.read_parquet(path) for path in tmp_path.glob("cells/*/samples.parquet"))
     copies = samples[(samples["metric"] == "rows_useful") & (samples["phase"] == "measure")]
     ep = copies[copies["cell"].isin([run["cell"] for run in found if run["system"] == "ep"])]
-    assert (ep.groupby(["iteration", "layer"])["value"].sum() == 2 * 3 * 8).all()
+    assert (ep.groupby(["iteration", "layer"])["value"].sum() == (3 + 1) * 8).all()
     assert set(ep["layer"]) == {1, 2, 3}
+    for path in tmp_path.glob("cells/*/routing.parquet"):
+        copies = pd.read_parquet(path).groupby(["rank", "iteration", "layer"])["tokens"].sum()
+        assert copies.groupby("rank").agg(["min", "max"]).to_numpy().tolist() == [[3 * 8, 3 * 8], [1 * 8, 1 * 8]]
 
 
 def test_a_checkpoint_with_its_own_tokenizer_is_measured(tmp_path):
@@ -61,13 +64,19 @@ def test_a_checkpoint_with_its_own_tokenizer_is_measured(tmp_path):
 def test_a_decoder_decodes_on_simulated_ranks(tmp_path):
     typed = ["model=glm4_moe", "regime=decode", "cluster=simulated", "device=h100_sxm", "network=device", "tier=once"]
     typed += ["cluster.world_size=8", "batch_size=16", "seq_len=4096", "precision=bf16", "system=ep", f"out={tmp_path}"]
-    typed += ["model.num_blocks=4"]
+    typed += ["model.num_blocks=4", "batch_shares=[1,0.5,0.25,0.25,1,1,1,0.01]"]
     done = subprocess.run([sys.executable, "-m", "experiments.run", *typed], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "TPOT" in done.stdout and "TTFT" not in done.stdout.replace("ttft", "")
     (run,) = runs(tmp_path)
     assert run["state"] == "ok" and run["regime"] == "decode"
-    assert "glm4_moe of 4 blocks, d_model 4096, decode" in " ".join(done.stdout.split())
+    said = " ".join(done.stdout.split())
+    assert "glm4_moe of 4 blocks, d_model 4096, decode, ranks with 1:0.5:0.25:0.25:1:1:1:0.01 of the batch" in said
+    (routing,) = (pd.read_parquet(path) for path in tmp_path.glob("cells/*/routing.parquet"))
+    copies_R = routing[routing["layer"] == 1].groupby("rank")[["tokens", "intended"]].sum()
+    sequences_R = [16, 8, 4, 4, 16, 16, 16, 1]
+    assert copies_R["tokens"].tolist() == [8 * sequences for sequences in sequences_R]
+    assert copies_R["intended"].tolist() == pytest.approx(copies_R["tokens"].tolist())
 
 
 @pytest.mark.parametrize(

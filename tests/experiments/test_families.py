@@ -38,6 +38,7 @@ ROUTED = {PREFILL: "learned", DECODE: "synthetic"}
 REFUSED = {PREFILL: {"moeshard_published", "deepspeed_lossless"}, DECODE: {"moeshard_published"}}
 
 
+UNEQUAL = [f"deepseek_v3 {PREFILL}", f"mixtral {DECODE}"]  # also with two sequences on rank 0 and one elsewhere
 MOE_LAYERS = 2
 FEW = ("ep", "moeshard", "tutel", "lina_predicted", "deepspeed_dropless", "moeshard_published")
 WRONG = {"_target_": "tests.experiments.tiny.ForgetsAnExpert", "name": "wrong", "engine": "loop"}
@@ -66,11 +67,14 @@ def compared(tmp_path_factory) -> Callable[..., dict[str, Any]]:
     def of(world_size: int, families: Sequence[str], systems: dict[str, Any]) -> dict[str, Any]:
         folder, cluster = tmp_path_factory.mktemp("families"), ClusterSpec("gloo", world_size)
         workloads = {
-            f"{family} {regime}": document(replace(small(family, regime).workload, cluster=cluster))
+            f"{family} {regime}": replace(small(family, regime).workload, cluster=cluster)
             for family in families
             for regime in ROUTED
         }
-        told = {"cluster": vars(cluster), "workloads": workloads, "systems": systems, "cache_dir": str(cache_dir())}
+        shares = [1.0, *[0.5] * (world_size - 1)]
+        workloads |= {f"{name} unequal": replace(workloads[name], batch_shares=shares) for name in UNEQUAL}
+        stored = {name: document(workload) for name, workload in workloads.items()}
+        told = {"cluster": vars(cluster), "workloads": stored, "systems": systems, "cache_dir": str(cache_dir())}
         (folder / "told.json").write_text(json.dumps(told))
         launch(cluster, run_families, str(folder / "told.json"))
         return json.loads((folder / "found.json").read_text())
