@@ -65,7 +65,7 @@ def compared(tmp_path_factory) -> Callable[..., dict[str, Any]]:
     """By "family regime" and system what ranks found; all that is asked for is one launch."""
 
     def of(world_size: int, families: Sequence[str], systems: dict[str, Any]) -> dict[str, Any]:
-        folder, cluster = tmp_path_factory.mktemp("families"), ClusterSpec("gloo", world_size)
+        folder, cluster = tmp_path_factory.mktemp("families"), ClusterSpec("gloo", world_size, threads=1)
         workloads = {
             f"{family} {regime}": replace(small(family, regime).workload, cluster=cluster)
             for family in families
