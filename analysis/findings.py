@@ -83,6 +83,7 @@ def description(runs: list[dict]) -> str:
         f"precision {listed(run['precision'] for run in runs)}",
         f"engine {listed(run['engine'] for run in runs)}",
         *dict.fromkeys(map(model_of, runs)),
+        *dict.fromkeys(text for run in runs for text in unequal(run)),
         *([] if device_of(first) else repeated),
     ]
     return " ".join([", ".join(facts) + ".", *matched(runs)])
@@ -95,6 +96,12 @@ def model_of(run: dict) -> str:
     if family == "switch":
         return f"scale {config['scale']['name']}"
     return f"{family} of {config['model']['num_blocks']} blocks, d_model {config['model']['d_model']}, {run['regime']}"
+
+
+def unequal(run: dict) -> list[str]:
+    """What part of the batch each rank has, where ranks have unequal ones."""
+    shares = run["config"].get("batch_shares")
+    return [f"ranks with {':'.join(f'{share:g}' for share in shares)} of the batch"] if shares else []
 
 
 def matched(runs: list[dict]) -> list[str]:

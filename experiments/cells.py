@@ -1,7 +1,8 @@
 """Cells: what one is, and whether this machine can run it."""
 
+import json
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any
 
 import torch
@@ -21,15 +22,16 @@ from experiments.configuration import (
     without,
 )
 from experiments.identity import code_digest, data_digest
-from experiments.records import Config, Node, Workload, document
+from experiments.records import Config, Node, Workload, document, read
 from experiments.values import check_record
 from routers.drawn import DrawnRouter
 from systems.base import System
 from systems.engines import find_engine
 from systems.engines.auto import choose, preferred
 from systems.engines.base import DTYPES
+from workloads.batches import check_shares
 from workloads.checkpoint import open_checkpoint
-from workloads.model import DECODE
+from workloads.model import DECODE, ModelShape
 
 
 @dataclass(frozen=True)
@@ -79,13 +81,15 @@ class Cell:
 
     def _chosen(self, kind: type[System]) -> str:
         """What `auto` chooses; ValueError for sizes that are none, which ids are asked for before anything checks."""
-        config, shape, cluster = self.config, layer_shape(self.config), self.cluster
+        config, cluster = self.config, self.cluster
         check_record(config)
+        check_shares(config.batch_shares, cluster.world_size)
         check_precision(config.precision, cluster.device)
+        shape = layer_shape(config)
         widths = (shape.d_model, kind.hidden_width(shape, cluster.world_size))
         if cluster.kind in ("simulated", "torchrun"):  # no machine, or several, whose ranks each plan for themselves
             return preferred(cluster.device, config.precision, widths)
-        rows = shape.max_tokens * shape.top_k * cluster.world_size
+        rows = sum(config.tokens_G) * shape.top_k
         work = (config.precision, shape.num_experts, rows, widths, cluster.threads_per_rank, shape.activation)
         return choose(cluster.device, *work)
 
@@ -104,8 +108,9 @@ class Cell:
         shown = [f"{key}={router[key]:g}" for key in ("alpha", "skewed_share") if router.get(key) is not None]
         if router.get("num_skewed") is not None:
             shown[-1] = f"num_skewed={router['num_skewed']}"
-        point = self.point
-        return f"E={point['num_experts']} batch={point['batch_size']} {' '.join([router.name, *shown])}"
+        point, shares = self.point, self.config.batch_shares
+        batch = f"batch={point['batch_size']}" + (f"x{shares}" if shares else "")
+        return f"E={point['num_experts']} {batch} {' '.join([router.name, *shown])}"
 
     @property
     def point(self) -> dict[str, int]:
@@ -138,22 +143,31 @@ def check(cell: Cell) -> None:
 def _check_workload(workload: Workload) -> None:
     check_record(workload)
     workload.cluster.check()
+    check_shares(workload.batch_shares, workload.cluster.world_size)
     check_precision(workload.precision, workload.cluster.device)
     _check_device(workload)
     set_precision(workload.precision)
-    workload.model.check()
-    if workload.model.is_decoder:
-        from workloads.decoder import hugging_face_config  # transformers costs seconds
-
-        hugging_face_config(workload.model)
+    _check_model(json.dumps(document(workload.model), sort_keys=True))
     if workload.model.regime(workload.regime) == DECODE and workload.seq_len < 2:
         raise ValueError(f"seq_len is {workload.seq_len}; regime=decode needs at least 2, of which the last is decoded")
-    if workload.model.checkpoint:
-        open_checkpoint(workload.model.checkpoint).check(workload.model)
     build_router(workload, rank=0, classifier=None)
     if workload.network.name != "device":
         instantiate(workload.network, "network")
     instantiate(workload.corpus, "corpus").check()
+
+
+@cache
+def _check_model(stored: str) -> None:
+    """By its JSON, because the cells of a campaign share a model; what is refused is tried again."""
+    model = read(ModelShape, json.loads(stored))
+    model.check()
+    checkpoint = open_checkpoint(model.checkpoint) if model.checkpoint else None
+    if checkpoint:
+        checkpoint.check(model)
+    if model.is_decoder:
+        from workloads.decoder import check_decoder  # transformers costs seconds
+
+        check_decoder(model, checkpoint)
 
 
 def _check_device(workload: Workload) -> None:

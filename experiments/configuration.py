@@ -109,7 +109,7 @@ def _token_source(corpus: str, vocab_size: int, cache_dir: str, checkpoint: Path
 
 def layer_shape(workload: Workload) -> LayerShape:
     """The MoE layer of a workload."""
-    return layer_shape_of(workload.model, workload.pass_tokens)
+    return layer_shape_of(workload.model, max(workload.tokens_G))
 
 
 def layer_shape_of(model: ModelShape, max_tokens: int) -> LayerShape:

@@ -69,7 +69,7 @@ def forward_flops(cell: Cell) -> float:
         shape = replace(shape, max_expert_tokens=_busiest_expert(config))
     padding = system.padding(shape, cluster.world_size, **every)
     per_token = model.num_blocks * attention + (dense_blocks + len(model.moe_blocks) * shape.top_k * padding) * ffn
-    return per_token * shape.max_tokens * cluster.world_size
+    return per_token * sum(config.tokens_G)
 
 
 def _busiest_expert(workload: Workload) -> int | None:

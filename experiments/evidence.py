@@ -50,7 +50,7 @@ def _known(bench: Bench, system: System, account: Account) -> dict[str, float | 
 
 def _loads(bench: Bench, tokens_E: torch.Tensor, block: int, iteration: int) -> list[dict[str, Any]]:
     """Realised and intended tokens of every expert that has either; intended is NaN for a learned router."""
-    asked_E = bench.program.router.intended(bench.program.shape.max_tokens, layer=block, iteration=iteration)
+    asked_E = bench.program.router.intended(bench.program.num_tokens, layer=block, iteration=iteration)
     intended_E = np.full(len(tokens_E), np.nan) if asked_E is None else asked_E
     present_E = (tokens_E.numpy() > 0) | (intended_E > 0)
     return [
@@ -62,7 +62,7 @@ def _loads(bench: Bench, tokens_E: torch.Tensor, block: int, iteration: int) -> 
 def agreement(bench: Bench, cells: list[str]) -> dict[str, dict[str, Any]]:
     """How far each cell's outputs are from the others' in the timed iterations; see `agreement.agree`."""
     lossless = [cell for cell in cells if not _drops(bench, cell)]
-    shape_BX = (bench.workload.batch_size, -1)
+    shape_BX = (bench.workload.sequences_G[bench.session.rank], -1)
     experts = {
         cell: {
             i: torch.cat(

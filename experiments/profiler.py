@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
+from torch.nn.functional import pad
 
 from clusters.clocks import ModelledClock
 from clusters.session import Session
@@ -20,7 +21,7 @@ from experiments.schedule import PROFILED, iterations_of
 from routers.drawn import PROFILE_FROM, DrawnRouter
 from systems.collectives import all_gather
 from systems.engines.base import DTYPES
-from systems.planners.base import Profile, Rates
+from systems.planners.base import NO_EXPERT, Profile, Rates
 
 
 def ceilings_here(workload: Workload, session: Session) -> dict[str, Any]:
@@ -62,8 +63,7 @@ class Profiler:
             return None
         planned = iterations_of(program.workload.tier).values()
         keys = [(block, i) for block in program.layers for iterations in planned for i in iterations]
-        num_tokens = program.shape.max_tokens
-        drawn = (router.draw(num_tokens, layer=block, iteration=i) for block, i in keys)
+        drawn = (router.draw(program.num_tokens, layer=block, iteration=i) for block, i in keys)
         mine = max(np.bincount(expert_TK.flatten()).max() for expert_TK in drawn)
         return int(all_gather(torch.tensor([mine], device=program.device), program.session.group).max())
 
@@ -72,13 +72,15 @@ class Profiler:
         program, batches = self._program, range(PROFILE_FROM, PROFILE_FROM + PROFILED)
         experts_of = self._drawn if isinstance(program.router, DrawnRouter) else self._routed
         expert_LM = torch.cat([experts_of(iteration) for iteration in batches], 1)
+        most = PROFILED * program.shape.max_tokens * program.shape.top_k
+        expert_LM = pad(expert_LM, (0, most - expert_LM.shape[1]), value=NO_EXPERT)
         expert_GLM = all_gather(expert_LM.unsqueeze(0), program.session.group).cpu().numpy()
         first = Profile(expert_GLM.transpose(1, 0, 2), 0)
         return {block: replace(first, layer=layer) for layer, block in enumerate(program.layers)}
 
     def _drawn(self, iteration: int) -> torch.Tensor:
         """int64 [L, M]: the experts that this rank's token copies of one batch take in each layer."""
-        router, num_tokens = self._program.router, self._program.shape.max_tokens
+        router, num_tokens = self._program.router, self._program.num_tokens
         drawn = [router.draw(num_tokens, layer=block, iteration=iteration).flatten() for block in self._program.layers]
         return torch.from_numpy(np.stack(drawn)).to(self._program.device)
 

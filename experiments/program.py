@@ -41,6 +41,7 @@ class Program:
     def __init__(self, workload: Workload, session: Session, recorder: Recorder, cache_dir: str) -> None:
         self.workload, self.session, self.recorder = workload, session, recorder
         self.dtype, self.device, self.shape = DTYPES[workload.precision], session.device, layer_shape(workload)
+        self.num_tokens = workload.tokens_G[session.rank]  # in one pass; up to shape.max_tokens
         set_precision(workload.precision)
         model = workload.model
         checkpoint = open_checkpoint(model.checkpoint) if model.checkpoint else None
@@ -124,9 +125,9 @@ class Program:
         return state
 
     def token_batch(self, iteration: int) -> NDArray[np.int64]:
-        """The tokens [B, L] of this rank."""
+        """The tokens [B, L] of this rank: where ranks have unequal batches, the first of a whole one."""
         workload = self.workload
-        return self._tokens.batch(
+        whole_BL = self._tokens.batch(
             rank=self.session.rank,
             iteration=iteration,
             world_size=self.session.world_size,
@@ -134,9 +135,10 @@ class Program:
             seq_len=workload.seq_len,
             seed=workload.seed,
         )
+        return whole_BL[: workload.sequences_G[self.session.rank]]
 
     def prefetch(self, iteration: int) -> None:
         """Let routers draw beforehand what is not to be timed."""
         like = torch.empty(0, dtype=self.dtype, device=self.device)
         for block in self.layers:
-            self.router.prefetch(self.shape.max_tokens, layer=block, iteration=iteration, like=like)
+            self.router.prefetch(self.num_tokens, layer=block, iteration=iteration, like=like)

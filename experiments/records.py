@@ -11,6 +11,7 @@ from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 from clusters.session import ClusterSpec
 from experiments.values import meant
 from systems.engines.base import DTYPES
+from workloads.batches import sequences_of_ranks
 from workloads.model import DECODE, REGIMES, ModelShape
 
 Record = TypeVar("Record")
@@ -145,6 +146,9 @@ class Workload:
     """How much is measured."""
     batch_size: int = field(metadata=WHOLE)
     """Sequences of each rank."""
+    batch_shares: list[float] | None = None
+    """What part of `batch_size` each rank has, rounded, one sequence at least: numbers above 0 and up to 1, of which
+    one is 1; null: all have `batch_size`."""
     seq_len: int = field(default=120, metadata=WHOLE)
     """Tokens of a sequence."""
     regime: str | None = field(default=None, metadata={"one_of": REGIMES})
@@ -156,9 +160,15 @@ class Workload:
     """What tokens, routing, weights and the order of launches are drawn from."""
 
     @property
-    def pass_tokens(self) -> int:
-        """Tokens that a rank brings to an MoE layer in one pass."""
-        return self.batch_size * (1 if self.model.regime(self.regime) == DECODE else self.seq_len)
+    def sequences_G(self) -> list[int]:
+        """Sequences of each rank."""
+        return sequences_of_ranks(self.batch_size, self.batch_shares, self.cluster.world_size)
+
+    @property
+    def tokens_G(self) -> list[int]:
+        """Tokens that each rank brings to an MoE layer in one pass."""
+        places = 1 if self.model.regime(self.regime) == DECODE else self.seq_len
+        return [sequences * places for sequences in self.sequences_G]
 
     @property
     def is_simulated(self) -> bool:

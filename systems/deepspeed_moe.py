@@ -13,6 +13,7 @@ from systems.base import Account, LayerShape, LayerWeights, Span, System, divisi
 from systems.engines import ACTIVATIONS
 
 LOGIT = 1e4  # makes DeepSpeed's softmax exactly one-hot, so that its gate weight is 1 and ours can be applied
+LEAST = 1e-30  # a gate weight that has vanished is still that of an expert that was chosen
 
 
 def paper_capacity_factor(num_experts: int) -> float:
@@ -20,12 +21,12 @@ def paper_capacity_factor(num_experts: int) -> float:
     return float(min(num_experts, 50))
 
 
-def lossless_capacity_factor(num_tokens: int, num_experts: int, max_expert_tokens: int) -> float:
-    """A factor whose capacity ceil(T/E * factor) is exactly `max_expert_tokens`, in DeepSpeed's float32 too.
+def lossless_capacity_factor(num_tokens: int, num_experts: int, max_expert_tokens: int, top_k: int = 1) -> float:
+    """A factor whose capacity ceil(T/E * K * factor) is exactly `max_expert_tokens`, in DeepSpeed's float32 too.
 
     It aims half a slot below the wanted capacity, so that rounding can push it over neither of the two whole numbers.
     """
-    return (max(max_expert_tokens, 1) - 0.5) * num_experts / num_tokens
+    return (max(max_expert_tokens, 1) - 0.5) * num_experts / (num_tokens * top_k)
 
 
 def resolve_capacity_factor(capacity_factor: float | str, shape: LayerShape) -> float:
@@ -39,16 +40,19 @@ def resolve_capacity_factor(capacity_factor: float | str, shape: LayerShape) -> 
             "system.capacity_factor is 'lossless'; it must be a number or 'paper' where the router's draws are not "
             "known before it runs"
         )
-    return lossless_capacity_factor(shape.max_tokens, shape.num_experts, shape.max_expert_tokens)
+    return lossless_capacity_factor(shape.max_tokens, shape.num_experts, shape.max_expert_tokens, shape.top_k)
 
 
 class DeepSpeedMoE(System):
     """Expert parallelism over all ranks with a capacity: each rank computes E * C rows whatever the routing.
 
     capacity_factor: a number, "paper" for min(E, 50), or "lossless" for the smallest that drops no token of this
-    workload, which only a router whose draws are known beforehand can tell. drop_tokens=False ignores it and takes
-    the largest count of any rank and expert as the capacity (one all-reduce). Which tokens are dropped is
-    DeepSpeed's choice.
+    workload, which only a router whose draws are known beforehand can tell; DeepSpeed multiplies it by K.
+    drop_tokens=False ignores it and takes the largest count of any rank and expert as the capacity (one all-reduce).
+
+    Each K has DeepSpeed's own gate: `top1gating`, `top2gating` without its random second expert, `topkgating`. Which
+    copies are dropped is DeepSpeed's choice: of top-1 the last tokens, of top-2 the last second choices first, beyond
+    that the least probable ones. Its gates of K > 1 give the weight of a dropped copy to the token's others.
     """
 
     own_engine = "deepspeed"
@@ -63,7 +67,7 @@ class DeepSpeedMoE(System):
 
     @classmethod
     def check(cls, shape: LayerShape, world_size: int, *, capacity_factor: float | str, **_: Any) -> None:
-        """ValueError but for E/G experts a rank, a positive or named capacity, enough tokens and top-1 routing."""
+        """ValueError but for E/G experts a rank, a positive or named capacity, and of top-1 enough tokens."""
         divisible(
             "model.num_experts", shape.num_experts, world_size, "expert parallelism puts E/G experts on each rank"
         )
@@ -71,12 +75,11 @@ class DeepSpeedMoE(System):
             raise ValueError(
                 f"system.capacity_factor is {capacity_factor!r}; it must be a positive number, 'paper' or 'lossless'"
             )
-        if shape.max_tokens < cls.MIN_CAPACITY:
+        if shape.top_k == 1 and shape.max_tokens < cls.MIN_CAPACITY:
             raise ValueError(
-                f"batch_size * seq_len is {shape.max_tokens}; DeepSpeed needs at least {cls.MIN_CAPACITY} tokens a rank"
+                f"a rank brings {shape.max_tokens} tokens to an MoE layer; DeepSpeed's top-1 gate needs at least "
+                f"{cls.MIN_CAPACITY}"
             )
-        if shape.top_k != 1:
-            raise ValueError(f"system deepspeed is driven with top-1 routing only, got top_k = {shape.top_k}")
 
     @classmethod
     def needs(cls, *, capacity_factor: float | str, drop_tokens: bool, **_: Any) -> frozenset[str]:
@@ -110,9 +113,10 @@ class DeepSpeedMoE(System):
             expert=expert,
             num_experts=self.shape.num_experts,
             ep_size=self.world_size,
-            k=1,
+            k=self.shape.top_k,
             eval_capacity_factor=self._capacity_factor,
-            min_capacity=self.MIN_CAPACITY,
+            # Ranks with fewer tokens have the others' capacity; of top-1 all bring as many.
+            min_capacity=self.MIN_CAPACITY if self.shape.top_k == 1 else self._fixed_capacity,
             drop_tokens=self._drop_tokens,
             use_rts=False,
         )
@@ -130,15 +134,15 @@ class DeepSpeedMoE(System):
         return moe.eval()
 
     def forward(self, x_TD: torch.Tensor, routing: Routing) -> torch.Tensor:
-        num_tokens, padding = len(x_TD), self.shape.max_tokens - len(x_TD)
-        expert_T, used_T = routing.expert_TK.squeeze(1), None
-        if padding:  # every rank must bring as many tokens; DeepSpeed routes only the used ones
-            x_TD, expert_T = pad(x_TD, (0, 0, 0, padding)), pad(expert_T, (0, padding))
+        """DeepSpeed weighs in parts of a token's sum of weights, which is applied here."""
+        (num_tokens, top_k), expert_TK, used_T = routing.expert_TK.shape, routing.expert_TK, None
+        if top_k == 1 and (padding := self.shape.max_tokens - num_tokens):  # which its other gates do not need
+            x_TD, expert_TK = pad(x_TD, (0, 0, 0, padding)), pad(expert_TK, (0, 0, 0, padding))
             used_T = (torch.arange(self.shape.max_tokens, device=x_TD.device) < num_tokens).long()
-        self._moe.deepspeed_moe.gate.expert_T = expert_T
+        self._moe.deepspeed_moe.gate.given = Routing(expert_TK, routing.weight_TK)
         y_TD = self._moe(x_TD, used_T)[0][:num_tokens]
         self._sections.leave()
-        return y_TD * routing.weight_TK
+        return y_TD * routing.weight_TK.sum(1, keepdim=True)
 
     def account(self, tokens_GE: torch.Tensor, element_size: int) -> Account:
         """Every expert's buffer is sent both ways and computed in full, whatever of it is filled."""
@@ -157,11 +161,14 @@ class DeepSpeedMoE(System):
         )
 
     def capacity(self, tokens_GE: torch.Tensor) -> int:
-        """C: slots per expert and source rank (DeepSpeed 0.19.8, `top1gating`)."""
-        if not self._drop_tokens:
-            return min(int(tokens_GE.max()), self.shape.max_tokens)
-        per_expert = torch.tensor(self.shape.max_tokens / self.shape.num_experts) * torch.tensor(self._capacity_factor)
-        return max(int(torch.ceil(per_expert)), self.MIN_CAPACITY)
+        """C: slots per expert and source rank."""
+        return self._fixed_capacity if self._drop_tokens else min(int(tokens_GE.max()), self.shape.max_tokens)
+
+    @property
+    def _fixed_capacity(self) -> int:
+        """That of a rank with most tokens (DeepSpeed 0.19.8, `_capacity`)."""
+        shape, factor = self.shape, torch.tensor(self._capacity_factor * self.shape.top_k)
+        return max(int(torch.ceil(shape.max_tokens / shape.num_experts * factor)), self.MIN_CAPACITY)
 
 
 class ExpertMLP(nn.Module):
@@ -177,29 +184,33 @@ class ExpertMLP(nn.Module):
         return self.wo(self.activation.function(self.wi(x)))
 
 
+def logits_of(routing: Routing, num_experts: int) -> torch.Tensor:
+    """logits_TE, whose softmax is a token's gate weights in parts of their sum, and zero where it does not go."""
+    log_TK = routing.weight_TK.float().clamp(min=LEAST).log()
+    nothing_TE = log_TK.new_full((len(log_TK), num_experts), -torch.inf)
+    return nothing_TE.scatter(1, routing.expert_TK, log_TK)
+
+
 def _given_routing_gate(gate: Any) -> Any:
     """DeepSpeed's gate with its linear layer replaced by logits that name the experts we were given."""
-    from deepspeed.moe.sharded_moe import TopKGate, top1gating
+    from deepspeed.moe.sharded_moe import TopKGate, top1gating, top2gating, topkgating
 
     class GivenRoutingGate(TopKGate):
-        expert_T: torch.Tensor
+        given: Routing
 
         def forward(self, input, used_token=None, sparse_routes=False, use_tutel=False):
-            """DeepSpeed's top-1 gate on logits so far apart that softmax gives the chosen expert all the weight."""
-            num_experts = self.wg.weight.shape[0]
-            logits_TE = one_hot(self.expert_T, num_experts).to(torch.float32) * LOGIT
-            return top1gating(
-                logits_TE,
-                self.eval_capacity_factor,
-                self.min_capacity,
-                used_token,
-                None,
-                self.drop_tokens,
-                self.use_rts,
-                self.ep_group,
-                sparse_routes,
-                use_tutel,
-            )
+            """TopKGate's in evaluation mode; the logits of top-1 are so far apart that softmax makes them one-hot."""
+            num_experts, capacity = self.wg.weight.shape[0], (self.eval_capacity_factor, self.min_capacity)
+            if self.k == 1:
+                logits_TE = one_hot(self.given.expert_TK.squeeze(1), num_experts).to(torch.float32) * LOGIT
+                random = (self.use_rts, self.ep_group, sparse_routes, use_tutel)
+                return top1gating(logits_TE, *capacity, used_token, None, self.drop_tokens, *random)
+            logits_TE, shared = logits_of(self.given, num_experts), (self.drop_tokens, self.ep_group)
+            if self.k == 2:  # no second expert but the one given
+                return top2gating(
+                    logits_TE, *capacity, *shared, top2_2nd_expert_sampling=False, sparse_routes=sparse_routes
+                )
+            return topkgating(logits_TE, self.k, *capacity, *shared, sparse_routes=sparse_routes)
 
     gate.__class__ = GivenRoutingGate
     return gate

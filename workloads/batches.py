@@ -4,7 +4,7 @@ Shapes: B sequences per rank, L tokens per sequence.
 """
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 
@@ -22,6 +22,21 @@ SEED_STRIDE = 7919
 # Starting sequences that seeds can choose; a bound, because a large seed must not ask for a whole corpus of the hub.
 NUM_SEEDS = 2**14
 MIN_TOKENS = 2**20
+
+
+def check_shares(shares: Sequence[float] | None, world_size: int) -> None:
+    """Raise ValueError, in one sentence, unless every rank has a share of a batch, and one of them all of it."""
+    if shares is None:
+        return
+    if len(shares) != world_size:
+        raise ValueError(f"batch_shares has {len(shares)} numbers; it must have one for each of {world_size} ranks")
+    if max(shares) != 1 or min(shares) <= 0:
+        raise ValueError(f"batch_shares is {shares}; it must be numbers above 0 and up to 1, of which one is 1")
+
+
+def sequences_of_ranks(batch_size: int, shares: Sequence[float] | None, world_size: int) -> list[int]:
+    """Sequences of each rank: its share of a batch, rounded, and one at least."""
+    return [max(1, round(share * batch_size)) for share in shares or [1] * world_size]
 
 
 def load_tokens(

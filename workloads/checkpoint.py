@@ -10,7 +10,7 @@ import torch
 from huggingface_hub import snapshot_download
 from safetensors import SafetensorError, safe_open
 
-from workloads.layouts import sizes, surplus
+from workloads.layouts import experts_of, model_type, sizes, surplus
 from workloads.model import ModelShape
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
@@ -58,13 +58,27 @@ class Checkpoint:
         return self._open(self._files[name]).get_slice(name).get_shape()
 
     def check(self, model: ModelShape) -> None:
-        """Raise ValueError naming the first parameter whose size is not the model's."""
+        """Raise ValueError naming the family, the kind of expert or the first parameter that is not the model's."""
+        self._check_kind(model)
         for name, size in sizes(model).items():
             found = self.size(name) if name in self else "missing"
             if found != size:
                 raise ValueError(f"checkpoint {self.folder}: {name} is {found}; the model's sizes want {size}")
         if surplus(model) in self:
             raise ValueError(f"checkpoint {self.folder} has more blocks than model.num_blocks ({model.num_blocks})")
+
+    def _check_kind(self, model: ModelShape) -> None:
+        """What sizes alone may not tell; config.json need not be there."""
+        path = self.folder / "config.json"
+        stored = json.loads(path.read_text()).get("model_type") if path.exists() else None
+        if stored not in (None, wanted := model_type(model.family)):
+            raise ValueError(f"checkpoint {self.folder} is a {stored}; model.family {model.family!r} wants a {wanted}")
+        if (found := (model.activation, model.biased)) != (experts := experts_of(model.family)):
+            (activation, biased), (asked, has) = experts, found
+            raise ValueError(
+                f"model.activation is {asked} and model.biased {has}; with a checkpoint of {model.family} they must be "
+                f"{activation} and {biased}"
+            )
 
 
 @cache

@@ -6,67 +6,21 @@ called as their experts are: hidden states [T, D], and the experts and weights [
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from importlib import import_module
 from threading import Lock
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from workloads.checkpoint import Checkpoint
+from workloads.families import hugging_face_config
 from workloads.layouts import stored_name
 from workloads.model import ModelShape
+from workloads.regimes import Prefill
 
 BUILDING = Lock()  # of one decoder at a time in this process, whose ranks may be threads
-
-
-@dataclass(frozen=True)
-class Family:
-    """What a family's configuration calls the sizes that every family has; the others are called alike."""
-
-    num_experts: str
-    d_ff: str = "moe_intermediate_size"
-    dense_blocks: str | None = None
-    head_dim: str | None = "head_dim"
-
-
-FAMILIES = {
-    "mixtral": Family("num_local_experts", d_ff="intermediate_size"),
-    "olmoe": Family("num_experts", d_ff="intermediate_size", head_dim=None),
-    "qwen2_moe": Family("num_experts", head_dim=None),
-    "qwen3_moe": Family("num_experts"),
-    "deepseek_v3": Family("n_routed_experts", dense_blocks="first_k_dense_replace", head_dim=None),
-    "glm4_moe": Family("n_routed_experts", dense_blocks="first_k_dense_replace"),
-    "gpt_oss": Family("num_local_experts", d_ff="intermediate_size"),
-    "minimax_m2": Family("num_local_experts", d_ff="intermediate_size"),
-}
-
-
-def hugging_face_config(model: ModelShape) -> PretrainedConfig:
-    """The configuration of a model; ValueError, in one sentence, for sizes that the family cannot have."""
-    family = FAMILIES[model.family]
-    if model.sparse_step != 1 or (model.dense_blocks and not family.dense_blocks):
-        asked = f"model.sparse_step {model.sparse_step} and model.dense_blocks {model.dense_blocks}"
-        least = "" if family.dense_blocks else " and no dense ones"
-        raise ValueError(f"{model.family} has {asked}; it must have a sparse_step of 1{least}")
-    sizes = {
-        "vocab_size": model.vocab_size,
-        "hidden_size": model.d_model,
-        "num_hidden_layers": model.num_blocks,
-        "num_attention_heads": model.num_heads,
-        "num_experts_per_tok": model.top_k,
-        family.num_experts: model.num_experts,
-        family.d_ff: model.d_ff,
-    }
-    sizes |= {family.head_dim: model.d_kv} if family.head_dim else {}
-    sizes |= {family.dense_blocks: model.dense_blocks} if family.dense_blocks else {}
-    sizes |= dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))  # of another vocabulary; none is used
-    try:
-        return AutoConfig.for_model(model.family, **{**model.settings, **sizes})
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"model.settings are none of {model.family}'s: {' '.join(str(error).split())}") from error
 
 
 def build_decoder(
@@ -88,7 +42,10 @@ def build_decoder(
     with torch.device("meta"), _no_experts(config):
         decoder = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attention)
     blocks = [at for at, block in enumerate(decoder.model.layers) if hasattr(block.mlp, "experts")]
-    assert blocks == model.moe_blocks, (blocks, model.moe_blocks)
+    if blocks != model.moe_blocks:
+        raise ValueError(
+            f"model.settings put MoE layers into blocks {blocks}; the sizes want them in {model.moe_blocks}"
+        )
     for at in blocks:
         decoder.model.layers[at].mlp.experts = moe_layer(at)
     decoder.to_empty(device=device)
@@ -98,6 +55,28 @@ def build_decoder(
     if checkpoint is not None and device.type != "meta":
         _read(decoder, checkpoint, model.family)
     return decoder.eval().requires_grad_(False)
+
+
+def check_decoder(model: ModelShape, checkpoint: Checkpoint | None) -> None:
+    """Raise ValueError, in one sentence, for a model that cannot be built, run or read: by trying it without values."""
+    meta = torch.device("meta")
+    decoder: Any = build_decoder(model, lambda block: _Unchanged(), seed=0, dtype=torch.float32, device=meta)
+    try:
+        with torch.inference_mode():
+            Prefill().run(decoder, torch.empty(1, 2, model.d_model, device=meta), None)
+    except (RuntimeError, TypeError, ValueError, ArithmeticError) as error:
+        said = " ".join(str(error).split())
+        raise ValueError(f"the sizes and model.settings of this {model.family} do not fit together: {said}") from error
+    if checkpoint is not None:
+        for _ in _stored(decoder, checkpoint, model.family):
+            pass
+
+
+class _Unchanged(nn.Module):
+    """Takes the place of experts whose results do not matter."""
+
+    def forward(self, hidden: torch.Tensor, *chosen: torch.Tensor) -> torch.Tensor:
+        return hidden
 
 
 @contextmanager
@@ -124,7 +103,13 @@ def _initialise(decoder: Any, seed: int) -> None:
 
 @torch.no_grad()
 def _read(decoder: Any, checkpoint: Checkpoint, family: str) -> None:
-    """All but the experts; ValueError naming what is missing or of another size."""
+    """All but the experts."""
+    for tensor, stored in _stored(decoder, checkpoint, family):
+        tensor.copy_(checkpoint.read(stored))
+
+
+def _stored(decoder: Any, checkpoint: Checkpoint, family: str) -> Iterator[tuple[torch.Tensor, str]]:
+    """Tensors of the decoder and what they are called; ValueError naming what is missing or of another size."""
     for name, tensor in decoder.state_dict().items():
         stored = stored_name(family, name)
         if stored not in checkpoint and name == "lm_head.weight":  # which is that of the embedding
@@ -134,4 +119,4 @@ def _read(decoder: Any, checkpoint: Checkpoint, family: str) -> None:
             raise ValueError(
                 f"checkpoint {checkpoint.folder}: {stored} is {found}; {family} wants {list(tensor.shape)}"
             )
-        tensor.copy_(checkpoint.read(stored))
+        yield tensor, stored

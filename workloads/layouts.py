@@ -12,10 +12,25 @@ PROJECTIONS = ("mlp", "gate_proj", "up_proj", "down_proj")
 MIXTRALS: dict[str, tuple[str, ...]] = dict.fromkeys(("mixtral", "minimax_m2"), ("block_sparse_moe", "w1", "w3", "w2"))
 
 
+# What experts of a family compute, and whether they have biases; those of most are the last.
+EXPERTS = {"switch": ("relu", False), "gpt_oss": ("clamped_swiglu", True)}
+SWIGLU = ("swiglu", False)
+
+
 class Reader(Protocol):
     """What a checkpoint is here: some places of one of its tensors."""
 
     def read(self, name: str, *places: Any) -> torch.Tensor: ...
+
+
+def model_type(family: str) -> str:
+    """What transformers calls a family in the config.json of its checkpoints."""
+    return "switch_transformers" if family == "switch" else family
+
+
+def experts_of(family: str) -> tuple[str, bool]:
+    """The activation of a family's experts, and whether they have biases."""
+    return EXPERTS.get(family, SWIGLU)
 
 
 def router_name(block: int) -> str:

@@ -68,13 +68,16 @@ class ModelShape:
         return name or can[0]
 
     def check(self) -> None:
-        """Raise ValueError, in one sentence, if there is no MoE layer, or fewer experts than a token wants."""
+        """Raise ValueError, in one sentence, if there is no MoE layer, fewer experts than a token wants, or what only
+        decoders have.
+        """
         if self.top_k > self.num_experts:
             raise ValueError(
                 f"model.top_k is {self.top_k}; it must be at most model.num_experts ({self.num_experts}), because a "
                 "token's experts are different ones"
             )
         if not self.moe_blocks:
-            raise ValueError(
-                f"model.num_blocks ({self.num_blocks}) with model.sparse_step ({self.sparse_step}) has no MoE layer"
-            )
+            rest = f"model.sparse_step ({self.sparse_step}) and model.dense_blocks ({self.dense_blocks})"
+            raise ValueError(f"model.num_blocks ({self.num_blocks}) with {rest} has no MoE layer")
+        if self.settings and not self.is_decoder:
+            raise ValueError(f"model.settings has {', '.join(self.settings)}; model.family 'switch' has no settings")

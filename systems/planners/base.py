@@ -11,6 +11,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+NO_EXPERT = -1  # fills up the profile of a rank that has fewer tokens than others, in all layers alike
+
 
 class Rates(NamedTuple):
     """How fast a rank is: FLOP/s of its matrix products, bytes/s that it sends to others. The same on all ranks."""
@@ -60,7 +62,9 @@ class Planner(ABC):
         self.place(np.ones((world_size, num_experts), np.int64), owner_EG, Costs(1.0, 1.0, 1.0))
 
     def place_layers(self, expert_LGM: np.ndarray, current_EG: np.ndarray, costs: Costs) -> np.ndarray:
-        """replicas_LEG from a token-level profile: expert_LGM[l, g, m] is the expert of rank g's token m in layer l."""
+        """replicas_LEG from a token-level profile: expert_LGM[l, g, m] is the expert of rank g's token m in layer l, or
+        NO_EXPERT where the rank has no more.
+        """
         num_experts = len(current_EG)
         loads_LGE = np.stack([tokens_per_expert(expert_GM, num_experts) for expert_GM in expert_LGM])
         return np.stack([self.place(loads_GE, current_EG, costs) for loads_GE in loads_LGE])
@@ -85,7 +89,13 @@ class Profile:
 
 def tokens_per_expert(expert_GM: np.ndarray, num_experts: int) -> np.ndarray:
     """int64 [G, E]: how many of each rank's tokens go to each expert."""
-    return np.stack([np.bincount(expert_M, minlength=num_experts) for expert_M in expert_GM])
+    return np.stack([np.bincount(expert_M[expert_M != NO_EXPERT], minlength=num_experts) for expert_M in expert_GM])
+
+
+def paths(expert_LGM: np.ndarray) -> np.ndarray:
+    """int64 [L, N]: the experts of all ranks' tokens of a profile, in the layers one after another."""
+    expert_LN = expert_LGM.reshape(len(expert_LGM), -1)
+    return expert_LN[:, expert_LN[0] != NO_EXPERT].astype(np.int64)
 
 
 def owner_of(replicas_EG: np.ndarray) -> np.ndarray:

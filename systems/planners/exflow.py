@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
-from systems.planners.base import Costs, Planner, as_replicas
+from systems.planners.base import Costs, Planner, as_replicas, paths
 from systems.planners.dispatch import to_owner
 from systems.planners.options import check_whole_number
 from systems.planners.placement import contiguous, per_rank
@@ -55,7 +55,7 @@ class ExFlow(Planner):
 
 def transitions(expert_LGM: np.ndarray, num_experts: int) -> np.ndarray:
     """int64 [L-1, E, E]: A_l[i, j], the tokens that go to expert i in MoE layer l and to j in the next."""
-    expert_LM = expert_LGM.reshape(len(expert_LGM), -1).astype(np.int64)
+    expert_LM = paths(expert_LGM)
     pair_LM = expert_LM[:-1] * num_experts + expert_LM[1:]
     counts = [np.bincount(pair_M, minlength=num_experts**2) for pair_M in pair_LM]
     return np.array(counts, np.int64).reshape(-1, num_experts, num_experts)

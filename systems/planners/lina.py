@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from systems.planners.base import Costs, Planner
+from systems.planners.base import Costs, Planner, paths
 from systems.planners.dispatch import evenly
 from systems.planners.options import check_whole_number
 
@@ -119,7 +119,7 @@ class PathProfile:
 
     @classmethod
     def fit(cls, expert_LGM: np.ndarray, num_experts: int, length: int = 3) -> "PathProfile":
-        expert_ML = expert_LGM.reshape(len(expert_LGM), -1).T.astype(np.int64)
+        expert_ML = paths(expert_LGM).T
         return cls(
             num_experts,
             [

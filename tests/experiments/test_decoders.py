@@ -13,7 +13,7 @@ from experiments.composition import configuration
 from experiments.main import run_points
 from experiments.plan import Point
 from workloads.corpus import EmbeddedCorpus
-from workloads.decoder import hugging_face_config
+from workloads.families import hugging_face_config
 from workloads.tokenizer import load_or_train_tokenizer
 
 ROOT = Path(__file__).parents[2]
@@ -24,12 +24,9 @@ def runs(out: Path) -> list[dict]:
     return [json.loads(path.read_text()) for path in out.glob("cells/*/run.json")]
 
 
-@pytest.mark.parametrize(
-    ("model", "regime", "router"),
-    [("qwen3_moe", "prefill", "synthetic"), ("deepseek_v3", "decode", "learned"), ("gpt_oss", "decode", "balanced")],
-)
-def test_every_systems_output_is_the_dense_models(tmp_path, model, regime, router):
-    chosen = (f"model={model}_laptop", f"regime={regime}", f"router={router}", f"out={tmp_path}")
+def test_a_decoding_campaign_is_checked_and_counted(tmp_path):
+    """Three sequences on one rank and one on the other. What systems compute in every family is in test_families."""
+    chosen = ("model=deepseek_v3_laptop", "regime=decode", "router=learned", "batch_shares=[1,0.34]", f"out={tmp_path}")
     systems = ("moeshard", "ep", "eplb_profiled")
     configs = [configuration([*SMALL, *chosen, f"system={system}"]) for system in systems]
     assert run_points([Point("tiny", "tiny", "speedup", (), "num_experts", 4, None, configs)]) == 0
@@ -38,10 +35,12 @@ def test_every_systems_output_is_the_dense_models(tmp_path, model, regime, route
     assert len({json.dumps(run["inputs"]["tokens"]) for run in found}) == 1
     samples = pd.concat(pd.read_parquet(path) for path in tmp_path.glob("cells/*/samples.parquet"))
     copies = samples[(samples["metric"] == "rows_useful") & (samples["phase"] == "measure")]
-    tokens, top_k = 2 * 3 * (1 if regime == "decode" else 9), found[0]["config"]["model"]["top_k"]
     ep = copies[copies["cell"].isin([run["cell"] for run in found if run["system"] == "ep"])]
-    assert (ep.groupby(["iteration", "layer"])["value"].sum() == tokens * top_k).all()
-    assert set(ep["layer"]) == {0, 1, 2, 3} - ({0} if model == "deepseek_v3" else set())
+    assert (ep.groupby(["iteration", "layer"])["value"].sum() == (3 + 1) * 8).all()
+    assert set(ep["layer"]) == {1, 2, 3}
+    for path in tmp_path.glob("cells/*/routing.parquet"):
+        copies = pd.read_parquet(path).groupby(["rank", "iteration", "layer"])["tokens"].sum()
+        assert copies.groupby("rank").agg(["min", "max"]).to_numpy().tolist() == [[3 * 8, 3 * 8], [1 * 8, 1 * 8]]
 
 
 def test_a_checkpoint_with_its_own_tokenizer_is_measured(tmp_path):
@@ -65,13 +64,19 @@ def test_a_checkpoint_with_its_own_tokenizer_is_measured(tmp_path):
 def test_a_decoder_decodes_on_simulated_ranks(tmp_path):
     typed = ["model=glm4_moe", "regime=decode", "cluster=simulated", "device=h100_sxm", "network=device", "tier=once"]
     typed += ["cluster.world_size=8", "batch_size=16", "seq_len=4096", "precision=bf16", "system=ep", f"out={tmp_path}"]
-    typed += ["model.num_blocks=4"]
+    typed += ["model.num_blocks=4", "batch_shares=[1,0.5,0.25,0.25,1,1,1,0.01]"]
     done = subprocess.run([sys.executable, "-m", "experiments.run", *typed], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "TPOT" in done.stdout and "TTFT" not in done.stdout.replace("ttft", "")
     (run,) = runs(tmp_path)
     assert run["state"] == "ok" and run["regime"] == "decode"
-    assert "glm4_moe of 4 blocks, d_model 4096, decode" in " ".join(done.stdout.split())
+    said = " ".join(done.stdout.split())
+    assert "glm4_moe of 4 blocks, d_model 4096, decode, ranks with 1:0.5:0.25:0.25:1:1:1:0.01 of the batch" in said
+    (routing,) = (pd.read_parquet(path) for path in tmp_path.glob("cells/*/routing.parquet"))
+    copies_R = routing[routing["layer"] == 1].groupby("rank")[["tokens", "intended"]].sum()
+    sequences_R = [16, 8, 4, 4, 16, 16, 16, 1]
+    assert copies_R["tokens"].tolist() == [8 * sequences for sequences in sequences_R]
+    assert copies_R["intended"].tolist() == pytest.approx(copies_R["tokens"].tolist())
 
 
 @pytest.mark.parametrize(
@@ -80,7 +85,7 @@ def test_a_decoder_decodes_on_simulated_ranks(tmp_path):
         (("model=olmoe_laptop", "regime=encode"), "regime is 'encode'; model.family 'olmoe' can prefill or decode"),
         (("regime=decode",), "regime is 'decode'; model.family 'switch' can encode"),
         (("model=olmoe_laptop", "regime=decode", "seq_len=1"), "seq_len is 1; regime=decode needs at least 2"),
-        (("model=olmoe_laptop", "model.dense_blocks=1"), "olmoe has model.sparse_step 1 and model.dense_blocks 1"),
+        (("model=deepseek_v3_laptop", "model.num_experts=20"), "model.num_experts is 20; deepseek_v3 must have equal"),
         (("model=olmoe_laptop", "model.top_k=99"), "model.top_k is 99; it must be at most model.num_experts (64)"),
         (("model=olmoe_laptop", "model.family=llama9"), "model.family is 'llama9'; it must be one of switch, mixtral"),
     ],

@@ -129,7 +129,7 @@ class ForgetsAnExpert(Dense):
 
     def forward(self, x_TD, routing):
         y_TD = super().forward(x_TD, routing)
-        return torch.where(routing.expert_TK == 0, 0.5 * y_TD, y_TD)
+        return torch.where((routing.expert_TK == 0).any(1, keepdim=True), 0.5 * y_TD, y_TD)
 
 
 class NaNInTheSecondLayer(Dense):

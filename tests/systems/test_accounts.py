@@ -6,13 +6,14 @@ from typing import Any
 
 import pytest
 import torch
-from deepspeed.moe.sharded_moe import _capacity, top1gating
+from deepspeed.moe.sharded_moe import _capacity, top1gating, top2gating, topkgating
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from routers.base import Routing
 from routers.synthetic import skewed_probabilities
 from systems.base import Account, LayerShape, System
-from systems.deepspeed_moe import LOGIT, DeepSpeedMoE, lossless_capacity_factor
+from systems.deepspeed_moe import LOGIT, DeepSpeedMoE, logits_of, lossless_capacity_factor
 from systems.dense import Dense
 from systems.engines import find_engine
 from systems.expert_parallel import ExpertParallel
@@ -232,12 +233,63 @@ def test_capacity_and_drops_are_those_of_deepspeeds_gate(num_experts, experts, c
 
 
 @settings(deadline=None)
-@given(num_experts=st.integers(1, 1024), num_tokens=st.integers(4, 1_000_000), share=st.floats(0, 1))
-def test_lossless_capacity_is_exactly_the_largest_count_in_deepspeeds_arithmetic(num_experts, num_tokens, share):
+@given(
+    top_k=st.integers(2, 4),
+    more=st.integers(0, 8),
+    num_tokens=st.integers(0, 30),
+    absent=st.integers(0, 9),
+    capacity_factor=st.floats(0.1, 12),
+    seed=st.integers(0, 2**20),
+)
+def test_gates_of_more_experts_drop_as_accounted_and_weigh_what_they_keep(
+    top_k, more, num_tokens, absent, capacity_factor, seed
+):
+    """The rank brings fewer tokens than another, so that the capacity is given to it as the least one."""
+    num_experts, generator = top_k + more, torch.Generator().manual_seed(seed)
+    popularity_E = torch.rand(num_experts, generator=generator) ** 2 + 1e-3
+    drawn_TK = torch.multinomial(popularity_E.expand(num_tokens + 1, -1), top_k, generator=generator)
+    expert_TK, weight_TK = drawn_TK[:num_tokens], torch.rand(num_tokens, top_k, generator=generator) + 0.01
+    routing = Routing(expert_TK, weight_TK)
+    shape = LayerShape(num_experts, 2, 4, num_tokens + absent + 1, top_k=top_k)
+    group: Any = SimpleNamespace(rank=lambda: 0, size=lambda: 1)
+    layer = {"shape": shape, "weights": NoWeights(), "group": group, "engine": find_engine("loop")}
+    account = UnbuiltDeepSpeedMoE(capacity_factor=capacity_factor, **layer).account(
+        routing.tokens_per_expert(num_experts).unsqueeze(0), BYTES
+    )
+    given = (capacity_factor, int(account.rows_computed) // num_experts)
+    logits_TE = logits_of(routing, num_experts)
+    gate: Any = (
+        top2gating(logits_TE, *given, top2_2nd_expert_sampling=False, sparse_routes=True)
+        if top_k == 2
+        else topkgating(logits_TE, top_k, *given, sparse_routes=True)
+    )
+    capacity, kept_KT, weight_KT = int(gate[1]), gate[3] >= 0, gate[5]
+    assert account.rows_computed == num_experts * capacity
+    assert account.dropped == int((~kept_KT).sum())
+    order_TK = weight_TK.argsort(descending=True, stable=True)
+    sorted_TK, kept_TK = weight_TK.gather(1, order_TK), kept_KT.T
+    expected_TK = sorted_TK * kept_TK / (sorted_TK * kept_TK).sum(1, keepdim=True).clamp(min=1e-20)
+    torch.testing.assert_close(weight_KT.T * kept_TK, expected_TK, rtol=1e-5, atol=1e-6)
+
+
+@settings(deadline=None)
+@given(
+    num_experts=st.integers(1, 1024),
+    num_tokens=st.integers(4, 1_000_000),
+    share=st.floats(0, 1),
+    top_k=st.sampled_from([1, 2, 8]),
+)
+def test_lossless_capacity_is_exactly_the_largest_count_in_deepspeeds_arithmetic(num_experts, num_tokens, share, top_k):
     wanted = round(share * num_tokens)
-    factor = lossless_capacity_factor(num_tokens, num_experts, wanted)
+    factor = lossless_capacity_factor(num_tokens, num_experts, wanted, top_k)
     gates: Any = SimpleNamespace(shape=(num_tokens, num_experts))
-    assert int(_capacity(gates, torch.tensor(factor), torch.tensor(4))) == max(wanted, 4)
+    assert int(_capacity(gates, torch.tensor(factor * top_k), torch.tensor(4))) == max(wanted, 4)
+
+
+def test_deepspeeds_top_1_gate_wants_its_least_capacity_of_tokens():
+    with pytest.raises(ValueError, match="a rank brings 3 tokens to an MoE layer; DeepSpeed's top-1 gate needs at"):
+        DeepSpeedMoE.check(replace(SMALL, max_tokens=3), 2, capacity_factor=1.0)
+    DeepSpeedMoE.check(replace(SMALL, max_tokens=3, top_k=2), 2, capacity_factor=1.0)
 
 
 def test_lossless_capacity_needs_known_draws():

@@ -11,7 +11,15 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 
 from workloads import batches
-from workloads.batches import TokenSource, first_sequence, load_tokens, token_batch, tokens_hash
+from workloads.batches import (
+    TokenSource,
+    check_shares,
+    first_sequence,
+    load_tokens,
+    sequences_of_ranks,
+    token_batch,
+    tokens_hash,
+)
 from workloads.corpus import Corpus, EmbeddedCorpus
 
 # Every token is its own position, so that a batch shows where it was read.
@@ -185,3 +193,18 @@ def test_source_of_the_embedded_corpus(tmp_path):
     assert batch_BL.shape == (8, 120)
     assert batch_BL.max() < 1000
     assert len(np.unique(batch_BL)) > 100
+
+
+@given(batch_size=st.integers(1, 500), shares=st.lists(st.floats(0.001, 1), max_size=6))
+def test_every_rank_has_its_share_of_a_batch(batch_size, shares):
+    shares = [*shares, 1.0]
+    check_shares(shares, len(shares))
+    sequences_G = sequences_of_ranks(batch_size, shares, len(shares))
+    assert max(sequences_G) == sequences_G[-1] == batch_size and min(sequences_G) >= 1
+    for share, sequences in zip(shares, sequences_G, strict=True):
+        assert sequences == 1 or abs(sequences - share * batch_size) <= 0.5
+
+
+def test_ranks_without_shares_have_whole_batches():
+    check_shares(None, 3)
+    assert sequences_of_ranks(7, None, 3) == [7, 7, 7]

@@ -18,7 +18,8 @@ from routers.learned import LearnedRouter
 from systems.dense import Dense
 from systems.engines import find_engine
 from workloads.checkpoint import open_checkpoint
-from workloads.decoder import FAMILIES, build_decoder, hugging_face_config
+from workloads.decoder import build_decoder, check_decoder
+from workloads.families import FAMILIES, hugging_face_config
 from workloads.model import DECODERS, ModelShape
 from workloads.regimes import Decode, Prefill
 from workloads.weights import CheckpointLayer
@@ -193,6 +194,72 @@ def test_a_checkpoint_of_hugging_faces_is_read_by_slices(family, tmp_path):
 
 def test_every_decoder_that_may_be_asked_for_is_known():
     assert tuple(FAMILIES) == DECODERS
+
+
+def changed(family: str, **changes: Any) -> ModelShape:
+    """A small model with other sizes, or with other settings where no size is called so."""
+    sizes = {name: value for name, value in changes.items() if name in ModelShape.__dataclass_fields__}
+    settings = MODELS[family]["settings"] | {name: value for name, value in changes.items() if name not in sizes}
+    return ModelShape(**MODELS[family] | {"num_blocks": 2} | sizes | {"settings": settings})
+
+
+@pytest.mark.parametrize(
+    ("family", "changes", "said"),
+    [
+        ("deepseek_v3", {"num_experts": 20}, r"num_experts is 20; deepseek_v3 must have equal groups .*n_group is 8"),
+        ("deepseek_v3", {"num_experts": 8}, r"num_experts is 8; deepseek_v3 must have equal groups of two or more"),
+        ("glm4_moe", {"n_group": 3}, r"num_experts is 128; glm4_moe must have equal groups .*n_group is 3"),
+        ("glm4_moe", {"n_group": 0}, r"num_experts is 128; glm4_moe must have equal groups .*n_group is 0"),
+        ("deepseek_v3", {"topk_group": 9}, r"topk_group is 9; it must be from 1 to model\.settings\.n_group \(8\)"),
+        ("deepseek_v3", {"num_experts": 16, "top_k": 9}, r"top_k is 9; it must be at most 8, the experts of .* \(4\)"),
+        ("mixtral", {"num_key_value_heads": 3}, r"num_key_value_heads is 3; of mixtral it must divide .* \(4\)"),
+        ("mixtral", {"num_key_value_heads": 0}, r"num_key_value_heads is 0; of mixtral it must divide .* \(4\)"),
+        ("deepseek_v3", {"num_key_value_heads": 2}, r"num_key_value_heads is 2; of deepseek_v3 it must equal .* \(4\)"),
+        ("olmoe", {"d_kv": 32}, r"d_kv is 32; of olmoe model\.num_heads \(4\) heads of it must make up .* \(64\)"),
+        ("qwen2_moe", {"d_model": 60}, r"d_kv is 16; of qwen2_moe .* must make up model\.d_model \(60\)"),
+        ("deepseek_v3", {"d_kv": 32}, r"d_kv is 32; it must be model\.settings\.v_head_dim \(16\)"),
+        ("qwen3_moe", {"d_kv": 15}, r"no qwen3_moe with these sizes and model\.settings: RoPE requires an even rotary"),
+        ("olmoe", {"dense_blocks": 1}, r"olmoe has model\.sparse_step 1 and model\.dense_blocks 1; it must have"),
+        ("gpt_oss", {"sliding_window": 0}, r"sliding_window is 0; it must be at least 1"),
+        ("gpt_oss", {"sliding_window": None}, r"of this gpt_oss do not fit together"),
+        ("mixtral", {"hidden_size": 64}, r"hidden_size is 64; it must be left out, because model\.d_model is it"),
+        ("mixtral", {"n_groups": 2}, r"there is no model\.settings\.n_groups: a mixtral of transformers has no such"),
+        ("mixtral", {"num_key_value_heads": "two"}, r"no mixtral with these sizes .* expected int, got str"),
+        ("qwen2_moe", {"mlp_only_layers": [0]}, r"settings put MoE layers into blocks \[1\]; the sizes want them in"),
+        (
+            "minimax_m2",
+            {"rope_parameters": {"rope_theta": 1e4, "partial_rotary_factor": 2.0}},
+            r"of this minimax_m2 do",
+        ),
+    ],
+)
+def test_sizes_that_a_family_cannot_have_are_known_before_anything_runs(family, changes, said):
+    check_decoder(changed(family), None)
+    with pytest.raises(ValueError, match=said) as caught:
+        check_decoder(changed(family, **changes), None)
+    assert "\n" not in str(caught.value)
+
+
+def test_no_moe_layer_and_settings_of_no_decoder_are_said():
+    with pytest.raises(ValueError, match=r"num_blocks \(2\) with .* model\.dense_blocks \(3\) has no MoE layer"):
+        changed("deepseek_v3", dense_blocks=3).check()
+    with pytest.raises(ValueError, match=r"model\.settings has n_group; model\.family 'switch' has no settings"):
+        ModelShape(4, 8, 8, 4, 2, 2, 2, 32, settings={"n_group": 2}).check()
+
+
+def test_a_checkpoint_of_another_family_or_other_attention_is_known_before_anything_runs(tmp_path):
+    model = changed("olmoe")
+    decoder: Any = AutoModelForCausalLM.from_config(hugging_face_config(model))
+    decoder.save_pretrained(tmp_path)
+    checkpoint = open_checkpoint(str(tmp_path))
+    checkpoint.check(model)
+    check_decoder(model, checkpoint)
+    with pytest.raises(ValueError, match=r"is a olmoe; model\.family 'mixtral' wants a mixtral"):
+        checkpoint.check(changed("mixtral"))
+    with pytest.raises(ValueError, match=r"activation is relu and model\.biased False; .* must be swiglu and False"):
+        checkpoint.check(changed("olmoe", activation="relu"))
+    with pytest.raises(ValueError, match=r"k_proj.weight is \[64, 64\]; olmoe wants \[32, 64\]"):
+        check_decoder(changed("olmoe", num_key_value_heads=2), checkpoint)
 
 
 def test_what_is_not_of_the_family_is_said():

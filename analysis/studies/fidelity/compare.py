@@ -11,7 +11,7 @@ from analysis.load import Campaign
 from analysis.series import launch_medians, time_ratio
 from analysis.stats import Floor, noise_floor_of, outside
 
-SHARED = ("model", "router", "corpus", "tier", "batch_size", "seq_len", "precision", "seed")
+SHARED = ("model", "router", "corpus", "tier", "batch_size", "batch_shares", "seq_len", "precision", "seed")
 METRICS = {"ttft_ms": "TTFT", "layer_moe_ms": "MoE layer"}
 EMULATED = "_emulated"
 KEYS = ["panel", "x", "system", "metric"]
@@ -48,7 +48,7 @@ def differences(one: Campaign, other: Campaign) -> set[str]:
     for campaign, found in zip((one, other), values, strict=True):
         for cell in campaign.frames:
             for key in SHARED:
-                found[key].add(json.dumps(campaign.runs[cell]["config"][key], sort_keys=True))
+                found[key].add(json.dumps(campaign.runs[cell]["config"].get(key), sort_keys=True))
     return {key for key in SHARED if values[0][key] != values[1][key]}
 
 

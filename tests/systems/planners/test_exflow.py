@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from routers.synthetic import SyntheticRouter
 from routers.token_trace import DEFAULT_PATH, TokenTrace
-from systems.planners.base import Costs, as_replicas, imbalance, owner_of, tokens_per_expert
+from systems.planners.base import NO_EXPERT, Costs, as_replicas, imbalance, owner_of, tokens_per_expert
 from systems.planners.exflow import (
     ExFlow,
     assign,
@@ -45,6 +45,9 @@ def draw_profile(ranks: int, num_experts: int, layers: int, seed: int) -> np.nda
 def test_transitions_and_crossings_by_hand():
     expert_LGM = np.array([[[0, 0], [1, 2]], [[2, 2], [1, 0]], [[0, 1], [2, 2]]])
     moves_LEE = transitions(expert_LGM, 3)
+    filled_up_LGM = np.insert(expert_LGM, 2, NO_EXPERT, axis=2)
+    assert np.array_equal(transitions(filled_up_LGM, 3), moves_LEE)
+    assert np.array_equal(tokens_per_expert(filled_up_LGM[0], 3), tokens_per_expert(expert_LGM[0], 3))
     assert moves_LEE[0].tolist() == [[0, 0, 2], [0, 1, 0], [1, 0, 0]]
     assert moves_LEE[1].tolist() == [[0, 0, 1], [0, 0, 1], [1, 1, 0]]
     # expert 2 on rank 1 in every layer: 0 -> 2 -> 0, 0 -> 2 -> 1, 1 -> 1 -> 2, 2 -> 0 -> 2 cross all but once
