@@ -3,7 +3,10 @@
 import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -15,7 +18,7 @@ from experiments import composition
 from experiments.main import BAD_INPUT, SOME_FAILED
 from experiments.plan import Point
 from experiments.quality import run_quality
-from experiments.quality_rank import Pass, compare, dealt
+from experiments.quality_rank import Pass, compare, dealt, texts
 from experiments.run import run
 from workloads.checkpoint import SHIPPED, open_checkpoint
 
@@ -57,6 +60,16 @@ def test_every_passage_is_read_at_most_once_and_ranks_read_as_many(num_passages,
     assert len(read) == len(set(read)) and set(read) <= set(range(num_passages))
     assert {len(rank) for rank in ranks} == {num_passages // (world_size * batch_size)}
     assert num_passages - len(read) < world_size * batch_size
+
+
+def test_a_checkpoint_without_held_out_text_reads_the_corpus(monkeypatch):
+    config = point("batch_size=1").configs[0]
+    session = SimpleNamespace(rank=1, world_size=2)
+    program: Any = SimpleNamespace(workload=config, session=session, token_batch=lambda number: np.full((1, 3), number))
+    held_out = list(texts(program))
+    assert len(held_out) == 18 and held_out[0].shape == (1, 120)
+    monkeypatch.setattr("experiments.quality_rank.open_checkpoint", lambda name: SimpleNamespace(held_out=lambda: None))
+    assert [ids_BL.tolist() for ids_BL in texts(program)] == [[[0, 0, 0]], [[1, 1, 1]]]  # two rounds of tier=smoke
 
 
 @pytest.fixture(scope="module")
@@ -142,3 +155,9 @@ def test_what_would_say_nothing_is_refused_in_one_sentence(overrides, sentence, 
 def test_panels_of_other_kinds_are_not_mixed_in(capsys):
     assert run([point(), point(kind="speedup")], []) == BAD_INPUT
     assert "panels of kind quality are measured alone; the experiment has speedup too" in capsys.readouterr().err
+
+
+def test_the_page_shows_the_table_that_was_measured():
+    sample = (ROOT / "results/sample-quality/capacity/quality.md").read_text()
+    rows = [line for line in sample.splitlines() if line.startswith("|")]
+    assert len(rows) == 20 and "\n".join(rows) in (ROOT / "docs/quality.md").read_text()
