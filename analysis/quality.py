@@ -27,7 +27,7 @@ HEADINGS = {
     "seq_len": "tokens a sequence",
     "precision": "precision",
     "guesses": "guesses",
-    "dense_perplexity": "perplexity, dense",
+    "dense_perplexity": "dense perplexity",
 }
 COLUMNS = {
     "system": "str",

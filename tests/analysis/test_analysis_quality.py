@@ -34,7 +34,7 @@ def test_tables_show_the_cost_and_the_reasons():
     assert shown["perplexity"] == "8.00" and shown["beyond dense"] == "+100.00 %"
     assert shown["same likeliest token"] == "75.00 %" and shown["copies dropped"] == "5.00 %"
     assert shown["error by MoE layer"] == "0.3, 0" and "model" not in shown
-    assert "model small" in quality.title and "perplexity, dense 4.00" in quality.title
+    assert "model small" in quality.title and "dense perplexity 4.00" in quality.title
     assert lacking.shown.to_dict("records") == [
         {"system": "DeepSpeed", "options": "k=1", "state": "unsupported", "reason": "top-1 only"}
     ]
