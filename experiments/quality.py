@@ -13,6 +13,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from torch.distributed.elastic.multiprocessing.api import SignalException
+
 from analysis.labels import remember
 from analysis.quality import layer_measures, measures, quality_tables
 from analysis.tables import markdown, write_table
@@ -21,7 +23,7 @@ from experiments import environment
 from experiments.campaign import cache_dir
 from experiments.cells import Cell, Unsupported, check
 from experiments.configuration import digest, find_class
-from experiments.main import BAD_INPUT, SOME_FAILED, read_tokens
+from experiments.main import BAD_INPUT, INTERRUPTED, SOME_FAILED, read_tokens
 from experiments.plan import QUALITY, Point
 from experiments.quality_rank import DENSE, dealt, quality_rank
 from experiments.records import Config, Launch, Member, Node, document
@@ -46,18 +48,22 @@ def run_quality(points: Sequence[Point], command: Sequence[str] = ()) -> int:
         if others := sorted({point.kind for point in points} - {QUALITY}):
             raise ValueError(f"panels of kind quality are measured alone; the experiment has {', '.join(others)} too")
         lacking = _find_refused(configs)
+        Path(next(iter(configs.values())).out).mkdir(parents=True, exist_ok=True)
         prepare(next(iter(configs.values())).cluster, PRELOAD)
         found: dict[str, Sums] = {}
         for together in _launches({name: one for name, one in configs.items() if name not in lacking}):
             sums, failed = _measure(together)
             found |= {name: {"own": sums[name], DENSE: sums[DENSE]} for name in together if name not in failed}
             lacking |= failed
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return BAD_INPUT
     except LaunchFailed as failure:
         print(f"{failure.traceback}\nerror: {failure}", file=sys.stderr)
         return SOME_FAILED
+    except (ValueError, OSError, RuntimeError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return BAD_INPUT
+    except (KeyboardInterrupt, SignalException):
+        print("interrupted: nothing is written; the same command begins anew", file=sys.stderr)
+        return INTERRUPTED
     _write(configs, found, lacking, command)
     return SOME_FAILED if any(state != "unsupported" for state, _ in lacking.values()) else 0
 
@@ -160,7 +166,6 @@ def _write(
         layers += [row | layer for layer in layer_measures(own, top_k)]
     tables = [table for table in quality_tables(rows, layers) if len(table.shown)]
     folder = Path(next(iter(configs.values())).out)
-    folder.mkdir(parents=True, exist_ok=True)
     written = [str(path) for table in tables for path in write_table(folder / table.name, table)]
     (folder / "setting.json").write_text(json.dumps(_setting(configs, command), indent=1) + "\n")
     shown = [markdown(table) for table in tables if table.name != "quality_layers"]

@@ -152,6 +152,12 @@ def test_what_would_say_nothing_is_refused_in_one_sentence(overrides, sentence, 
     assert said.startswith(f"error: {sentence}") and said.count("\n") == 1 and not out.exists()
 
 
+def test_a_folder_that_cannot_be_is_known_before_anything_is_launched(tmp_path, capsys):
+    (tmp_path / "file").touch()
+    assert run_quality([point("system=ep", f"out={tmp_path / 'file/out'}")]) == BAD_INPUT
+    assert "Not a directory" in capsys.readouterr().err
+
+
 def test_panels_of_other_kinds_are_not_mixed_in(capsys):
     assert run([point(), point(kind="speedup")], []) == BAD_INPUT
     assert "panels of kind quality are measured alone; the experiment has speedup too" in capsys.readouterr().err
