@@ -32,7 +32,7 @@ INSTALL = $(BIN)/python -m pip install -qq --disable-pip-version-check $(if $(TO
 .DEFAULT_GOAL := help
 .PHONY: help setup test test-slow test-all lint conformance status resume figures report verify-paper clean
 .PHONY: validate-devices validate-here samples docs
-.PHONY: league calibrate fidelity fidelity-hosts attribution crossover scaling bench-engines bench-layer gpu gpu-visit
+.PHONY: quality league calibrate fidelity fidelity-hosts attribution crossover scaling bench-engines bench-layer gpu gpu-visit
 .PHONY: reproduce-fig1 reproduce-layers reproduce-fig3 reproduce-fig4 reproduce-skew reproduce-sections reproduce-all
 
 help:  ## list the targets and the variables
@@ -77,6 +77,10 @@ lint: $(STAMP)  ## check style, unsafe calls, imports, formatting and types
 
 conformance: $(STAMP)  ## check that every system, or SYSTEM=its yaml, name or package.module.Class, equals the dense model
 	$(if $(SYSTEM),$(BIN)/python -m experiments.judge $(SYSTEM),$(BIN)/python -m pytest tests/systems/test_conformance.py -q $(PYTEST_ARGS))
+
+quality: $(STAMP)  ## what outputs are worth on held-out text: every system, and what dropping tokens costs by capacity factor
+	$(BIN)/python -m experiments.run experiment=quality $(ARGS)
+	$(BIN)/python -m experiments.run experiment=quality_capacity $(ARGS)
 
 SETTINGS = scale=$(SCALE) cluster=$(CLUSTER) $(if $(SIMULATED),,cluster.)device=$(DEVICE) tier=$(TIER)$(NETWORK)
 # What scale=laptop matches is a CPU core; an emulated GPU stands beside the link that it is known for.

@@ -129,7 +129,7 @@ def build_router(workload: Workload, *, rank: int, classifier: Any) -> Any:
     """The router of a workload on one rank; `classifier(block)` gives the model's router matrix [E, D]."""
     model = workload.model
     given = {"num_experts": model.num_experts, "top_k": model.top_k, "rank": rank, "seed": workload.seed}
-    given |= {"sequences": workload.batch_size, "regime": model.regime(workload.regime)}
+    given |= {"sequences": workload.sequences_G[rank], "regime": model.regime(workload.regime)}
     return instantiate(workload.router, "router", **given, moe_blocks=model.moe_blocks, classifier=classifier)
 
 

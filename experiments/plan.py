@@ -10,6 +10,7 @@ from analysis.schema import SCHEMA
 from experiments.cells import Cell
 from experiments.records import Config
 
+QUALITY = "quality"  # the kind of panels of which nothing is timed (experiments.quality)
 CORES = "core_flops_per_s"  # key of plan.json: what matched networks rest on, by core
 
 
@@ -18,8 +19,8 @@ class Point:
     """One workload point of a panel: its place on the x axis and a resolved configuration per system.
 
     published_x is the value on the paper's axis that it stands for, published the figures of the paper it stands
-    beside. kind: speedup, load, layers, sections or map, as which the panel is drawn. y: its place on the second axis
-    of a panel that has one.
+    beside. kind: speedup, load, layers, sections or map, as which the panel is drawn, or quality. y: its place on the
+    second axis of a panel that has one.
     """
 
     panel: str

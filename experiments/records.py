@@ -35,7 +35,8 @@ class Panel:
     title: str = ""
     """What figures call it."""
     kind: str = "speedup"
-    """How it is drawn: speedup, league, map, scaling, layers, load, sections, attribution or counterfactual."""
+    """How it is drawn: speedup, league, map, scaling, layers, load, sections, attribution or counterfactual; or
+    quality: what outputs are worth is measured, and nothing is timed."""
     published: list[str] = field(default_factory=list)
     """The figures of the paper that are drawn beside it."""
     systems: list[str] = field(default_factory=list)

@@ -17,6 +17,7 @@ from omegaconf import DictConfig
 from experiments.composition import known_keys, with_implied
 from experiments.main import BAD_INPUT, run_points
 from experiments.panels import Job, experiment_points, sweep_points
+from experiments.plan import QUALITY, Point
 from experiments.refusals import refusal
 
 JOBS: list[Job] = []
@@ -44,6 +45,15 @@ def compose(config: DictConfig) -> None:
     JOBS.append(Job({key: value for key, _, value in pairs}, config, points))
 
 
+def run(points: list[Point], command: list[str]) -> int:
+    """Measure these points: as a campaign, or the quality of outputs, of which nothing is timed."""
+    if QUALITY not in {point.kind for point in points}:
+        return run_points(points, command)
+    from experiments.quality import run_quality  # transformers costs seconds
+
+    return run_quality(points, command)
+
+
 def _compose_or_exit() -> None:
     """Run Hydra's jobs; what it refuses (unknown names and keys) is said in one sentence, with exit status 2."""
     said = io.StringIO()
@@ -62,4 +72,5 @@ def _compose_or_exit() -> None:
 
 if __name__ == "__main__":
     _compose_or_exit()
-    sys.exit(run_points(JOBS[0].points if len(JOBS) == 1 else sweep_points(JOBS), sys.argv[1:]))
+    asked = JOBS[0].points if len(JOBS) == 1 else sweep_points(JOBS)
+    sys.exit(run(asked, sys.argv[1:]))

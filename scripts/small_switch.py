@@ -1,21 +1,22 @@
-"""The small Switch encoder as it is trained: its model, its text, and what is measured of it.
+"""The small Switch encoder as it is trained: its model, what it has to guess, and what is measured of it.
 
-Shapes: B sequences or P passages of L tokens each, S starts of passages, T tokens of a batch, M masked tokens, N tokens
-of the corpus, V vocabulary, D model width, F hidden units, E experts, G ranks.
+Shapes: B sequences or P passages of L tokens each, T tokens of a batch, D model width, F hidden units, E experts,
+G ranks.
 """
 
 from pathlib import Path
 from typing import Any
 
 import torch
-from numpy.lib.stride_tricks import sliding_window_view
 from torch import nn
 from torch.nn.functional import cross_entropy
 
 from routers.learned import LearnedRouter
+from scripts.training import STORED
 from systems.permute import group_by_expert, inverse
 from workloads.checkpoint import open_checkpoint
 from workloads.encoder import build_encoder
+from workloads.guesses import logits, task_of
 from workloads.layouts import expert_name, router_name
 from workloads.model import ModelShape
 from workloads.weights import CheckpointLayer, SeededLayer
@@ -25,12 +26,7 @@ from workloads.weights import CheckpointLayer, SeededLayer
 MODEL = ModelShape(
     num_experts=128, d_model=64, d_ff=32, d_kv=16, num_heads=4, num_blocks=4, sparse_step=2, vocab_size=3800
 )
-SEQ_LEN, WORLD_SIZE = 120, 4
-MASK_ID = 2  # <unk>: the tokenizer has no token of its own for it, and the corpus has no unknown ones
-NUM_SPECIAL = 3
-MASKED, REPLACED, JITTER = 0.15, 0.1, 0.01
-HELD_OUT_EVERY, SHARED_TOKENS, NUM_MASKS = 8, 10, 8
-STORED = torch.float16
+JITTER, NUM_MASKS = 0.01, 8
 FUSED = ("router_ED", "wi_EDF", "wo_EFD")
 CPU = torch.device("cpu")
 
@@ -105,8 +101,8 @@ class Encoder:
 
     def loss(self, ids_BL: torch.Tensor, draw: torch.Generator) -> torch.Tensor:
         """Mean cross-entropy, in nats, of the masked tokens; the embedding is the output layer."""
-        shown_BL, masked_BL = mask(ids_BL, draw)
-        return cross_entropy(self.hidden(shown_BL)[masked_BL] @ self.module.shared.weight.T, ids_BL[masked_BL])
+        task = task_of(MODEL, ids_BL, draw)
+        return cross_entropy(logits(self.module, self.hidden(task.read_BL)[task.asked_BL]), task.answer_N)
 
     def stored(self) -> dict[str, torch.Tensor]:
         """Every parameter of the encoder under Hugging Face's name."""
@@ -118,46 +114,11 @@ class Encoder:
         return {name: value.detach().to(STORED).contiguous() for name, value in tensors.items()}
 
 
-def mask(ids_BL: torch.Tensor, draw: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-    """What the model is shown, and which tokens it has to guess; of those a tenth is shown as another token, a tenth
-    as it is (BERT's recipe), so that the router also learns from tokens that look like those of the benchmark."""
-    masked_BL = torch.rand(ids_BL.shape, generator=draw) < MASKED
-    lot_BL = torch.rand(ids_BL.shape, generator=draw)
-    other_BL = torch.randint(NUM_SPECIAL, MODEL.vocab_size, ids_BL.shape, generator=draw)
-    shown_BL = ids_BL.where(~masked_BL | (lot_BL < REPLACED), torch.tensor(MASK_ID))
-    return shown_BL.where(~masked_BL | (lot_BL < 1 - REPLACED), other_BL), masked_BL
-
-
-def split(tokens_N: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Starts of training passages, and the held-out passages [P, L]: every eighth, less what training text repeats.
-
-    The corpus quotes itself: a held-out passage that shares ten successive tokens with training text is left out.
-    """
-    period = HELD_OUT_EVERY * SEQ_LEN
-    start_S = torch.arange(len(tokens_N) - SEQ_LEN + 1)
-    start_S = start_S[start_S % period <= period - 2 * SEQ_LEN]
-    passages_PL = tokens_N[: len(tokens_N) // SEQ_LEN * SEQ_LEN].view(-1, SEQ_LEN)
-    known = set().union(*(_runs(tokens_N[start : start + SEQ_LEN]) for start in start_S[:: SEQ_LEN // 2].tolist()))
-    held_out = passages_PL[HELD_OUT_EVERY - 1 :: HELD_OUT_EVERY]
-    return start_S, torch.stack([passage_L for passage_L in held_out if known.isdisjoint(_runs(passage_L))])
-
-
-def _runs(tokens_N: torch.Tensor) -> set[tuple[int, ...]]:
-    return set(map(tuple, sliding_window_view(tokens_N.numpy(), SHARED_TOKENS).tolist()))
-
-
 @torch.inference_mode()
 def evaluate(encoder: Encoder, passages_PL: torch.Tensor) -> float:
     """Masked-token loss in nats, over the same masks every time."""
     draw = torch.Generator().manual_seed(0)
     return float(torch.stack([encoder.loss(passages_PL, draw) for _ in range(NUM_MASKS)]).mean())
-
-
-def unigram_loss(tokens_N: torch.Tensor, start_S: torch.Tensor, passages_PL: torch.Tensor) -> float:
-    """Loss of guessing by frequency in the training text (add-one smoothing)."""
-    ids_N = tokens_N[torch.unique(start_S[:, None] + torch.arange(SEQ_LEN))]
-    count_V = torch.bincount(ids_N, minlength=MODEL.vocab_size) + 1
-    return float(-(count_V / count_V.sum()).log()[passages_PL].mean())
 
 
 @torch.inference_mode()
@@ -169,15 +130,3 @@ def loads(encoder: Encoder, ids_GBL: list[torch.Tensor]) -> dict[int, torch.Tens
         for block, layer in encoder.moe.items():
             rows[block].append(layer.rows_E)
     return {block: torch.stack(rows_GE) for block, rows_GE in rows.items()}
-
-
-def statistics(rows_GE: torch.Tensor) -> dict[str, float]:
-    """Imbalance of one layer over all ranks' tokens; the last is that of ranks that host contiguous experts."""
-    rows_E = rows_GE.sum(0).float()
-    rows_G = rows_E.view(WORLD_SIZE, -1).sum(1)
-    return {
-        "busiest expert / mean": float(rows_E.max() / rows_E.mean()),
-        "CV": float(rows_E.std(correction=0) / rows_E.mean()),
-        "empty experts": int((rows_E == 0).sum()),
-        "busiest rank / mean": float(rows_G.max() / rows_G.mean()),
-    }

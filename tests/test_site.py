@@ -11,6 +11,8 @@ import pytest
 import yaml
 
 from analysis.checks.timing import METRICS
+from analysis.quality import COLUMNS as QUALITY
+from analysis.quality import LAYER_COLUMNS
 from analysis.schema import COLLECTIVE_COLUMNS, ROUTING_COLUMNS, SAMPLE_COLUMNS
 from analysis.summary import COLUMNS
 from experiments.composition import SIMULATED
@@ -108,6 +110,8 @@ def test_no_meaning_is_of_a_key_that_is_gone():
         ("routing", ROUTING_COLUMNS),
         ("collectives", COLLECTIVE_COLUMNS),
         ("summary", COLUMNS),
+        ("quality", QUALITY),
+        ("quality_layers", LAYER_COLUMNS),
         ("metrics", [*METRICS, *derived()]),
     ],
 )

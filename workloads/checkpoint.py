@@ -14,8 +14,9 @@ from workloads.layouts import experts_of, model_type, sizes, surplus
 from workloads.model import ModelShape
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
-# Checkpoints that come with the project (scripts/train_small_switch.py makes them): name -> folder.
-SHIPPED = {"small_switch": Path(__file__).parent / "trained" / "small_switch"}
+HELD_OUT = "held_out"  # a file, and the tensor [P, L] in it, of passages that a model was not trained on
+# Checkpoints that come with the project (scripts/train_small_*.py make them): name -> folder.
+SHIPPED = {name: Path(__file__).parent / "trained" / name for name in ("small_switch", "small_decoder")}
 
 
 class Checkpoint:
@@ -56,6 +57,11 @@ class Checkpoint:
     def size(self, name: str) -> list[int]:
         """The shape of a parameter, without reading its numbers."""
         return self._open(self._files[name]).get_slice(name).get_shape()
+
+    def held_out(self) -> torch.Tensor | None:
+        """Tokens [P, L], int64, that the model was not trained on, where the checkpoint brings them along."""
+        name = f"{HELD_OUT}.safetensors"
+        return self._open(name).get_tensor(HELD_OUT).long() if (self.folder / name).exists() else None
 
     def check(self, model: ModelShape) -> None:
         """Raise ValueError naming the family, the kind of expert or the first parameter that is not the model's."""

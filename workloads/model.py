@@ -44,7 +44,8 @@ class ModelShape:
     settings: dict[str, Any] = field(default_factory=dict)
     """What else a decoder's configuration in transformers has, by its names there."""
     checkpoint: str | None = None
-    """`small_switch` (comes along), a directory or a name of the hub with safetensors; null: seeded weights."""
+    """`small_switch` or `small_decoder` (which come along), a directory or a name of the hub with safetensors; null:
+    seeded weights."""
     attention: str = field(default="fused", metadata={"one_of": ("fused", "eager")})
     """`fused` (torch's kernels), or `eager`: Hugging Face's own, as the paper ran."""
     wait_for_layers: bool = False

@@ -11,6 +11,8 @@ import pyarrow.parquet as pq
 
 from analysis.checks.timing import METRICS
 from analysis.load import read_json, read_packed_runs
+from analysis.quality import COLUMNS as QUALITY
+from analysis.quality import LAYER_COLUMNS
 from analysis.schema import COLUMNS as STORED
 from analysis.schema import SAMPLE_COLUMNS
 from analysis.summary import AA_RATIOS, COLUMNS, MEANS, MEDIANS, OBSERVER, RATIOS
@@ -24,14 +26,15 @@ PLAIN = {
     "Int64": "int64 or empty",
     "list": "list of float64",
 }
+CSV = {"summary": dict.fromkeys(COLUMNS, ""), "quality": QUALITY, "quality_layers": LAYER_COLUMNS}
 SUFFIXES = {"_ms": "ms", "bytes_sent": "bytes", "bytes_received": "bytes", "sent_to": "bytes", "tokens": "tokens"}
 
 
 def column_table(name: str) -> str:
-    """The columns of a parquet file, or of summary.csv: types, units, meanings."""
-    columns = COLUMNS if name == "summary" else STORED[name]
-    types = {} if name == "summary" else _stored_types(name)
+    """The columns of a parquet or CSV file: types, units, meanings."""
+    types = CSV[name] if name in CSV else _stored_types(name)
     types |= SAMPLE_COLUMNS if name == "samples" else {}
+    columns = STORED.get(name) or list(types)
     shown = ((f"`{one}`", PLAIN.get(types.get(one, ""), types.get(one, "")), _unit(one)) for one in columns)
     rows = [[*cells, meanings()[name][one]] for one, cells in zip(columns, shown, strict=True)]
     titles = ["column", "type", "unit", "meaning"]
@@ -96,7 +99,7 @@ def table(titles: list[str], rows: Iterable[list[str]]) -> str:
 
 
 TABLES: Mapping[str, Callable[[], str]] = {
-    **{name: (lambda name=name: column_table(name)) for name in ("samples", "routing", "collectives", "summary")},
+    **{name: (lambda name=name: column_table(name)) for name in (*STORED, *CSV)},
     **{name: (lambda name=name: document_table(name)) for name in ("plan", "run")},
     "metrics": metric_table,
     "derived": derived_table,
