@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from analysis.checks.timing import METRICS
-from analysis.load import read_json, read_packed_runs
+from analysis.files import read_json, read_packed_runs
 from analysis.schema import COLUMNS as STORED
 from analysis.schema import SAMPLE_COLUMNS
 from analysis.summary import AA_RATIOS, COLUMNS, MEANS, MEDIANS, OBSERVER, RATIOS

@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 from transformers import AutoModelForCausalLM
 
+from analysis.files import read_runs
 from experiments.composition import configuration
 from experiments.main import run_points
 from experiments.plan import Point
@@ -21,7 +22,7 @@ SMALL = ("tier=smoke", "network=nvlink3", "engine=loop", "batch_size=3", "seq_le
 
 
 def runs(out: Path) -> list[dict]:
-    return [json.loads(path.read_text()) for path in out.glob("cells/*/run.json")]
+    return list(read_runs(out).values())
 
 
 @pytest.mark.parametrize(
@@ -36,7 +37,7 @@ def test_every_systems_output_is_the_dense_models(tmp_path, model, regime, route
     found = runs(tmp_path)
     assert len(found) == 3 and all(run["correctness"]["passed"] for run in found)
     assert len({json.dumps(run["inputs"]["tokens"]) for run in found}) == 1
-    samples = pd.concat(pd.read_parquet(path) for path in tmp_path.glob("cells/*/samples.parquet"))
+    samples = pd.read_parquet(tmp_path / "samples.parquet")
     copies = samples[(samples["metric"] == "rows_useful") & (samples["phase"] == "measure")]
     tokens, top_k = 2 * 3 * (1 if regime == "decode" else 9), found[0]["config"]["model"]["top_k"]
     ep = copies[copies["cell"].isin([run["cell"] for run in found if run["system"] == "ep"])]

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from analysis.files import read_runs
 from tests.experiments.tiny import TINY
 
 ROOT = Path(__file__).parents[2]
@@ -34,7 +35,7 @@ def plan_of(folder: Path) -> dict:
 
 
 def states(folder: Path) -> list[str]:
-    return [json.loads(path.read_text())["state"] for path in folder.glob("cells/*/run.json")]
+    return [run["state"] for run in read_runs(folder).values()]
 
 
 def test_bad_input_is_one_sentence_before_anything_runs(tmp_path):
@@ -117,4 +118,4 @@ def test_inside_torchrun(tmp_path):
     )
     assert status == 0, out + err
     assert states(tmp_path) == ["ok", "ok"]
-    assert {json.loads(path.read_text())["source"] for path in tmp_path.glob("cells/*/run.json")} == {"measured"}
+    assert {run["source"] for run in read_runs(tmp_path).values()} == {"measured"}

@@ -8,6 +8,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from analysis.files import read_runs
 from clusters.launch import LaunchFailed
 from experiments.records import Launch
 from experiments.simulate import launch_simulation
@@ -24,7 +25,7 @@ def run(*arguments: str) -> subprocess.CompletedProcess:
 
 
 def states(folder: Path) -> dict[tuple[str, int], str]:
-    runs = [json.loads(path.read_text()) for path in folder.glob("cells/*/run.json")]
+    runs = read_runs(folder).values()
     return {(run["system"], run["point"]["world_size"]): run["state"] for run in runs}
 
 
@@ -78,7 +79,7 @@ def test_an_attribution_leaves_nothing_unexplained(tmp_path):
     saved = table.pivot_table(index=["kind", "step"], columns="part", values="value", sort=False)
     assert saved["residual"].abs().max() < 1e-9 < saved["total"].abs().max()
     assert (saved.drop(columns=["total"]).sum(axis=1) - saved["total"]).abs().max() < 1e-9
-    samples = pd.concat(map(pd.read_parquet, tmp_path.glob("cells/*/samples.parquet")))
+    samples = pd.read_parquet(tmp_path / "samples.parquet")
     assert set(samples.loc[samples["phase"] == "warmup", "metric"]) == {"ttft_ms"}
     assert set(samples.loc[samples["metric"] == "idle_ttft_ms", "iteration"]) == {0}
     levels = saved.loc["level"]
