@@ -1,8 +1,6 @@
 """Campaigns of decoders: a prompt or one more token is timed, and every system's output is the dense model's."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pandas as pd
@@ -13,11 +11,11 @@ from analysis.files import read_runs
 from experiments.composition import configuration
 from experiments.main import run_points
 from experiments.plan import Point
+from tests.experiments.tiny import run
 from workloads.corpus import EmbeddedCorpus
 from workloads.decoder import hugging_face_config
 from workloads.tokenizer import load_or_train_tokenizer
 
-ROOT = Path(__file__).parents[2]
 SMALL = ("tier=smoke", "network=nvlink3", "engine=loop", "batch_size=3", "seq_len=9", "cluster.world_size=2")
 
 
@@ -63,16 +61,16 @@ def test_a_checkpoint_with_its_own_tokenizer_is_measured(tmp_path):
     assert all(run["correctness"]["passed"] for run in runs(tmp_path / "out"))
 
 
-def test_a_decoder_decodes_on_simulated_ranks(tmp_path):
+def test_a_decoder_decodes_on_simulated_ranks(tmp_path, capsys):
     typed = ["model=glm4_moe", "regime=decode", "cluster=simulated", "device=h100_sxm", "network=device", "tier=once"]
     typed += ["cluster.world_size=8", "batch_size=16", "seq_len=4096", "precision=bf16", "system=ep", f"out={tmp_path}"]
     typed += ["model.num_blocks=4"]
-    done = subprocess.run([sys.executable, "-m", "experiments.run", *typed], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "TPOT" in done.stdout and "TTFT" not in done.stdout.replace("ttft", "")
-    (run,) = runs(tmp_path)
-    assert run["state"] == "ok" and run["regime"] == "decode"
-    assert "glm4_moe of 4 blocks, d_model 4096, decode" in " ".join(done.stdout.split())
+    assert run(*typed) == 0
+    said = capsys.readouterr().out
+    assert "TPOT" in said and "TTFT" not in said.replace("ttft", "")
+    (stored,) = runs(tmp_path)
+    assert stored["state"] == "ok" and stored["regime"] == "decode"
+    assert "glm4_moe of 4 blocks, d_model 4096, decode" in " ".join(said.split())
 
 
 @pytest.mark.parametrize(
@@ -86,8 +84,8 @@ def test_a_decoder_decodes_on_simulated_ranks(tmp_path):
         (("model=olmoe_laptop", "model.family=llama9"), "model.family is 'llama9'; it must be one of switch, mixtral"),
     ],
 )
-def test_what_a_model_lacks_is_one_sentence(tmp_path, typed, said):
-    command = [sys.executable, "-m", "experiments.run", *typed, f"out={tmp_path}"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 2 and said in done.stderr and done.stderr.count("\n") == 1
+def test_what_a_model_lacks_is_one_sentence(tmp_path, capsys, typed, said):
+    assert run(*typed, f"out={tmp_path}") == 2
+    error = capsys.readouterr().err
+    assert said in error and error.count("\n") == 1
     assert not list(tmp_path.iterdir())

@@ -1,4 +1,4 @@
-"""The command line: what people type, in processes of its own."""
+"""The command line: what people type."""
 
 import json
 import os
@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from analysis.files import read_runs
-from tests.experiments.tiny import TINY
+from tests.experiments.tiny import TINY, run
 
 ROOT = Path(__file__).parents[2]
 
@@ -24,7 +24,7 @@ def start(*arguments: str, launcher: tuple[str, ...] = ()) -> subprocess.Popen:
     )
 
 
-def run(*arguments: str, **kwargs) -> tuple[int, str, str]:
+def in_a_process(*arguments: str, **kwargs) -> tuple[int, str, str]:
     process = start(*arguments, **kwargs)
     out, err = process.communicate(timeout=120)
     return process.returncode, out, err
@@ -40,20 +40,21 @@ def states(folder: Path) -> list[str]:
 
 def test_bad_input_is_one_sentence_before_anything_runs(tmp_path):
     """Which sentences there are, test_cells has."""
-    status, out, err = run(*TINY, "router.num_skewed=5", f"out={tmp_path / 'out'}")
+    status, out, err = in_a_process(*TINY, "router.num_skewed=5", f"out={tmp_path / 'out'}")
     assert status == 2 and err.startswith("error: ") and "router.num_skewed is 5; it must be between 0 and" in err
     assert len(err.strip().splitlines()) == 1 and out == ""
     assert not (tmp_path / "out").exists()
 
 
-def test_an_unknown_name_is_named():
+def test_an_unknown_name_is_named(capsys):
     """Which other things Hydra refuses, test_refusals has."""
-    status, _, err = run("system=moeshrd")
+    status = run("system=moeshrd")
+    err = capsys.readouterr().err
     assert status == 2 and "'moeshrd'" in err and "'moeshard'" in err and "Traceback" not in err
 
 
 def test_a_multirun_is_one_campaign(tmp_path):
-    status, out, err = run(
+    status = run(
         "-m",
         *TINY,
         "system=moeshard,ep",
@@ -61,7 +62,7 @@ def test_a_multirun_is_one_campaign(tmp_path):
         "router.alpha=0,0.6",
         f"out={tmp_path}",
     )
-    assert status == 0, out + err
+    assert status == 0
     plan = plan_of(tmp_path)
     assert [panel["name"] for panel in plan["panels"]] == ["sweep_router.alpha=0", "sweep_router.alpha=0.6"]
     assert [[point["x"] for point in panel["points"]] for panel in plan["panels"]] == [[4, 8]] * 2
@@ -70,7 +71,7 @@ def test_a_multirun_is_one_campaign(tmp_path):
     assert states(tmp_path) == ["ok"] * 8
 
 
-def test_ctrl_c_keeps_what_is_measured_and_the_same_command_goes_on(tmp_path):
+def test_ctrl_c_keeps_what_is_measured_and_the_same_command_goes_on(tmp_path, capsys):
     arguments = [
         *(key for key in TINY if "num_experts" not in key),
         "experiment=fig4",
@@ -87,24 +88,25 @@ def test_ctrl_c_keeps_what_is_measured_and_the_same_command_goes_on(tmp_path):
     assert process.returncode == 130, out + err
     kept = len(states(tmp_path))
     assert 0 < kept < 6 and f"interrupted: {kept} of 6 cells are stored" in out
-    status, out, _ = run(*arguments)
-    assert status == 0 and f"{kept} cells stored already" in out and states(tmp_path) == ["ok"] * 6
+    assert list((tmp_path / "cells").iterdir()) and not (tmp_path / "runs.json").exists()
+    assert run(*arguments) == 0 and f"{kept} cells stored already" in capsys.readouterr().out
+    assert states(tmp_path) == ["ok"] * 6 and not (tmp_path / "cells").exists()
 
 
 @pytest.mark.slow
-def test_a_matched_network_is_shown_and_the_same_command_goes_on_without_measuring(tmp_path, monkeypatch):
+def test_a_matched_network_is_shown_and_the_same_command_goes_on_without_measuring(tmp_path, monkeypatch, capsys):
     arguments = [*TINY, "network=matched", "engine=loop", f"out={tmp_path / 'out'}"]
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    status, out, err = run(*arguments)
-    assert status == 0, out + err
+    assert run(*arguments) == 0
+    out = capsys.readouterr().out
     shown = out.splitlines()[0]
     assert shown.startswith("network matched: this machine's core (") and shown.endswith(" : 235 GB/s (R = 5.6)")
     assert "The network keeps this ratio: this machine's core (" in " ".join(out.split())
     rates = plan_of(tmp_path / "out")["core_flops_per_s"]
     (kept,) = tmp_path.glob("cache/*/cores.json")
     kept.unlink()
-    status, out, _ = run(*arguments)
-    assert status == 0 and "1 cells stored already" in out and states(tmp_path / "out") == ["ok"]
+    assert run(*arguments) == 0 and "1 cells stored already" in capsys.readouterr().out
+    assert states(tmp_path / "out") == ["ok"]
     assert plan_of(tmp_path / "out")["core_flops_per_s"] == rates
     assert not kept.exists()
 
@@ -113,7 +115,7 @@ def test_a_matched_network_is_shown_and_the_same_command_goes_on_without_measuri
 def test_inside_torchrun(tmp_path):
     launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
     overrides = [key for key in TINY if not key.startswith("cluster.")]
-    status, out, err = run(
+    status, out, err = in_a_process(
         *overrides, "cluster=torchrun", "cluster.device=cpu", "tier.launches=2", f"out={tmp_path}", launcher=launcher
     )
     assert status == 0, out + err
