@@ -102,11 +102,12 @@ DYING = {
     "ExitsOnRankOne": ("failed", "a rank died without an exception|rank 1 died with exit code 7"),
     "KilledOnRankOne": ("failed", "a rank died without an exception|rank 1 died with exit code -9"),
 }
-HANGING = {"HangsOnRankOne": ("timeout", "no progress for 0:00:15")}
+HANGING = {"HangsOnRankOne": ("timeout", "no progress for 0:00:10")}
 WRONG = {
     "ForgetsAnExpert": ("invalid", "the output differs from the dense model's by"),
     "NaNInTheSecondLayer": ("invalid", "the output differs from the dense model's by nan"),
     "DropsInSecret": ("invalid", "the number of dropped tokens is not what the system's capacity gives"),
+    "WrongLater": ("invalid", "the output differs from the other systems' in the timed iterations by"),
 }
 BROKEN = DYING | HANGING | WRONG
 
@@ -120,8 +121,8 @@ def failing(tmp_path_factory):
         kind = next(kind for kind in (DYING, HANGING, WRONG) if broken in kind)
         if broken not in known:
             out = tmp_path_factory.mktemp("failing")
-            overrides = ("model.num_blocks=4", *(["cluster.timeout_s=15"] if kind is HANGING else []))
-            systems = ["moeshard", *(f"{HERE}.{name}" for name in kind)]
+            overrides = ("model.num_blocks=4", *(["cluster.timeout_s=10"] if kind is HANGING else []))
+            systems = ["moeshard", "ep", *(f"{HERE}.{name}" for name in kind)]
             assert run_points([point(*systems, out=out, overrides=overrides)]) == SOME_FAILED
             known.update(dict.fromkeys(kind, stored(out)))
         return known[broken]
@@ -133,9 +134,15 @@ def failing(tmp_path_factory):
 def test_a_system_that_fails_is_a_row_and_the_others_are_measured(failing, broken):
     state, reason = BROKEN[broken]
     runs = failing(broken)
-    assert runs["moeshard"]["state"] == "ok"
+    assert runs["moeshard"]["state"] == runs["ep"]["state"] == "ok"
     run = runs[broken]
     assert run["state"] == state and re.match(reason, run["reason"]), run["reason"]
     assert not run["checksums"]
     if broken in ("RaisesOnRankOne", "HangsOnRankOne"):
         assert broken in run["traceback"] or "tiny.py" in run["traceback"]
+
+
+def test_who_is_wrong_only_when_timed_was_right_before(failing):
+    runs = failing("WrongLater")
+    assert runs["WrongLater"]["correctness"]["passed"]
+    assert runs["ep"]["correctness"]["agreement"]["iterations"] == 2 + 2

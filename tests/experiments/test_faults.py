@@ -74,24 +74,6 @@ def test_two_campaigns_in_one_folder(tmp_path, capsys):
         assert run_points([point("moeshard", out=tmp_path)]) == SOME_FAILED
     assert f"another campaign is writing to {tmp_path}" in capsys.readouterr().err
     assert not (tmp_path / "plan.json").exists() and states(tmp_path) == []
-    assert run_points([point("moeshard", out=tmp_path)]) == 0
-
-
-def test_wrong_only_when_timed_is_invalid_and_the_others_are_not(tmp_path):
-    wrong = "tests.experiments.tiny.WrongLater"
-    assert run_points([point("moeshard", "ep", wrong, out=tmp_path)]) == SOME_FAILED
-    runs = {run["system"]: run for run in read_runs(tmp_path).values()}
-    assert {name: run["state"] for name, run in runs.items()} == {"moeshard": "ok", "ep": "ok", "WrongLater": "invalid"}
-    assert "the other systems' in the timed iterations" in runs["WrongLater"]["reason"]
-    assert runs["WrongLater"]["correctness"]["passed"] and runs["ep"]["correctness"]["agreement"]["iterations"] == 2 + 2
-
-
-def test_a_system_that_cannot_run_the_workload_is_a_row(tmp_path):
-    overrides = ("model.num_experts=5", "model.d_ff=32")  # 5 experts cannot be placed on 2 ranks, but can be sharded
-    assert run_points([point("moeshard", "ep", out=tmp_path, overrides=overrides)]) == SOME_FAILED
-    runs = {run["system"]: run for run in read_runs(tmp_path).values()}
-    assert runs["moeshard"]["state"] == "ok" and runs["ep"]["state"] == "unsupported"
-    assert runs["ep"]["reason"].startswith("model.num_experts (5) must be divisible by cluster.world_size (2)")
 
 
 def test_damaged_files_are_named_and_their_launches_are_measured_again(tmp_path):

@@ -40,9 +40,10 @@ def states(folder: Path) -> list[str]:
     return [run["state"] for run in read_runs(folder).values()]
 
 
-def test_bad_input_is_one_sentence_before_anything_runs(tmp_path):
+def test_bad_input_is_one_sentence_before_anything_runs(tmp_path, capsys):
     """Which sentences there are, test_cells has."""
-    status, out, err = in_a_process(*TINY, "router.num_skewed=5", f"out={tmp_path / 'out'}")
+    status = run(*TINY, "router.num_skewed=5", f"out={tmp_path / 'out'}")
+    out, err = capsys.readouterr()
     assert status == 2 and err.startswith("error: ") and "router.num_skewed is 5; it must be between 0 and" in err
     assert len(err.strip().splitlines()) == 1 and out == ""
     assert not (tmp_path / "out").exists()

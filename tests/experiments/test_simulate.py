@@ -48,6 +48,8 @@ def test_lines_over_ranks_name_what_cannot_run(tmp_path):
         *("experiment.systems=[ep,moeshard]", f"out={tmp_path}"),
     )
     assert status == 1
+    (reason,) = (run["reason"] for run in read_runs(tmp_path).values() if run["state"] == "unsupported")
+    assert reason.startswith("model.num_experts (4) must be divisible by cluster.world_size (8)")
     assert states(tmp_path) == {("ep", 2): "ok", ("moeshard", 2): "ok", ("ep", 8): "unsupported", ("moeshard", 8): "ok"}
     table = pd.read_csv(tmp_path / "tables" / "scaling.csv")
     assert set(table["ranks"]) == {2, 8} and (table["layer_ms"] > 0).all() and (table["memory_gb"] > 0).all()
