@@ -60,13 +60,13 @@ def test_a_multirun_is_one_campaign(tmp_path, monkeypatch):
     """Which test_secrets measures."""
     plans = []
     monkeypatch.setattr(run_module, "run_points", lambda points, _: plans.append(make_plan(points)) or 0)
-    typed = ["-m", *TINY, "system=moeshard,ep", "model.num_experts=4,8", "router.alpha=0,0.6", f"out={tmp_path}"]
+    typed = ["-m", *TINY, "model.num_experts=4,8", "router.alpha=0,0.6", f"out={tmp_path}"]
     assert run(*typed) == 0
     (plan,) = (plan.document for plan in plans)
     assert [panel["name"] for panel in plan["panels"]] == ["sweep_router.alpha=0", "sweep_router.alpha=0.6"]
     assert [[point["x"] for point in panel["points"]] for panel in plan["panels"]] == [[4, 8]] * 2
-    assert all(len(point["cells"]) == 2 for panel in plan["panels"] for point in panel["points"])
-    assert [len(launch["cells"]) for launch in plan["launches"]] == [2] * 4
+    assert all(len(point["cells"]) == 1 for panel in plan["panels"] for point in panel["points"])
+    assert [len(launch["cells"]) for launch in plan["launches"]] == [1] * 4
 
 
 def test_ctrl_c_keeps_what_is_measured_and_the_same_command_goes_on(tmp_path, capsys):
