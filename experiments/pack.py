@@ -138,7 +138,7 @@ def _schema(found: list[pa.Schema], columns: list[str]) -> pa.Schema:
 def _groups(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
     """The same rows in larger tables."""
     waiting: list[pa.Table] = []
-    for table in tables:
+    for table in filter(len, tables):
         waiting.append(table)
         if sum(map(len, waiting)) >= GROUP:
             yield pa.concat_tables(waiting)

@@ -178,6 +178,13 @@ def test_a_campaign_that_goes_on_and_is_stopped_again_and_again(tmp_path_factory
     assert not ok or len(pd.read_parquet(folder / "samples.parquet")) == 3 * ok
 
 
+def test_a_table_may_lose_all_its_rows(folder: Path):
+    """Only this cell has collectives."""
+    pack(folder)
+    measure(folder, "bbb", "failed", number=3)
+    assert pack(folder) == [] and seen(folder) == ALL | {"bbb": ("failed", 3)} and rows_of_all(folder) == [9, 6, 0]
+
+
 def test_what_is_forgotten_is_measured_again_and_the_rest_stays(folder: Path, tmp_path: Path):
     measure(folder, "ddd", "failed")
     left = expected(("aaa", "ok", 1), ("bbb", "ok", 2), ("ccc", "ok", 2))
