@@ -7,6 +7,7 @@ SCALE    ?= $(if $(SIMULATED),paper,laptop)
 DEVICE   ?= $(if $(SIMULATED),a100_sxm,$(if $(filter nccl,$(CLUSTER)),cuda,cpu))
 TIER     ?= $(if $(SIMULATED),once,quick)
 CAMPAIGN ?= results/all
+RETRY    ?=
 CHECKOUT ?=
 CONFIG_DIR ?=
 SYSTEM   ?=
@@ -165,8 +166,8 @@ samples: $(STAMP)  ## measure the samples under results/ and the page of validat
 status: $(STAMP)  ## where the campaign CAMPAIGN stands
 	$(BIN)/python -m experiments.status $(CAMPAIGN)
 
-resume: $(STAMP)  ## go on with the campaign CAMPAIGN; nothing is measured twice
-	$(BIN)/python -m experiments.status $(CAMPAIGN) --resume
+resume: $(STAMP)  ## go on with the campaign CAMPAIGN; nothing is measured twice (RETRY=failed, oom, ... or all: such cells again)
+	$(BIN)/python -m experiments.status $(CAMPAIGN) --resume $(if $(RETRY),--retry $(RETRY))
 
 report: $(STAMP)  ## rebuild report.html, figures and tables of the stored campaign CAMPAIGN from raw rows
 	$(BIN)/python -m analysis $(CAMPAIGN)

@@ -1,22 +1,16 @@
-"""Reads a stored campaign; what is missing, failed or unreadable stays visible as a state."""
+"""A stored campaign and questions about it; what is missing, failed or unreadable stays visible as a state."""
 
-import hashlib
-import json
 import warnings
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
 import pandas as pd
-import pyarrow as pa
-import pyarrow.parquet as pq
 
+from analysis.files import read_cell_table, read_json, read_runs, read_samples, undisturbed
 from analysis.labels import remember
-from analysis.schema import COLLECTIVE_COLUMNS, NEW, RUNS, SCHEMA, join_shared
+from analysis.schema import COLLECTIVE_COLUMNS, CORRUPT
 
 SIMULATED = "simulated"  # the source of numbers of a described device
-Document = TypeVar("Document")
 TRUSTED = ("passed", SIMULATED)  # what `correctness` says of cells whose times count
 RUN_COLUMNS = ["system", "engine", "precision", "twin"]
 
@@ -63,133 +57,24 @@ def load_campaign(folder: Path | str) -> Campaign:
     the file. Raises ValueError when plan.json, or a file of a packed campaign, cannot be read.
     """
     folder = Path(folder)
-    plan = read_json(folder / "plan.json")
-    packed, rows = read_packed_runs(folder), _packed_rows(folder)
-    runs, frames = {}, {}
-    for cell in planned_cells(plan):
-        if cell in packed and not (folder / "cells" / cell).exists():
-            runs[cell], frame = packed[cell], rows.get(cell) if packed[cell]["state"] == "ok" else None
-        else:
-            runs[cell], frame = load_cell(folder / "cells" / cell)
-        if frame is not None:
-            frames[cell] = frame
-    remember(runs.values())
-    return Campaign(folder, plan, runs, frames)
+    campaign = undisturbed(folder, lambda: _load(folder))
+    for run in campaign.runs.values():
+        if run["state"] == CORRUPT:
+            warnings.warn(run["reason"], stacklevel=2)
+    remember(campaign.runs.values())
+    return campaign
 
 
-def read_packed_runs(folder: Path) -> dict[str, dict]:
-    """By cell, the run.json of a packed campaign, or none; ValueError naming a file that is not what was written."""
-    path = folder / RUNS
-    if not path.exists():
-        return {}
-    document = read_json(path)
-    for name, expected in document["checksums"].items():
-        _take_place(folder / name, expected)
-        verify_checksum(folder / name, expected)
-    runs = join_shared(document)
-    for cell, run in runs.items():
-        verify_seal(Path(f"{path} ({cell})"), run)
-    return runs
-
-
-def _take_place(path: Path, expected: str) -> None:
-    """Do what was left to do where packing was stopped after runs.json had been written."""
-    fresh = path.with_name(path.name + NEW)
-    if fresh.exists() and sha256(fresh.read_bytes()) == expected:
-        fresh.replace(path)
-
-
-def _packed_rows(folder: Path) -> dict[str, pd.DataFrame]:
-    if not (folder / RUNS).exists():
-        return {}
-    rows = read_table(folder / "samples.parquet")
-    return {str(cell): frame.reset_index(drop=True) for cell, frame in rows.groupby("cell", sort=False)}
-
-
-def read_cell_table(folder: Path, cell: str, name: str) -> pd.DataFrame:
-    """A table of one cell, packed or not; no rows and columns where the cell has none of that name."""
-    own = folder / "cells" / cell / f"{name}.parquet"
-    if own.exists():
-        return read_table(own)
-    packed = folder / f"{name}.parquet"
-    if own.parent.exists() or not packed.exists():
-        return pd.DataFrame()
-    found = read(packed, lambda: pq.read_table(packed, filters=[("cell", "=", cell)]).to_pandas())
-    return found if name == "samples" else found.drop(columns="cell")
+def _load(folder: Path) -> Campaign:
+    plan, stored = read_json(folder / "plan.json"), read_runs(folder)
+    runs = {cell: stored.get(cell, {"cell": cell, "state": "missing", "reason": "It has not run."})
+            for cell in planned_cells(plan)}  # fmt: skip
+    return Campaign(folder, plan, runs, read_samples(folder, runs))
 
 
 def planned_cells(plan: dict) -> list[str]:
     """Every cell of the plan once, in the order of the panels."""
     return list(dict.fromkeys(cell for panel in plan["panels"] for point in panel["points"] for cell in point["cells"]))
-
-
-def load_cell(folder: Path) -> tuple[dict, pd.DataFrame | None]:
-    """One cell's run.json and, in state ok, its samples."""
-    if not folder.exists():
-        return {"cell": folder.name, "state": "missing", "reason": "It has not run."}, None
-    run: dict = {"cell": folder.name}
-    try:
-        run = read_json(folder / "run.json")
-        verify_seal(folder / "run.json", run)
-        return run, read_rows(folder, run.get("checksums", {})) if run["state"] == "ok" else None
-    except ValueError as error:
-        warnings.warn(str(error), stacklevel=2)
-        return run | {"state": "corrupt", "reason": str(error)}, None
-
-
-def read_json(path: Path) -> dict:
-    """A JSON document of this schema; ValueError naming the file otherwise."""
-    document = read(path, lambda: json.loads(path.read_text()))
-    schema = document.get("schema") if isinstance(document, dict) else None
-    if schema != SCHEMA:
-        older = f" ({schema} is from another version of the harness: measure again)" if schema else ""
-        raise ValueError(f"{path} is not a document of schema {SCHEMA}{older}.")
-    return document
-
-
-def read_rows(folder: Path, checksums: dict[str, str]) -> pd.DataFrame:
-    """The samples of one ok cell; ValueError naming the file that is truncated, changed or of another schema."""
-    for name in dict.fromkeys(("samples.parquet", "routing.parquet", *checksums)):
-        verify_checksum(folder / name, checksums.get(name))
-    path = folder / "samples.parquet"
-    frame = read_table(path)
-    if "schema" not in frame or set(frame["schema"]) != {SCHEMA}:
-        raise ValueError(f"{path} does not hold samples of schema {SCHEMA}.")
-    return frame
-
-
-def verify_seal(path: Path, run: dict) -> None:
-    """Compare a run.json with the digest of everything else in it, where it has one."""
-    body = {key: value for key, value in run.items() if key != "digest"}
-    if run.get("digest", digest := sha256(json.dumps(body, sort_keys=True).encode())) != digest:
-        raise ValueError(f"{path} is not what was written: its digest is not that of its content.")
-
-
-def sha256(content: bytes) -> str:
-    """64 hexadecimal digits."""
-    return hashlib.sha256(content).hexdigest()
-
-
-def verify_checksum(path: Path, expected: str | None) -> None:
-    """Compare a file with what run.json says was written."""
-    found = read(path, lambda: sha256(path.read_bytes()))
-    if expected is None:
-        raise ValueError(f"{path} has no checksum in run.json.")
-    if found != expected:
-        raise ValueError(f"{path} is not what was written: its checksum differs from the one in run.json.")
-
-
-def read_table(path: Path) -> pd.DataFrame:
-    """A parquet file whose pages have intact checksums; ValueError naming one that cannot be read."""
-    return read(path, lambda: pq.read_table(path, page_checksum_verification=True).to_pandas())
-
-
-def read(path: Path, reader: Callable[[], Document]) -> Document:
-    """What the reader returns; ValueError, in one sentence with the path, where it fails."""
-    try:
-        return reader()
-    except (OSError, ValueError, pa.ArrowException) as error:
-        raise ValueError(f"{path} cannot be read: {str(error).splitlines()[0]}") from error
 
 
 def place_of(panel: dict, point: dict) -> dict:

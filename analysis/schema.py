@@ -1,16 +1,14 @@
 """How results are stored: what writers (`experiments.store`) and readers (`analysis.load`) share.
 
-A campaign's folder holds plan.json and its cells, each in a folder of its own while it is measured:
+A campaign's folder holds plan.json and one file of each kind:
 
-    cells/<id>/run.json             configuration, state, environment, checksums
-    cells/<id>/samples.parquet      one row one observation (state ok only)
-    cells/<id>/routing.parquet      tokens per layer, iteration, rank and expert
-    cells/<id>/collectives.parquet  what each rank moved when, in every observed layer (emulated, simulated clusters)
+    runs.json            configuration, state, environment of each cell; what all have in common once (`split_shared`)
+    samples.parquet      one row one observation (of cells in state ok, as all rows)
+    routing.parquet      tokens per layer, iteration, rank and expert
+    collectives.parquet  what each rank moved when, in every observed layer (emulated, simulated clusters)
 
-A packed campaign (`python -m experiments.pack`) holds one file of each kind instead, and no cells/:
-
-    runs.json            what all run.json have in common, then each by its cell (`split_shared`)
-    samples.parquet ...  the rows of all cells, launch after launch, with the column `cell`
+While it runs, what it measures stands beside them in cells/<id>/: run.json and the same tables of one cell, so that
+nothing that was measured is lost. When it is through, it packs them (experiments/pack.py).
 """
 
 import json
@@ -18,7 +16,9 @@ from typing import Any
 
 SCHEMA = 2
 # invalid: it ran, but its output or its inputs are not what they must be, so it has no numbers.
-STATES = ("ok", "failed", "oom", "timeout", "unsupported", "invalid")
+FAILURES = ("failed", "oom", "timeout", "unsupported", "invalid")
+STATES = ("ok", *FAILURES)
+CORRUPT = "corrupt"  # what is read of a cell that is not what was written
 TABLES = ("samples", "routing", "collectives")
 SAMPLE_COLUMNS = {
     "campaign": "str",
@@ -45,7 +45,8 @@ COLLECTIVE_COLUMNS = [
 ]
 COLUMNS = {"samples": list(SAMPLE_COLUMNS), "routing": ROUTING_COLUMNS, "collectives": COLLECTIVE_COLUMNS}
 MILLISECONDS = ("value", *(name for name in COLLECTIVE_COLUMNS if name.endswith("_ms")))  # columns with times
-RUNS, NEW = "runs.json", ".new"  # NEW ends the name of a packed file until runs.json knows it
+CELLS, RUNS = "cells", "runs.json"
+NEW = ".new"  # ends the name of a packed file until runs.json knows it
 
 
 def split_shared(documents: dict[str, dict[str, Any]]) -> dict[str, Any]:

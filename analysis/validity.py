@@ -22,7 +22,8 @@ from analysis.checks.timing import (
     steady_state,
 )
 from analysis.frames import write_whole
-from analysis.load import SCHEMA, SIMULATED, Campaign
+from analysis.load import SIMULATED, Campaign
+from analysis.schema import SCHEMA
 from analysis.summary import summarise
 
 CHECKS: list[tuple[str, str, Check]] = [

@@ -22,11 +22,12 @@ from experiments.cells import Cell
 from experiments.configuration import described_device
 from experiments.identity import code_digest
 from experiments.loggers import Logger
+from experiments.pack import set_aside
 from experiments.plan import Plan
 from experiments.progress import ProgressBar, line
 from experiments.records import Launch, Member
 from experiments.records import document as stored
-from experiments.store import TO_MEASURE, Store
+from experiments.store import TO_MEASURE, Store, state_of
 from experiments.worker import read_progress
 
 PRIVATE = ("experiment", "out", "logger")  # change no number, and may name a private folder
@@ -40,7 +41,8 @@ def run_campaign(plan: Plan, store: Store, launcher: Launcher, logger: Logger, c
 
     The systems of a launch are only compared when they took turns, so they are measured again together. A cell that
     failed is left as it is: its id changes with the code. `logger` is told of each cell between two launches.
-    Simulated launches come first, as many at a time as there are cores: nothing disturbs them.
+    Simulated launches come first, as many at a time as there are cores: nothing disturbs them. What was packed and is
+    damaged is renamed, so that it is measured again.
     """
     todo = cells_to_measure(plan, store, console)
     telling, ending = threading.Lock(), threading.Event()
@@ -96,13 +98,17 @@ def for_each(
 
 def cells_to_measure(plan: Plan, store: Store, console: Console) -> set[str]:
     """The cells of every launch that is not complete; damaged ones are named and belong to them."""
-    states = {cell: store.state(cell) for cell in plan.cells}
-    for cell in (cell for cell, state in states.items() if state == "damaged"):
-        console.print(f"cell {cell} is damaged ({store.damage(cell)}): its launch is measured again", highlight=False)
+    said = [set_aside(store.folder)]
+    runs = store.runs()
+    states = {cell: state_of(runs.get(cell)) for cell in plan.cells}
+    damaged = (cell for cell, state in states.items() if state == "damaged")
+    said += [f"{runs[cell]['reason']} The launch of cell {cell} is measured again." for cell in damaged]
+    for sentence in filter(None, said):
+        console.print(sentence, highlight=False, markup=False, soft_wrap=True)
     missing = {cell for cell, state in states.items() if state in TO_MEASURE}
     failed = {cell for cell, state in states.items() if state != "ok"} - missing
     # Stored halves of two runs of one launch did not take turns with one another.
-    mixed = [ids for ids in plan.launches if len({store.started(cell) for cell in ids if states[cell] == "ok"}) > 1]
+    mixed = [ids for ids in plan.launches if len({runs[cell]["started"] for cell in ids if states[cell] == "ok"}) > 1]
     lacking = [ids for ids in plan.launches if missing & set(ids) or ids in mixed]
     return {cell for ids in lacking for cell in ids} - failed
 

@@ -19,7 +19,7 @@ UTILISATION = 0.3  # of the matmul ceiling, over a whole forward pass on a CPU
 
 def announce(plan: Plan, store: Store) -> str:
     """One line: launches, cells, forward passes, what is stored already and the estimated time of the rest."""
-    state_of = {cell: store.state(cell) for cell in plan.cells}
+    state_of = store.states(plan.cells)
     states = Counter(state_of.values())
     lacking = [ids for ids in plan.launches if any(state_of[cell] in TO_MEASURE for cell in ids)]
     todo = [plan.cells[cell] for ids in lacking for cell in ids if state_of[cell] in ("ok", *TO_MEASURE)]

@@ -12,6 +12,7 @@ from rich.console import Console
 from torch.distributed.elastic.multiprocessing.api import SignalException
 
 from analysis.report import render
+from analysis.schema import FAILURES
 from clusters.launch import launch, prepare
 from clusters.session import connect
 from experiments.campaign import cache_dir, document, run_campaign
@@ -20,6 +21,7 @@ from experiments.configuration import instantiate, token_source
 from experiments.estimate import announce, networks
 from experiments.loggers import Logger
 from experiments.matched import match_networks
+from experiments.pack import pack
 from experiments.plan import CORES, Plan, Point, make_plan
 from experiments.records import Launch, read
 from experiments.records import document as stored
@@ -48,6 +50,8 @@ def run_points(points: list[Point], command: Sequence[str] = ()) -> int:
             if not follows(plan):
                 store_unsupported(unsupported, plan, store)
             _run(plan, store, logger, console)
+            for said in pack(store.folder):
+                console.print(said, highlight=False, markup=False, soft_wrap=True)
     except (KeyboardInterrupt, SignalException):
         console.print(f"interrupted: {_progress(plan, store)}; the same command goes on")
         return INTERRUPTED
@@ -60,7 +64,7 @@ def run_points(points: list[Point], command: Sequence[str] = ()) -> int:
     finally:
         logger.close()
     render(store.folder, console)
-    return 0 if all(store.is_measured(cell) for cell in plan.cells) else SOME_FAILED
+    return 0 if set(store.states(plan.cells).values()) == {"ok"} else SOME_FAILED
 
 
 def known_rates(points: Sequence[Point]) -> dict[str, float]:
@@ -92,10 +96,10 @@ def find_unsupported(plan: Plan) -> dict[str, str]:
 
 def store_unsupported(reasons: dict[str, str], plan: Plan, store: Store) -> None:
     """What cannot run is a row with its reason, like any other failure."""
-    for cell, reason in reasons.items():
-        if not store.has_failed(cell):
+    for cell, state in store.states(reasons).items():
+        if state not in FAILURES:
             now = datetime.now(UTC).isoformat()
-            store.write_cell(document(plan.cells[cell], plan, now) | {"state": "unsupported", "reason": reason})
+            store.write_cell(document(plan.cells[cell], plan, now) | {"state": "unsupported", "reason": reasons[cell]})
 
 
 def follows(plan: Plan) -> bool:
@@ -105,7 +109,7 @@ def follows(plan: Plan) -> bool:
 
 
 def _progress(plan: Plan, store: Store) -> str:
-    done = sum(store.is_measured(cell) for cell in plan.cells)
+    done = sum(state == "ok" for state in store.states(plan.cells).values())
     return f"{done} of {len(plan.cells)} cells are stored in {store.folder}"
 
 

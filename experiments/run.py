@@ -7,6 +7,7 @@ interleaved campaign.
 import contextlib
 import io
 import sys
+from pathlib import Path
 
 import hydra
 from hydra.core.global_hydra import GlobalHydra
@@ -20,10 +21,11 @@ from experiments.panels import Job, experiment_points, sweep_points
 from experiments.plan import QUALITY, Point
 from experiments.refusals import refusal
 
+CONF = str(Path(__file__).parents[1] / "conf")
 JOBS: list[Job] = []
 
 
-@hydra.main(version_base="1.3", config_path="../conf", config_name="config")
+@hydra.main(version_base="1.3", config_path=CONF, config_name="config")
 def compose(config: DictConfig) -> None:
     """Note one job; with a launcher that leaves this process (submitit, ray) run it there, in a folder of its own."""
     settings = HydraConfig.get()
@@ -70,7 +72,13 @@ def _compose_or_exit() -> None:
         sys.exit(BAD_INPUT)
 
 
-if __name__ == "__main__":
+def main() -> int:
+    """Run one campaign of what was typed; the exit status."""
+    JOBS.clear()
     _compose_or_exit()
     asked = JOBS[0].points if len(JOBS) == 1 else sweep_points(JOBS)
-    sys.exit(run(asked, sys.argv[1:]))
+    return run(asked, sys.argv[1:])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

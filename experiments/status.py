@@ -1,9 +1,10 @@
-"""`python -m experiments.status results/all`: where a campaign stands; `--resume` goes on with it."""
+"""`python -m experiments.status results/all`: where a campaign stands; `--resume` and `--retry` go on with it."""
 
 import argparse
 import os
 import sys
 from collections import Counter
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,11 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from analysis.schema import STATES
-from experiments.store import Store
+from analysis.schema import FAILURES, STATES
+from experiments.pack import forget
+from experiments.store import Store, StoreBusy
 
+RETRY = "measure cells in these states again, with all that took turns with them, and go on"
 ORDER = ("planned", "running", *STATES, "damaged")
 
 
@@ -22,18 +25,27 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m experiments.status", description=__doc__)
     parser.add_argument("folder", type=Path, help="a campaign's folder, such as results/all")
     parser.add_argument("--resume", action="store_true", help="run the campaign's own command again")
+    parser.add_argument("--retry", nargs="+", default=[], choices=[*FAILURES, "all"], help=RETRY)
     given = parser.parse_args(arguments)
     store = Store(given.folder)
     try:
         plan = store.read_plan()
-    except ValueError as error:
+        if given.retry:
+            _forget(FAILURES if "all" in given.retry else given.retry, plan, store)
+    except (ValueError, StoreBusy) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    if given.resume:
+    if given.resume or given.retry:
         command = [sys.executable, "-m", "experiments.run", *plan["command"], f"out='{given.folder}'"]
         os.execv(sys.executable, command)
     show(plan, store, Console())
     return 0
+
+
+def _forget(failures: Collection[str], plan: dict[str, Any], store: Store) -> None:
+    """Make planned cells of those that failed so."""
+    with store.writing():
+        forget(store.folder, {cell for cell, state in states_of(plan, store).items() if state in failures})
 
 
 def show(plan: dict[str, Any], store: Store, console: Console) -> None:
@@ -52,15 +64,18 @@ def show(plan: dict[str, Any], store: Store, console: Console) -> None:
     console.print(table)
     if counts["running"]:
         console.print("A process is measuring now.")
-    elif counts["planned"] or counts["damaged"]:
-        console.print(f"It goes on with: make resume CAMPAIGN={store.folder}", soft_wrap=True)
+        return
+    resume = f"make resume CAMPAIGN={store.folder}"
+    if counts["planned"] or counts["damaged"]:
+        console.print(f"It goes on with: {resume}", soft_wrap=True)
+    if any(counts[state] for state in FAILURES):
+        console.print(f"What has no numbers is measured again with: {resume} RETRY=all", soft_wrap=True)
 
 
 def states_of(plan: dict[str, Any], store: Store) -> dict[str, str]:
     """The state of every planned cell, running ones included."""
     cells = {cell for panel in plan["panels"] for point in panel["points"] for cell in point["cells"]}
-    running = set(store.running_cells())
-    return {cell: "running" if cell in running else store.state(cell) for cell in cells}
+    return store.states(cells) | dict.fromkeys(cells & set(store.running_cells()), "running")
 
 
 if __name__ == "__main__":

@@ -1,18 +1,16 @@
-"""Results on disk: plan.json, and one folder per cell, written whole or not at all (analysis/schema.py).
+"""Results on disk: plan.json, and cells, each written whole or not at all and packed in the end (analysis/schema.py).
 
 running.json, while there are any: the cells of the launches that run now, and by which process.
 A cell is planned (it is not stored), running, or stored in one of STATES.
 """
 
-import hashlib
 import json
 import os
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +18,8 @@ import pandas as pd
 import psutil
 from filelock import FileLock, Timeout
 
-from analysis.load import read_packed_runs
-from analysis.schema import COLUMNS, MILLISECONDS, SAMPLE_COLUMNS, SCHEMA, STATES
+from analysis.files import read_loose_runs, read_runs, sha256
+from analysis.schema import CELLS, COLUMNS, CORRUPT, MILLISECONDS, SAMPLE_COLUMNS, SCHEMA
 
 TO_MEASURE = ("planned", "damaged")
 
@@ -35,14 +33,14 @@ class Store:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._cells = folder / "cells"
+        self._cells = folder / CELLS
         self._running: set[str] = set()
         self._noting = threading.Lock()
 
     @contextmanager
     def writing(self) -> Iterator[None]:
         """Hold the folder for one campaign; StoreBusy, in one sentence, while another process holds it."""
-        self._cells.mkdir(parents=True, exist_ok=True)
+        self.folder.mkdir(parents=True, exist_ok=True)
         try:
             with FileLock(self.folder / ".lock", timeout=0):
                 yield
@@ -52,7 +50,7 @@ class Store:
             ) from None
 
     def write_plan(self, plan: dict[str, Any]) -> None:
-        self._cells.mkdir(parents=True, exist_ok=True)
+        self.folder.mkdir(parents=True, exist_ok=True)
         _write_json(self.folder / "plan.json", plan)
 
     def read_plan(self) -> dict[str, Any]:
@@ -96,60 +94,17 @@ class Store:
         except (OSError, ValueError, KeyError, TypeError, psutil.Error):
             return []
 
-    def state(self, cell: str) -> str:
-        """One of STATES; planned where the cell is not stored, or damaged where it is not what was written."""
-        if not self._is_loose(cell):
-            return self._packed[cell]["state"] if cell in self._packed else "planned"
-        return "damaged" if self.damage(cell) else self._read(cell)["state"]
-
-    def damage(self, cell: str) -> str | None:
-        """Which file of a stored cell is not what was written, in a few words; None if all are."""
-        if not self._is_loose(cell):
-            return None if cell in self._packed else "it is not stored"
+    def runs(self) -> dict[str, dict[str, Any]]:
+        """By cell, the run.json of all that is stored (`read_runs`); nothing packed where that is damaged."""
         try:
-            run = self._read(cell)
-        except (OSError, ValueError, KeyError, AttributeError, TypeError):
-            return "run.json cannot be read"
-        if run.get("digest") != _seal(run)["digest"]:
-            return "run.json is not what was written"
-        for name, expected in run["checksums"].items():
-            path = self._cells / cell / name
-            if not path.is_file():
-                return f"{name} is missing"
-            if _checksum(path) != expected:
-                return f"{name} is not what was written"
-        return None
-
-    def _is_loose(self, cell: str) -> bool:
-        return (self._cells / cell).exists()
-
-    @cached_property
-    def _packed(self) -> dict[str, dict[str, Any]]:
-        """The runs of a packed campaign; none where its files are not what was written, so that they are made anew."""
-        try:
-            return read_packed_runs(self.folder)
+            return read_runs(self.folder)
         except ValueError:
-            return {}
+            return read_loose_runs(self.folder)
 
-    def _read(self, cell: str) -> dict[str, Any]:
-        if not self._is_loose(cell):
-            return self._packed[cell]
-        run = json.loads((self._cells / cell / "run.json").read_text())
-        if run.get("schema") != SCHEMA or run["state"] not in STATES:
-            raise ValueError(f"cell {cell} is of another schema")
-        return run
-
-    def started(self, cell: str) -> str:
-        """When the launch began that measured a stored cell: the same for all cells that took turns."""
-        return self._read(cell)["started"]
-
-    def is_measured(self, cell: str) -> bool:
-        """True if the cell is stored in state ok and its files are what was written."""
-        return self.state(cell) == "ok"
-
-    def has_failed(self, cell: str) -> bool:
-        """True if the cell is stored with the reason why it has no numbers."""
-        return self.state(cell) not in ("ok", *TO_MEASURE)
+    def states(self, cells: Iterable[str]) -> dict[str, str]:
+        """By cell, one of STATES; planned where it is not stored, damaged where it is not what was written."""
+        runs = self.runs()
+        return {cell: state_of(runs.get(cell)) for cell in cells}
 
     def write_cell(self, run: dict[str, Any], tables: Mapping[str, pd.DataFrame] | None = None) -> None:
         """Store one cell, with those of its TABLES that there are; an earlier failure of it is replaced."""
@@ -169,8 +124,13 @@ class Store:
             if name == "samples":
                 table = table.reindex(columns=COLUMNS[name]).astype(SAMPLE_COLUMNS)
             _with_seven_digits(table)[COLUMNS[name]].to_parquet(scratch / f"{name}.parquet", index=False)
-        checksums = {path.name: _checksum(path) for path in sorted(scratch.iterdir())}
+        checksums = {path.name: sha256(path.read_bytes()) for path in sorted(scratch.iterdir())}
         _write_json(scratch / "run.json", _seal({"schema": SCHEMA, **run, "checksums": checksums}))
+
+
+def state_of(run: dict[str, Any] | None) -> str:
+    """What a stored cell, or one that is not, counts as: one of STATES, planned or damaged."""
+    return "planned" if run is None else "damaged" if run["state"] == CORRUPT else run["state"]
 
 
 def _with_seven_digits(table: pd.DataFrame) -> pd.DataFrame:
@@ -186,11 +146,7 @@ def _seal(document: dict[str, Any]) -> dict[str, Any]:
     """The document with a digest of everything else in it."""
     body = {key: value for key, value in document.items() if key != "digest"}
     body = json.loads(json.dumps(body))  # as it will be read: JSON has no numbers as keys
-    return {**body, "digest": hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()}
-
-
-def _checksum(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    return {**body, "digest": sha256(json.dumps(body, sort_keys=True).encode())}
 
 
 def _write_json(path: Path, document: dict[str, Any]) -> None:

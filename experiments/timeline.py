@@ -14,15 +14,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from analysis.files import read_cell_table, read_runs
 from analysis.frames import select
-from analysis.load import read_cell_table, read_packed_runs
 from clusters.launch import prepare
 from clusters.simulated.timeline import Event
 from experiments.campaign import cache_dir
 from experiments.recorder import Span
 from experiments.records import Config, Launch, Member, read
 from experiments.simulate import Seen, simulate_cell
-from experiments.store import Store
 from experiments.trace import Slice, document
 
 GAP_S = 1e-4  # between layers of an emulated cell, what lies between which is not recorded
@@ -33,7 +32,7 @@ SAME = 1e-9  # relative difference of two simulations of the same program
 def main(arguments: list[str] | None = None) -> int:
     """Write the trace and say where; 2 with one sentence where there is none to write."""
     parser = argparse.ArgumentParser(prog="python -m experiments.timeline", description=__doc__)
-    parser.add_argument("folder", type=Path, help="a campaign's folder, or that of one of its cells")
+    parser.add_argument("folder", type=Path, help="a campaign's folder")
     parser.add_argument("--cell", help="the cell of a campaign that has several; the first digits suffice")
     part = parser.add_mutually_exclusive_group()
     part.add_argument("--layer", type=int, help="only this MoE block")
@@ -41,12 +40,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, help="the file to write; timelines/CELL.json in the campaign's folder")
     given = parser.parse_args(arguments)
     try:
-        store, run = find_cell(given.folder, given.cell)
-        slices = slices_of(store, run, given.layer, given.iteration)
+        run = find_cell(given.folder, given.cell)
+        slices = slices_of(given.folder, run, given.layer, given.iteration)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    out = given.out or store.folder / "timelines" / f"{run['cell']}.json"
+    out = given.out or given.folder / "timelines" / f"{run['cell']}.json"
     out.parent.mkdir(parents=True, exist_ok=True)
     about = {key: run[key] for key in ("cell", "campaign", "system", "engine", "precision", "source", "point")}
     out.write_text(json.dumps(document(slices, about)))
@@ -54,33 +53,33 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def find_cell(folder: Path, named: str | None) -> tuple[Store, dict[str, Any]]:
-    """A campaign and the run.json of one of its cells in state ok; ValueError where that is not one."""
-    if (folder / "run.json").exists():
-        folder, named = folder.resolve().parents[1], folder.resolve().name
-    runs = list(_runs(folder))
+def find_cell(folder: Path, named: str | None) -> dict[str, Any]:
+    """The run.json of one cell in state ok; ValueError where that is not one."""
+    runs = [run for run in read_runs(folder).values() if run["state"] == "ok"]
     cells = [run["cell"] for run in runs if run["cell"].startswith(named or "")]
     if len(cells) != 1:
         known = [f"{run['cell']} ({run['system']}, {_place(run)})" for run in runs if run["cell"] in cells or not cells]
         shown = "; ".join(known[:SHOWN]) + ("; ..." if len(known) > SHOWN else "")
         asked = f"begin with {named}" if named else "may be meant; name one by --cell"
         raise ValueError(f"{folder} has {len(cells)} measured cells that {asked}: {shown or 'none'}")
-    store = Store(folder)
-    if damage := store.damage(cells[0]):
-        raise ValueError(f"cell {cells[0]} cannot be drawn: {damage}")
-    return store, next(run for run in runs if run["cell"] == cells[0])
+    return next(run for run in runs if run["cell"] == cells[0])
 
 
-def slices_of(store: Store, run: dict[str, Any], layer: int | None, iteration: int | None) -> list[Slice]:
+def slices_of(folder: Path, run: dict[str, Any], layer: int | None, iteration: int | None) -> list[Slice]:
     """What is asked for of a cell; ValueError where there is no such layer or iteration, or ranks were real."""
     if run["source"] == "simulated":
-        return simulated(simulated_again(store, run), layer, iteration)
+        return simulated(simulated_again(folder, run), layer, iteration)
     if run["source"] == "emulated":
-        return emulated(_table(store, run, "samples"), _table(store, run, "collectives"), layer, iteration)
+        return emulated(
+            read_cell_table(folder, run["cell"], "samples"),
+            read_cell_table(folder, run["cell"], "collectives"),
+            layer,
+            iteration,
+        )
     raise ValueError(f"cell {run['cell']} was measured on real ranks, which do not say when a collective began")
 
 
-def simulated_again(store: Store, run: dict[str, Any]) -> list[Seen]:
+def simulated_again(folder: Path, run: dict[str, Any]) -> list[Seen]:
     """A stored cell simulated with its events; says so where the code is no longer what the cell was simulated by."""
     try:
         config = read(Config, run["config"])
@@ -92,7 +91,7 @@ def simulated_again(store: Store, run: dict[str, Any]) -> list[Seen]:
     member = Member(config.system, run["engine"], run["twin"])
     told = Launch(workload=config.workload, cells={run["cell"]: member}, cache_dir=str(cache_dir()))
     seen = simulate_cell(told, run["cell"], keep_events=True)
-    stored = select(_table(store, run, "samples"), metric="ttft_ms", phase="measure", rank=0)
+    stored = select(read_cell_table(folder, run["cell"], "samples"), metric="ttft_ms", phase="measure", rank=0)
     now = [row["value"] for row in seen[0].samples if (row["metric"], row["phase"]) == ("ttft_ms", "measure")]
     if not np.allclose(sorted(stored["value"]), sorted(now), rtol=SAME):
         print(
@@ -208,17 +207,8 @@ def _check(what: str, asked: int | None, there: set[Any], found: bool) -> None:
         raise ValueError(f"{what} {asked} is not among those of the cell: {', '.join(map(str, sorted(there)))}")
 
 
-def _runs(folder: Path) -> Iterator[dict[str, Any]]:
-    loose = {path.parent.name: json.loads(path.read_text()) for path in sorted(folder.glob("cells/*/run.json"))}
-    return (run for run in (read_packed_runs(folder) | loose).values() if run["state"] == "ok")
-
-
 def _place(run: dict[str, Any]) -> str:
     return " ".join(f"{name}={value}" for name, value in run["point"].items())
-
-
-def _table(store: Store, run: dict[str, Any], name: str) -> pd.DataFrame:
-    return read_cell_table(store.folder, run["cell"], name)
 
 
 if __name__ == "__main__":

@@ -33,6 +33,7 @@ from systems.engines.base import DTYPES
 ROUTINGS = {"uniform": 0.0, "skewed": 0.6}  # extra weight of the hot tenth of the experts, as the paper's alpha_r
 D_MODEL = 768
 FEWEST = 9  # rounds
+DOWN, ACROSS = ["activation", "precision", "routing"], ["width", "tokens"]  # panels of the figure
 Call = Callable[[], torch.Tensor]
 
 
@@ -57,7 +58,7 @@ class Case:
 
     @property
     def flops(self) -> float:
-        """Of all products; a multiplication and an addition are two."""
+        """Of all products."""
         return 2.0 * self.tokens * D_MODEL * (self.in_width + self.width)
 
 
@@ -89,13 +90,11 @@ class Workload:
         ways: dict[str, Call] = {"dense mm": lambda: expert_ffn(self.x_ND, activation, wi_DF, wo_FD)}
         if self.device.type == "cpu" and _packs(self.x_ND.dtype):
             wi_FD, wo_DF = (torch.ops.mkldnn._reorder_linear_weight(w.mT.contiguous()) for w in (wi_DF, wo_FD))
-            linear = torch.ops.mkldnn._linear_pointwise
+            linear, after = torch.ops.mkldnn._linear_pointwise, "none" if activation.gated else "relu"
 
             def fused() -> torch.Tensor:
-                if activation.gated:
-                    hidden_NF = activation.function(linear(self.x_ND, wi_FD, None, "none", [], ""))
-                else:
-                    hidden_NF = linear(self.x_ND, wi_FD, None, "relu", [], "")
+                hidden_NF = linear(self.x_ND, wi_FD, None, after, [], "")
+                hidden_NF = activation.function(hidden_NF) if activation.gated else hidden_NF
                 return linear(hidden_NF, wo_DF, None, "none", [], "")
 
             ways["dense oneDNN"] = fused
@@ -128,9 +127,8 @@ class Workload:
 
 def _packs(dtype: torch.dtype) -> bool:
     """Whether oneDNN packs weights of this type here: bfloat16 takes AVX-512 or newer instructions."""
-    if not torch.backends.mkldnn.is_available():
-        return False
-    return dtype != torch.bfloat16 or torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    onednn = torch.backends.mkldnn.is_available()
+    return onednn and (dtype != torch.bfloat16 or torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def calls_of(workload: Workload) -> dict[str, Call]:
@@ -175,20 +173,11 @@ def time_rounds(calls: dict[str, Call], seconds: float, device: torch.device, to
 def rows_of(case: Case, times: pd.DataFrame) -> Iterator[dict]:
     """One row an engine: median milliseconds, rate, and its share of the dense rate."""
     fastest = min((name for name in times if name.startswith("dense")), key=lambda name: times[name].median())
-    for name in times:
+    common = {"rounds": len(times), "dense": fastest, "threads": torch.get_num_threads()}
+    for name, seconds in times.median().to_dict().items():
         low, share, high = np.quantile(times[fastest] / times[name], [0.25, 0.5, 0.75])
-        seconds = times[name].median()
-        yield asdict(case) | {
-            "engine": name,
-            "ms": seconds * 1e3,
-            "gflops": case.flops / seconds / 1e9,
-            "share": share,
-            "share_low": low,
-            "share_high": high,
-            "rounds": len(times),
-            "dense": fastest,
-            "threads": torch.get_num_threads(),
-        }
+        rate = {"engine": name, "ms": seconds * 1e3, "gflops": case.flops / seconds / 1e9}
+        yield asdict(case) | rate | {"share": share, "share_low": low, "share_high": high} | common
 
 
 def bench(cases: Sequence[Case], device: torch.device, seconds: float) -> pd.DataFrame:
@@ -213,30 +202,22 @@ def table(found: pd.DataFrame) -> Table:
 
 def draw(found: pd.DataFrame, path: Path) -> None:
     """Percent of the dense rate against the number of experts; a panel for each activation, type, width and skew."""
-    shown = found[~found.engine.str.startswith("dense")]
-    rows = [*product(shown.activation.unique(), shown.precision.unique(), shown.routing.unique())]
-    columns = [*product(shown.width.unique(), shown.tokens.unique())]
+    shown = found.loc[~found.engine.str.startswith("dense")]
+    rows, columns = (list(shown.groupby(names, sort=False).groups) for names in (DOWN, ACROSS))
     figure = Figure(figsize=(4 * len(columns), 2.6 * len(rows)))
     axes = figure.subplots(len(rows), len(columns), squeeze=False)
-    for (i, (activation, precision, routing)), (j, (width, tokens)) in product(enumerate(rows), enumerate(columns)):
-        axis = axes[i][j]
-        here = (shown.activation == activation) & (shown.precision == precision) & (shown.routing == routing)
-        here &= (shown.width == width) & (shown.tokens == tokens)
-        for name, mine in shown.loc[here].sort_values("num_experts").groupby("engine"):
+    for place, here in shown.sort_values(by="num_experts").groupby(DOWN + ACROSS):
+        axis = axes[rows.index(place[:3]), columns.index(place[3:])]
+        for name, mine in here.groupby("engine"):
             bars = 100 * np.array([mine.share - mine.share_low, mine.share_high - mine.share])
             axis.errorbar(mine.num_experts, 100 * mine.share, bars, marker="o", markersize=4, label=name)
-        axis.set(
-            xscale="log", ylim=(0, 110), title=f"{activation}, {precision}, {routing}, hidden {width}, {tokens} tokens"
-        )
-        axis.set_xticks(sorted(shown.num_experts.unique()), [str(n) for n in sorted(shown.num_experts.unique())])
+        axis.set(xscale="log", ylim=(0, 110), title="{}, {}, {}, hidden {}, {} tokens".format(*place))
+        axis.set_xticks(numbers := sorted(shown.num_experts.unique()), map(str, numbers))
         axis.minorticks_off()
         axis.spines[["top", "right"]].set_visible(False)
-    for axis in axes[-1]:
-        axis.set_xlabel("number of experts")
-    for line in axes:
-        line[0].set_ylabel("% of the dense rate")
-    lines = axes[0][0].get_legend_handles_labels()
-    figure.legend(*lines, loc="upper center", ncols=len(lines[1]), frameon=False)
+    figure.supxlabel("number of experts", fontsize="medium")
+    figure.supylabel("% of the dense rate", fontsize="medium")
+    figure.legend(*axes[0][0].get_legend_handles_labels(), loc="upper center", ncols=len(ENGINES) + 1, frameon=False)
     figure.tight_layout(rect=(0, 0, 1, 0.96))
     figure.savefig(path, dpi=150)
 
@@ -254,11 +235,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seconds", type=float, default=3.0, help="of rounds for each case")
     parser.add_argument("--out", type=Path, default=Path("results/bench-engines"))
     options = parser.parse_args(arguments)
-    axes = (options.activations, options.precisions, options.widths, options.experts, options.tokens, options.routings)
-    cases = [
-        Case(precision, experts, width, tokens, routing, activation)
-        for activation, precision, width, experts, tokens, routing in product(*axes)
-    ]
+    axes = (options.precisions, options.experts, options.widths, options.tokens, options.routings, options.activations)
+    cases = [Case(*values) for values in product(*axes)]
     found = bench(cases, torch.device(options.device), options.seconds)
     options.out.mkdir(parents=True, exist_ok=True)
     written = write_tables(options.out, [table(found)])

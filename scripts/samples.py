@@ -1,4 +1,4 @@
-"""The sample campaigns under results/: measure them anew, pack them, and say of each what it is of.
+"""The sample campaigns under results/: measure them anew, and say of each what it is of.
 
     python -m scripts.samples               # all, one after the other; the same command goes on where it was stopped
     python -m scripts.samples fig3 league      # some
@@ -16,12 +16,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from analysis.load import read_json, read_packed_runs
-from analysis.schema import RUNS
+from analysis.files import read_json, read_runs
+from analysis.schema import CORRUPT, RUNS
 from experiments.identity import code_digest
 from experiments.main import INTERRUPTED
-from experiments.pack import pack
 from experiments.records import Config, read
+from experiments.store import Store
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "results"
@@ -45,7 +45,7 @@ DERIVED = ("summary.csv", "validity.json", "report.html", "tables", "*.svg", ".l
 
 
 def measure(name: str) -> int:
-    """Run one campaign to its end and pack it; its exit status."""
+    """Run one campaign to its end; its exit status."""
     minutes, typed = CAMPAIGNS[name]
     folder = RESULTS / f"sample-{name}"
     print(f"samples: {name}, about {minutes} min", flush=True)
@@ -54,7 +54,6 @@ def measure(name: str) -> int:
     command = [sys.executable, "-m", "experiments.run", *typed.split(), "tier=quick", f"out={folder}"]
     status = subprocess.run(command, cwd=RESULTS.parent, check=False).returncode
     if status == 0:
-        pack(folder)
         if name in THEN:
             subprocess.run([sys.executable, "-m", THEN[name], str(folder)], cwd=RESULTS.parent, check=True)
         _remove(folder, [*DERIVED, *_not_shown(folder)])
@@ -79,7 +78,7 @@ def folders() -> list[Path]:
 
 def described(folder: Path) -> dict[str, Any]:
     """What a sample is of: command, cells, commits, days, machines, and its code (none where it is not recorded)."""
-    runs, plan = list(read_packed_runs(folder).values()), read_json(folder / "plan.json")
+    runs, plan = list(read_runs(folder).values()), read_json(folder / "plan.json")
     environments = [run["environment"] for run in runs]
     machines = {(one["cpu"], one["cores"], *one["gpus"]) for one in environments}
     codes = {run["code"] for run in runs if "code" in run}
@@ -94,10 +93,8 @@ def described(folder: Path) -> dict[str, Any]:
 
 
 def is_current(folder: Path) -> bool:
-    """Whether all cells of a sample, packed or not, were measured by the code that is here now."""
-    loose = [json.loads(path.read_text()) for path in folder.glob("cells/*/run.json")]
-    runs = [*read_packed_runs(folder).values(), *loose]
-    return all(_is_of_this_code(run) for run in runs)
+    """Whether all cells of a sample that can be read were measured by the code that is here now."""
+    return all(_is_of_this_code(run) for run in Store(folder).runs().values() if run["state"] != CORRUPT)
 
 
 def _is_of_this_code(run: dict[str, Any]) -> bool:

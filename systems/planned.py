@@ -141,10 +141,10 @@ class PlannedExpertParallel(System):
         before_EG = self._migration.replicas_EG
         if loads_GE is not None:
             self._replicas_EG = self._planner.place(loads_GE, _unwritable(before_EG), self._costs)
-            self._check_counts("place", self._replicas_EG, before_EG.shape)
+            self._planner.check_counts("place", self._replicas_EG, before_EG.shape)
         plan = self._plan_of(tokens_GE, before_EG)
-        if not self._calls:
-            self._check_plan(plan, tokens_GE)
+        if not self._calls:  # only the first, because it takes time
+            self._planner.check_sent(plan.sent_GEG, tokens_GE, plan.replicas_EG)
         self._past.append(tokens_GE)
         self._calls += 1
         return plan
@@ -162,31 +162,6 @@ class PlannedExpertParallel(System):
         still_owned_E = replicas_EG[np.arange(len(replicas_EG)), self._owner_E] > 0
         owner_E = np.where(still_owned_E, self._owner_E, owner_of(replicas_EG))
         return Plan(before_EG, replicas_EG, self._planner.dispatch(tokens_GE, replicas_EG, owner_E))
-
-    def _check_counts(self, method: str, counts: np.ndarray, shape: tuple[int, ...]) -> None:
-        if counts.shape != shape or counts.dtype.kind not in "iu":
-            name = type(self._planner).__name__
-            raise ValueError(f"planner {name}.{method} returns {counts.dtype} {counts.shape}; it must be int64 {shape}")
-
-    def _check_plan(self, plan: Plan, tokens_GE: np.ndarray) -> None:
-        """Raise ValueError for a plan that breaks the rules of planners; only of the first, because it takes time."""
-        ranks = self.world_size
-        self._check_counts("dispatch", plan.sent_GEG, (ranks, self.shape.num_experts, ranks))
-        nowhere_E = np.flatnonzero(~(plan.replicas_EG > 0).any(1))
-        lost_GE = np.argwhere(plan.sent_GEG.sum(2) != tokens_GE)
-        unheld_ED = np.argwhere((plan.sent_GEG.sum(0) > 0) & (plan.replicas_EG == 0))
-        name = type(self._planner).__name__
-        if len(nowhere_E):
-            raise ValueError(f"planner {name} places expert {nowhere_E[0]} nowhere; every expert needs a replica")
-        if len(lost_GE):
-            rank, expert = lost_GE[0]
-            had, sent = tokens_GE[rank, expert], plan.sent_GEG[rank, expert].sum()
-            raise ValueError(f"planner {name} sends {sent} of rank {rank}'s {had} tokens for expert {expert}")
-        if len(unheld_ED):
-            expert, rank = unheld_ED[0]
-            raise ValueError(
-                f"planner {name} sends tokens for expert {expert} to rank {rank}, which has no replica of it"
-            )
 
     def _addressed(self, order_N: torch.Tensor, sent_GEG: np.ndarray) -> tuple[torch.Tensor, list[int], list[int]]:
         """Copies by (rank they go to, expert), and how many rows go to and come from each rank."""

@@ -11,6 +11,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 
+from analysis.files import read_runs
 from tests.experiments.tiny import TINY
 
 ROOT = Path(__file__).parents[1]
@@ -121,7 +122,7 @@ def test_a_campaign_writes_no_secret(tmp_path):
         ["-m", *TINY, "engine=loop", "system=dense", systems, "logger=wandb", "logger.mode=offline"], tmp_path
     )
     assert status == 1, out + err
-    stored = [json.loads(path.read_text())["state"] for path in tmp_path.glob("out/cells/*/run.json")]
+    stored = [run["state"] for run in read_runs(tmp_path / "out").values()]
     assert sorted(stored) == ["failed", "ok"]
     assert len(list(tmp_path.glob("out/wandb/offline-run-*/*.wandb"))) == 2  # the mirror is searched too
     assert leaks(tmp_path, out, err) == []

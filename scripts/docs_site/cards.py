@@ -6,6 +6,7 @@ classes and the sample of `make league`.
 
 import inspect
 import os
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import yaml
 from jinja2 import Environment, StrictUndefined
 
 from analysis.labels import number, times
-from analysis.load import load_campaign
+from analysis.load import Campaign, load_campaign
 from analysis.summary import summarise
 from experiments.configuration import find_class
 
@@ -65,7 +66,7 @@ def systems() -> dict[str, dict[str, Any]]:
 
 def pages() -> dict[str, str]:
     """The text of every card by the name of its system."""
-    measured, source = measured_rows(CAMPAIGN), source_of(CAMPAIGN)
+    measured, source = league()
     return {key: card(key, node, measured.get(key, []), source) for key, node in systems().items()}
 
 
@@ -98,9 +99,15 @@ def mechanism(node: dict[str, Any]) -> str:
     return "\n\n".join(text for one in told if (text := inspect.getdoc(one)))
 
 
-def measured_rows(campaign: Path) -> dict[str, list[dict[str, str]]]:
+@cache
+def league() -> tuple[dict[str, list[dict[str, str]]], str]:
+    """What the sample of the league says of each system, and where its numbers come from."""
+    stored = load_campaign(CAMPAIGN)
+    return measured_rows(stored), source_of(stored)
+
+
+def measured_rows(stored: Campaign) -> dict[str, list[dict[str, str]]]:
     """By system: a row a panel and point, the routing and each metric that was measured as text."""
-    stored = load_campaign(campaign)
     summary = summarise(stored)
     summary["metric"] = summary["metric"].where(summary["section"] != "plan", "plan")
     titles = {panel["name"]: panel["title"] for panel in stored.plan["panels"]}
@@ -113,11 +120,11 @@ def measured_rows(campaign: Path) -> dict[str, list[dict[str, str]]]:
     return found
 
 
-def source_of(campaign: Path) -> str:
+def source_of(stored: Campaign) -> str:
     """Where a campaign's numbers come from, in words."""
-    run = next(iter(load_campaign(campaign).runs.values()))
+    run = next(iter(stored.runs.values()))
     scale, ranks = run["config"]["scale"]["name"], run["point"]["world_size"]
-    return f"{run['source']}, {ranks} ranks, scale {scale}, tier {run['tier']}; {campaign.relative_to(ROOT)}"
+    return f"{run['source']}, {ranks} ranks, scale {scale}, tier {run['tier']}; {stored.folder.relative_to(ROOT)}"
 
 
 def index() -> str:

@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from analysis.checks.timing import METRICS
-from analysis.load import read_json, read_packed_runs
+from analysis.files import read_json, read_packed_runs
 from analysis.quality import COLUMNS as QUALITY
 from analysis.quality import LAYER_COLUMNS
 from analysis.schema import COLUMNS as STORED

@@ -61,6 +61,25 @@ class Planner(ABC):
         owner_EG = as_replicas(np.arange(num_experts) * world_size // num_experts, world_size)
         self.place(np.ones((world_size, num_experts), np.int64), owner_EG, Costs(1.0, 1.0, 1.0))
 
+    def check_counts(self, method: str, counts: np.ndarray, shape: tuple[int, ...]) -> None:
+        """Raise ValueError where a method of an author's planner did not return whole numbers of this shape."""
+        if counts.shape != shape or counts.dtype.kind not in "iu":
+            name = type(self).__name__
+            raise ValueError(f"planner {name}.{method} returns {counts.dtype} {counts.shape}; it must be int64 {shape}")
+
+    def check_sent(self, sent_GEG: np.ndarray, tokens_GE: np.ndarray, replicas_EG: np.ndarray) -> None:
+        """Raise ValueError, with the first expert that is wrong, for a plan that breaks the rules of this class."""
+        num_experts, ranks = replicas_EG.shape
+        self.check_counts("dispatch", sent_GEG, (ranks, num_experts, ranks))
+        planner = f"planner {type(self).__name__}"
+        for expert in np.flatnonzero(~(replicas_EG > 0).any(1)):
+            raise ValueError(f"{planner} places expert {expert} nowhere; every expert needs a replica")
+        for rank, expert in np.argwhere(sent_GEG.sum(2) != tokens_GE):
+            had, sent = tokens_GE[rank, expert], sent_GEG[rank, expert].sum()
+            raise ValueError(f"{planner} sends {sent} of rank {rank}'s {had} tokens for expert {expert}")
+        for expert, rank in np.argwhere((sent_GEG.sum(0) > 0) & (replicas_EG == 0)):
+            raise ValueError(f"{planner} sends tokens for expert {expert} to rank {rank}, which has no replica of it")
+
     def place_layers(self, expert_LGM: np.ndarray, current_EG: np.ndarray, costs: Costs) -> np.ndarray:
         """replicas_LEG from a token-level profile: expert_LGM[l, g, m] is the expert of rank g's token m in layer l, or
         NO_EXPERT where the rank has no more.

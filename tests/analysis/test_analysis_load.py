@@ -1,6 +1,5 @@
 import json
 
-import pandas as pd
 import pytest
 
 from analysis.load import coverage, load_campaign
@@ -72,18 +71,6 @@ def test_ok_cell_without_samples_is_corrupt(one_point):
     (folder / "cells" / "moeshard_num_experts_8_0" / "samples.parquet").unlink()
     with pytest.warns(UserWarning, match=r"samples.parquet cannot be read"):
         assert load_campaign(folder).runs["moeshard_num_experts_8_0"]["state"] == "corrupt"
-
-
-def test_samples_of_another_schema_are_not_read(fig3):
-    folder = fig3(experts=(8,), batches=(), launches=1)
-    path = folder / "cells" / "moeshard_num_experts_8_0" / "samples.parquet"
-    pd.read_parquet(path).assign(schema=1).to_parquet(path)
-    from tests.analysis.synthetic import checksum
-
-    routing = checksum(path.with_name("routing.parquet"))
-    edit_run(folder, "moeshard_num_experts_8_0", checksums={path.name: checksum(path), "routing.parquet": routing})
-    with pytest.warns(UserWarning, match="does not hold samples of schema 2"):
-        load_campaign(folder)
 
 
 def test_campaign_of_the_first_schema_is_refused_in_a_sentence(one_point):

@@ -1,6 +1,4 @@
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -110,10 +108,10 @@ def test_learned_router_layers_of_a_checkout(tmp_path):
     )
 
 
-def test_command_line():
-    command = [sys.executable, "-m", "analysis.studies.paper"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    assert "Finding:" in done.stdout and "6.45×" in done.stdout
+def test_command_line(capsys):
+    assert main([]) == 0
+    said = capsys.readouterr().out
+    assert "Finding:" in said and "6.45×" in said
 
 
 def test_bad_folders_get_one_sentence(tmp_path, capsys):

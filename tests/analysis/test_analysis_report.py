@@ -1,6 +1,4 @@
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pandas as pd
@@ -131,12 +129,10 @@ def test_checks_are_named_up_to_a_number():
     assert line.endswith("V04 warn: t4; 3 more in report.html")
 
 
-def test_command_line(one_point):
+def test_command_line(one_point, capsys):
     folder = one_point()
-    done = subprocess.run(
-        [sys.executable, "-m", "analysis", folder], cwd=ROOT, capture_output=True, text=True, check=True
-    )
-    assert "reproduced" in done.stdout and (folder / "report.html").exists()
+    assert main([str(folder)]) == 0
+    assert "reproduced" in capsys.readouterr().out and (folder / "report.html").exists()
 
 
 def test_command_line_names_a_missing_folder_once(tmp_path, capsys):

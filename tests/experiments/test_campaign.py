@@ -1,11 +1,12 @@
 """Campaigns in real processes: what is stored, what happens when something fails, and going on afterwards."""
 
-import json
 import re
 
 import pandas as pd
 import pytest
 
+from analysis.files import read_cell_table, read_runs
+from analysis.schema import TABLES
 from experiments.identity import code_digest
 from experiments.main import SOME_FAILED, run_points
 from experiments.records import Config, read
@@ -15,12 +16,12 @@ HERE = "tests.experiments.tiny"
 
 
 def stored(out):
-    """system -> (run.json, folder) of a campaign with one launch."""
-    runs = {}
-    for path in out.glob("cells/*/run.json"):
-        run = json.loads(path.read_text())
-        runs[run["system"]] = run, path.parent
-    return runs
+    """system -> run.json of a campaign with one launch."""
+    return {run["system"]: run for run in read_runs(out).values()}
+
+
+def table(out, run, name="samples"):
+    return read_cell_table(out, run["cell"], name)
 
 
 @pytest.fixture(scope="module")
@@ -32,9 +33,9 @@ def measured(tmp_path_factory):
 
 
 def test_every_rank_and_iteration_is_stored_raw(measured):
-    for system, (run, folder) in stored(measured).items():
+    for system, run in stored(measured).items():
         assert run["state"] == "ok" and run["source"] == "emulated" and run["correctness"]["passed"]
-        samples = pd.read_parquet(folder / "samples.parquet")
+        samples = table(measured, run)
         counts = samples.groupby(["phase", "metric"]).size()  # iterations x ranks, x 1 MoE layer
         assert counts["measure", "ttft_ms"] == counts["measure", "flops"] == 2 * 2
         for metric in ("ttft_ms", "layer_moe_ms", "entry_skew_ms"):
@@ -50,13 +51,13 @@ def test_every_rank_and_iteration_is_stored_raw(measured):
 
 def test_a_stored_configuration_has_the_code_of_what_was_measured(measured):
     """As `make samples` asks, which would else measure everything again."""
-    for run, _ in stored(measured).values():
+    for run in stored(measured).values():
         assert run["code"] == code_digest(read(Config, run["config"]))
 
 
 def test_a_layer_takes_less_than_the_forward_pass_it_is_in(measured):
-    for _, folder in stored(measured).values():
-        samples = pd.read_parquet(folder / "samples.parquet").query("phase == 'instrumented'")
+    for run in stored(measured).values():
+        samples = table(measured, run).query("phase == 'instrumented'")
         keys = ["iteration", "rank"]
         ttft = samples[samples["metric"] == "ttft_ms"].set_index(keys)["value"]
         layer = samples[samples["metric"] == "layer_moe_ms"].set_index(keys)["value"]
@@ -65,22 +66,19 @@ def test_a_layer_takes_less_than_the_forward_pass_it_is_in(measured):
 
 def test_systems_see_the_same_routing_and_take_turns(measured):
     runs = stored(measured)
-    routing = [pd.read_parquet(folder / "routing.parquet") for _, folder in runs.values()]
+    routing = [table(measured, run, "routing") for run in runs.values()]
     for other in routing[1:]:
         pd.testing.assert_frame_equal(routing[0], other)
     assert routing[0]["tokens"].sum() == 2 * 2 * 24  # iterations x ranks x tokens
-    orders = [
-        set(pd.read_parquet(folder / "samples.parquet").query("phase == 'measure'")["order"].dropna())
-        for _, folder in runs.values()
-    ]
+    orders = [set(table(measured, run).query("phase == 'measure'")["order"].dropna()) for run in runs.values()]
     assert sorted(order for some in orders for order in some) == list(range(6))
 
 
 def test_counts_are_those_of_the_accounts(measured):
     runs = stored(measured)
     rows = {}
-    for system, (_, folder) in runs.items():
-        samples = pd.read_parquet(folder / "samples.parquet")
+    for system, run in runs.items():
+        samples = table(measured, run)
         counted = samples[samples["metric"] == "rows_computed"]
         rows[system] = counted.groupby("iteration")["value"].sum().tolist()
     tokens, capacity = 2 * 24, 24  # capacity factor min(E, 50) = E = 4 makes C the number of tokens of a rank
@@ -90,18 +88,11 @@ def test_counts_are_those_of_the_accounts(measured):
 
 
 def test_a_second_run_measures_nothing(measured, capsys):
-    before = {path: path.stat().st_mtime_ns for path in measured.glob("cells/*/*")}
+    packed = [measured / name for name in ("runs.json", *(f"{name}.parquet" for name in TABLES))]
+    before = {path: path.stat().st_mtime_ns for path in packed}
     assert run_points([point("deepspeed", "moeshard", "ep", out=measured)]) == 0
-    assert {path: path.stat().st_mtime_ns for path in measured.glob("cells/*/*")} == before
+    assert {path: path.stat().st_mtime_ns for path in packed} == before and not (measured / "cells").exists()
     assert "3 cells stored already" in capsys.readouterr().out
-
-
-def test_a_damaged_cell_is_measured_again(measured):
-    run, folder = stored(measured)["ep"]
-    samples = folder / "samples.parquet"
-    samples.write_bytes(samples.read_bytes()[:-100])
-    assert run_points([point("deepspeed", "moeshard", "ep", out=measured)]) == 0
-    assert len(pd.read_parquet(samples)) and json.loads((folder / "run.json").read_text())["started"] > run["started"]
 
 
 # A launch that a system ends is started again without it, so those that die share a campaign; so do those that are
@@ -111,11 +102,12 @@ DYING = {
     "ExitsOnRankOne": ("failed", "a rank died without an exception|rank 1 died with exit code 7"),
     "KilledOnRankOne": ("failed", "a rank died without an exception|rank 1 died with exit code -9"),
 }
-HANGING = {"HangsOnRankOne": ("timeout", "no progress for 0:00:15")}
+HANGING = {"HangsOnRankOne": ("timeout", "no progress for 0:00:10")}
 WRONG = {
     "ForgetsAnExpert": ("invalid", "the output differs from the dense model's by"),
     "NaNInTheSecondLayer": ("invalid", "the output differs from the dense model's by nan"),
     "DropsInSecret": ("invalid", "the number of dropped tokens is not what the system's capacity gives"),
+    "WrongLater": ("invalid", "the output differs from the other systems' in the timed iterations by"),
 }
 BROKEN = DYING | HANGING | WRONG
 
@@ -129,8 +121,8 @@ def failing(tmp_path_factory):
         kind = next(kind for kind in (DYING, HANGING, WRONG) if broken in kind)
         if broken not in known:
             out = tmp_path_factory.mktemp("failing")
-            overrides = ("model.num_blocks=4", *(["cluster.timeout_s=15"] if kind is HANGING else []))
-            systems = ["moeshard", *(f"{HERE}.{name}" for name in kind)]
+            overrides = ("model.num_blocks=4", *(["cluster.timeout_s=10"] if kind is HANGING else []))
+            systems = ["moeshard", "ep", *(f"{HERE}.{name}" for name in kind)]
             assert run_points([point(*systems, out=out, overrides=overrides)]) == SOME_FAILED
             known.update(dict.fromkeys(kind, stored(out)))
         return known[broken]
@@ -142,9 +134,15 @@ def failing(tmp_path_factory):
 def test_a_system_that_fails_is_a_row_and_the_others_are_measured(failing, broken):
     state, reason = BROKEN[broken]
     runs = failing(broken)
-    assert runs["moeshard"][0]["state"] == "ok"
-    run, folder = runs[broken]
+    assert runs["moeshard"]["state"] == runs["ep"]["state"] == "ok"
+    run = runs[broken]
     assert run["state"] == state and re.match(reason, run["reason"]), run["reason"]
-    assert not (folder / "samples.parquet").exists()
+    assert not run["checksums"]
     if broken in ("RaisesOnRankOne", "HangsOnRankOne"):
         assert broken in run["traceback"] or "tiny.py" in run["traceback"]
+
+
+def test_who_is_wrong_only_when_timed_was_right_before(failing):
+    runs = failing("WrongLater")
+    assert runs["WrongLater"]["correctness"]["passed"]
+    assert runs["ep"]["correctness"]["agreement"]["iterations"] == 2 + 2

@@ -1,27 +1,26 @@
 """Campaigns of decoders: a prompt or one more token is timed, and every system's output is the dense model's."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pandas as pd
 import pytest
 from transformers import AutoModelForCausalLM
 
+from analysis.files import read_runs
 from experiments.composition import configuration
 from experiments.main import run_points
 from experiments.plan import Point
+from tests.experiments.tiny import run
 from workloads.corpus import EmbeddedCorpus
 from workloads.families import hugging_face_config
 from workloads.tokenizer import load_or_train_tokenizer
 
-ROOT = Path(__file__).parents[2]
 SMALL = ("tier=smoke", "network=nvlink3", "engine=loop", "batch_size=3", "seq_len=9", "cluster.world_size=2")
 
 
 def runs(out: Path) -> list[dict]:
-    return [json.loads(path.read_text()) for path in out.glob("cells/*/run.json")]
+    return list(read_runs(out).values())
 
 
 def test_a_decoding_campaign_is_checked_and_counted(tmp_path):
@@ -33,13 +32,14 @@ def test_a_decoding_campaign_is_checked_and_counted(tmp_path):
     found = runs(tmp_path)
     assert len(found) == 3 and all(run["correctness"]["passed"] for run in found)
     assert len({json.dumps(run["inputs"]["tokens"]) for run in found}) == 1
-    samples = pd.concat(pd.read_parquet(path) for path in tmp_path.glob("cells/*/samples.parquet"))
+    samples = pd.read_parquet(tmp_path / "samples.parquet")
     copies = samples[(samples["metric"] == "rows_useful") & (samples["phase"] == "measure")]
     ep = copies[copies["cell"].isin([run["cell"] for run in found if run["system"] == "ep"])]
     assert (ep.groupby(["iteration", "layer"])["value"].sum() == (3 + 1) * 8).all()
     assert set(ep["layer"]) == {1, 2, 3}
-    for path in tmp_path.glob("cells/*/routing.parquet"):
-        copies = pd.read_parquet(path).groupby(["rank", "iteration", "layer"])["tokens"].sum()
+    routing = pd.read_parquet(tmp_path / "routing.parquet")
+    for _, of_cell in routing.groupby("cell"):
+        copies = of_cell.groupby(["rank", "iteration", "layer"])["tokens"].sum()
         assert copies.groupby("rank").agg(["min", "max"]).to_numpy().tolist() == [[3 * 8, 3 * 8], [1 * 8, 1 * 8]]
 
 
@@ -61,18 +61,17 @@ def test_a_checkpoint_with_its_own_tokenizer_is_measured(tmp_path):
     assert all(run["correctness"]["passed"] for run in runs(tmp_path / "out"))
 
 
-def test_a_decoder_decodes_on_simulated_ranks(tmp_path):
+def test_a_decoder_decodes_on_simulated_ranks(tmp_path, capsys):
     typed = ["model=glm4_moe", "regime=decode", "cluster=simulated", "device=h100_sxm", "network=device", "tier=once"]
     typed += ["cluster.world_size=8", "batch_size=16", "seq_len=4096", "precision=bf16", "system=ep", f"out={tmp_path}"]
     typed += ["model.num_blocks=4", "batch_shares=[1,0.5,0.25,0.25,1,1,1,0.01]"]
-    done = subprocess.run([sys.executable, "-m", "experiments.run", *typed], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "TPOT" in done.stdout and "TTFT" not in done.stdout.replace("ttft", "")
-    (run,) = runs(tmp_path)
-    assert run["state"] == "ok" and run["regime"] == "decode"
-    said = " ".join(done.stdout.split())
+    assert run(*typed) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "TPOT" in said and "TTFT" not in said.replace("ttft", "")
+    (stored,) = runs(tmp_path)
+    assert stored["state"] == "ok" and stored["regime"] == "decode"
     assert "glm4_moe of 4 blocks, d_model 4096, decode, ranks with 1:0.5:0.25:0.25:1:1:1:0.01 of the batch" in said
-    (routing,) = (pd.read_parquet(path) for path in tmp_path.glob("cells/*/routing.parquet"))
+    routing = pd.read_parquet(tmp_path / "routing.parquet")
     copies_R = routing[routing["layer"] == 1].groupby("rank")[["tokens", "intended"]].sum()
     sequences_R = [16, 8, 4, 4, 16, 16, 16, 1]
     assert copies_R["tokens"].tolist() == [8 * sequences for sequences in sequences_R]
@@ -90,8 +89,8 @@ def test_a_decoder_decodes_on_simulated_ranks(tmp_path):
         (("model=olmoe_laptop", "model.family=llama9"), "model.family is 'llama9'; it must be one of switch, mixtral"),
     ],
 )
-def test_what_a_model_lacks_is_one_sentence(tmp_path, typed, said):
-    command = [sys.executable, "-m", "experiments.run", *typed, f"out={tmp_path}"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 2 and said in done.stderr and done.stderr.count("\n") == 1
+def test_what_a_model_lacks_is_one_sentence(tmp_path, capsys, typed, said):
+    assert run(*typed, f"out={tmp_path}") == 2
+    error = capsys.readouterr().err
+    assert said in error and error.count("\n") == 1
     assert not list(tmp_path.iterdir())

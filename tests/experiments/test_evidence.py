@@ -1,11 +1,9 @@
 """What a campaign stores of counted work, and a capacity that rests on what will be drawn."""
 
-import json
-
 import numpy as np
-import pandas as pd
 import pytest
 
+from analysis.files import read_cell_table, read_runs
 from experiments.configuration import build_router
 from experiments.main import run_points
 from experiments.schedule import iterations_of
@@ -21,8 +19,8 @@ def counted(tmp_path_factory):
     out = tmp_path_factory.mktemp("counted")
     assert run_points([point(*SYSTEMS, out=out, overrides=DRAWS)]) == 0
     found = {}
-    for path in out.glob("cells/*/run.json"):
-        run, samples = json.loads(path.read_text()), pd.read_parquet(path.parent / "samples.parquet")
+    for cell, run in read_runs(out).items():
+        samples = read_cell_table(out, cell, "samples")
         assert run["state"] == "ok" and run["correctness"]["passed"], run
         found[run["system"]] = {
             str(metric): rows["value"].to_numpy()
@@ -64,12 +62,12 @@ def test_a_batch_that_comes_again_is_accounted_by_each_plan_it_had(tmp_path):
     overrides = ("router=trace", f"router.path={trace}", "router.held_out=0", "cluster=gloo")
     overrides += ("tier.rounds=2", "tier.turn_s=10", "tier.longest_turn=3")
     assert run_points([point("tests.experiments.tiny.RotatingExpertParallel", out=tmp_path, overrides=overrides)]) == 0
-    (path,) = tmp_path.glob("cells/*/run.json")
-    samples = pd.read_parquet(path.parent / "samples.parquet").query("metric == 'rows_computed' and rank == 0")
+    (run,) = read_runs(tmp_path).values()
+    samples = read_cell_table(tmp_path, run["cell"], "samples").query("metric == 'rows_computed' and rank == 0")
     rows = {phase: found.sort_values("iteration")["value"].tolist() for phase, found in samples.groupby("phase")}
     # First, warm-up, then turns of three forward passes of one pass and the other.
     assert rows == {"measure": 2 * [48, 0, 48], "instrumented": 2 * [0, 48, 0]}
-    assert 1e6 < json.loads(path.read_text())["ceilings"]["link_bytes_per_s"] < 1e12
+    assert 1e6 < run["ceilings"]["link_bytes_per_s"] < 1e12
 
 
 def test_memory_traffic_is_stored_in_bytes(counted):

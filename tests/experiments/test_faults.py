@@ -1,6 +1,5 @@
 """What may go wrong with the machine and its files: nothing lost, nothing wrong, nothing hung."""
 
-import json
 import os
 import shutil
 import signal
@@ -8,15 +7,23 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from io import StringIO
 from pathlib import Path
 
 import psutil
 import pytest
+from rich.console import Console
 
+from analysis.files import read_runs
+from experiments.campaign import cells_to_measure
 from experiments.main import SOME_FAILED, run_points
+from experiments.pack import pack
+from experiments.plan import make_plan
 from experiments.store import Store
+from tests.experiments.stored import measure
 from tests.experiments.tiny import TINY, point
 
+FILES = ("samples.parquet", "run.json")
 ROOT = Path(__file__).parents[2]
 SIX_POINTS = [
     *(key for key in TINY if "num_experts" not in key),
@@ -34,7 +41,7 @@ def start(*arguments: str) -> subprocess.Popen:
 
 
 def states(folder: Path) -> list[str]:
-    return [json.loads(path.read_text())["state"] for path in folder.glob("cells/*/run.json")]
+    return [run["state"] for run in read_runs(folder).values()]
 
 
 def wait_for_cells(folder: Path, number: int) -> None:
@@ -51,7 +58,7 @@ def test_kill_9_of_the_parent_loses_the_running_launch_only(tmp_path):
     ranks = psutil.Process(process.pid).children(recursive=True)
     os.kill(process.pid, signal.SIGKILL)
     process.communicate()
-    kept = {path.parent.name: path.read_text() for path in tmp_path.glob("cells/*/run.json")}
+    kept = read_runs(tmp_path)
     assert len(kept) >= 2 and set(states(tmp_path)) == {"ok"}
     _, alive = psutil.wait_procs(ranks, timeout=15)
     assert not [rank for rank in alive if rank.status() != psutil.STATUS_ZOMBIE], "orphans compute on"
@@ -59,7 +66,7 @@ def test_kill_9_of_the_parent_loses_the_running_launch_only(tmp_path):
     out, err = again.communicate(timeout=120)
     assert again.returncode == 0 and f"{len(kept)} cells stored already" in out, out + err
     assert states(tmp_path) == ["ok"] * 6
-    assert all((tmp_path / "cells" / cell / "run.json").read_text() == before for cell, before in kept.items())
+    assert read_runs(tmp_path).items() >= kept.items() and not (tmp_path / "cells").exists()
 
 
 def test_two_campaigns_in_one_folder(tmp_path, capsys):
@@ -67,54 +74,32 @@ def test_two_campaigns_in_one_folder(tmp_path, capsys):
         assert run_points([point("moeshard", out=tmp_path)]) == SOME_FAILED
     assert f"another campaign is writing to {tmp_path}" in capsys.readouterr().err
     assert not (tmp_path / "plan.json").exists() and states(tmp_path) == []
-    assert run_points([point("moeshard", out=tmp_path)]) == 0
 
 
-def test_wrong_only_when_timed_is_invalid_and_the_others_are_not(tmp_path):
-    wrong = "tests.experiments.tiny.WrongLater"
-    assert run_points([point("moeshard", "ep", wrong, out=tmp_path)]) == SOME_FAILED
-    runs = {run["system"]: run for run in (json.loads(p.read_text()) for p in tmp_path.glob("cells/*/run.json"))}
-    assert {name: run["state"] for name, run in runs.items()} == {"moeshard": "ok", "ep": "ok", "WrongLater": "invalid"}
-    assert "the other systems' in the timed iterations" in runs["WrongLater"]["reason"]
-    assert runs["WrongLater"]["correctness"]["passed"] and runs["ep"]["correctness"]["agreement"]["iterations"] == 2 + 2
-
-
-def test_a_system_that_cannot_run_the_workload_is_a_row(tmp_path):
-    overrides = ("model.num_experts=5", "model.d_ff=32")  # 5 experts cannot be placed on 2 ranks, but can be sharded
-    assert run_points([point("moeshard", "ep", out=tmp_path, overrides=overrides)]) == SOME_FAILED
-    runs = {run["system"]: run for run in (json.loads(p.read_text()) for p in tmp_path.glob("cells/*/run.json"))}
-    assert runs["moeshard"]["state"] == "ok" and runs["ep"]["state"] == "unsupported"
-    assert runs["ep"]["reason"].startswith("model.num_experts (5) must be divisible by cluster.world_size (2)")
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-    """A campaign of one cell, measured once and never changed."""
-    out = tmp_path_factory.mktemp("whole")
-    assert run_points([point("moeshard", out=out)]) == 0
-    return out
-
-
-@pytest.mark.parametrize("damage", ["truncated", "changed", "half a run.json", "another number in run.json"])
-def test_damaged_files_are_named_and_measured_again(whole, tmp_path, capsys, damage):
-    out = shutil.copytree(whole, tmp_path / "damaged")
-    (cell,) = (out / "cells").iterdir()
-    assert Store(out).damage(cell.name) is None
-    samples, run = cell / "samples.parquet", cell / "run.json"
-    if damage == "truncated":
-        samples.write_bytes(samples.read_bytes()[:-100])
-    elif damage == "changed":
-        content = bytearray(samples.read_bytes())
-        content[len(content) // 2] ^= 1
-        samples.write_bytes(content)
-    elif damage == "half a run.json":
-        run.write_text(run.read_text()[:200])
-    else:
-        run.write_text(run.read_text().replace('"seed": 0', '"seed": 1', 1))
-    capsys.readouterr()
-    assert run_points([point("moeshard", out=out)]) == 0
-    assert f"cell {cell.name} is damaged" in capsys.readouterr().out
-    assert Store(out).damage(cell.name) is None
+def test_damaged_files_are_named_and_their_launches_are_measured_again(tmp_path):
+    """Three launches of two cells; one cell has a table cut off, one another number; then a bit of a packed file."""
+    plan = make_plan([point("moeshard", "ep", out=tmp_path, overrides=("tier.launches=3",))])
+    store, said = Store(tmp_path), Console(file=StringIO(), width=500)
+    for ids in plan.launches:
+        for cell in ids:
+            measure(tmp_path, cell)
+    assert cells_to_measure(plan, store, said) == set() and said.file.getvalue() == ""
+    cut, edited = (tmp_path / "cells" / ids[0] / name for ids, name in zip(plan.launches, FILES, strict=False))
+    cut.write_bytes(cut.read_bytes()[:-100])
+    edited.write_text(edited.read_text().replace('"launch_id": "', '"launch_id": "1'))
+    assert cells_to_measure(plan, store, said) == {*plan.launches[0], *plan.launches[1]}
+    lines = said.file.getvalue().splitlines()
+    assert all(any(f"{path} is not what was written" in line for line in lines) for path in (cut, edited))
+    for ids in plan.launches[:2]:
+        for cell in ids:
+            measure(tmp_path, cell, number=2)
+    pack(tmp_path)
+    assert cells_to_measure(plan, store, said) == set()
+    content = bytearray((tmp_path / "samples.parquet").read_bytes())
+    content[len(content) // 2] ^= 1
+    (tmp_path / "samples.parquet").write_bytes(content)
+    assert cells_to_measure(plan, store, said) == plan.cells.keys()
+    assert "samples.parquet is not what was written" in said.file.getvalue().splitlines()[-1]
 
 
 @pytest.fixture

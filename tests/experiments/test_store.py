@@ -31,6 +31,10 @@ def store(tmp_path) -> Store:
     return store
 
 
+def state(store: Store, cell: str = "abc") -> str:
+    return store.states([cell])[cell]
+
+
 def folder(store: Store) -> Path:
     return store.folder / "cells" / "abc"
 
@@ -38,13 +42,13 @@ def folder(store: Store) -> Path:
 def test_plan_is_written_and_replaced(store):
     store.write_plan({"schema": 2, "panels": [{"name": "a"}]})
     assert json.loads((store.folder / "plan.json").read_text()) == {"schema": 2, "panels": [{"name": "a"}]}
-    assert sorted(path.name for path in store.folder.iterdir()) == ["cells", "plan.json"]
+    assert sorted(path.name for path in store.folder.iterdir()) == ["plan.json"]
 
 
 def test_measured_cell_is_stored_whole(store):
-    assert not store.is_measured("abc")
+    assert state(store) != "ok"
     store.write_cell(OK, TABLES)
-    assert store.is_measured("abc") and not store.is_measured("abd")
+    assert state(store) == "ok" and state(store, "abd") == "planned"
     tables = {f"{name}.parquet" for name in TABLES}
     assert {path.name for path in folder(store).iterdir()} == {"run.json", *tables}
     run = json.loads((folder(store) / "run.json").read_text())
@@ -84,12 +88,12 @@ def test_damaged_cell_is_not_measured(store, file, damage):
         path.write_text('{"cell": "abc"}')
     else:
         path.write_bytes(content[:100] + bytes([content[100] ^ 1]) + content[101:])
-    assert not store.is_measured("abc")
+    assert state(store) != "ok"
 
 
 def test_failure_is_a_record_but_no_measurement(store):
     store.write_cell(FAILED)
-    assert not store.is_measured("abc")
+    assert state(store) != "ok"
     run = json.loads((folder(store) / "run.json").read_text())
     assert run["reason"] == "out of memory" and run["checksums"] == {}
 
@@ -98,7 +102,7 @@ def test_success_replaces_a_failure_and_leaves_nothing_of_it(store):
     store.write_cell(FAILED)
     (folder(store) / "left_over").touch()
     store.write_cell(OK, TABLES)
-    assert store.is_measured("abc") and not (folder(store) / "left_over").exists()
+    assert state(store) == "ok" and not (folder(store) / "left_over").exists()
 
 
 def test_writing_that_is_interrupted_leaves_no_cell(store, monkeypatch):
@@ -109,9 +113,9 @@ def test_writing_that_is_interrupted_leaves_no_cell(store, monkeypatch):
         patch.setattr(pd.DataFrame, "to_parquet", interrupted)
         with pytest.raises(KeyboardInterrupt):
             store.write_cell(OK, TABLES)
-    assert not folder(store).exists() and not store.is_measured("abc")
+    assert not folder(store).exists() and state(store) != "ok"
     store.write_cell(OK, TABLES)  # over what was left behind
-    assert store.is_measured("abc") and [path.name for path in folder(store).parent.iterdir()] == ["abc"]
+    assert state(store) == "ok" and [path.name for path in folder(store).parent.iterdir()] == ["abc"]
 
 
 def test_cell_appears_by_one_rename(store, monkeypatch):

@@ -1,17 +1,17 @@
 """A system and an experiment from outside the tree: one .py and two .yaml are all that they need."""
 
 import json
-import os
-import subprocess
-import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_dir
 
+from analysis.files import read_runs
 from analysis.load import load_campaign
 from experiments.panels import experiment_points
 from scripts.docs_site import cards
+from tests.experiments.tiny import run
 
 ROOT = Path(__file__).parents[2]
 PLANNER = """\
@@ -63,18 +63,16 @@ def place(tmp_path_factory) -> Path:
     return place
 
 
-def run(place: Path, *typed: str) -> None:
-    command = [sys.executable, "-m", "experiments.run", "--config-dir", str(place / "configs"), *typed]
-    ran = subprocess.run(
-        command, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(place)}, capture_output=True, text=True, timeout=300
-    )
-    assert ran.returncode == 0, ran.stderr
+def typed(place: Path) -> list[str]:
+    return ["--config-dir", str(place / "configs"), "experiment=strangers", *SMALL]
 
 
 @pytest.fixture(scope="module")
-def campaign(place) -> Path:
-    run(place, "experiment=strangers", *SMALL, f"out={place / 'campaign'}")
-    return place / "campaign"
+def campaign(place) -> Iterator[Path]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(place))
+        assert run(*typed(place), f"out={place / 'campaign'}") == 0
+        yield place / "campaign"
 
 
 def test_its_label_stands_in_table_figure_and_report(campaign):
@@ -90,10 +88,10 @@ def test_what_it_says_of_itself_is_stored_and_no_part_of_its_identity(place, cam
     assert len(mine) == 2 and all(runs[cell]["config"]["system"]["about"]["source"] == "a stranger" for cell in mine)
     yaml = place / "configs/system/stay_at_home.yaml"
     yaml.write_text(SYSTEM.replace("a stranger", "somebody else"))
-    run(place, "experiment=strangers", *SMALL, f"out={place / 'again'}")
+    assert run(*typed(place), f"out={place / 'again'}") == 0
     yaml.write_text(SYSTEM)
     assert {*json.loads((place / "again/plan.json").read_text())["launches"][0]["cells"]} <= runs.keys()
-    assert mine <= {path.name for path in (place / "again/cells").iterdir()}
+    assert mine <= read_runs(place / "again").keys()
 
 
 def test_its_card_stands_among_the_others(place, monkeypatch):

@@ -8,6 +8,7 @@ from itertools import pairwise
 import pandas as pd
 import pytest
 
+from analysis.files import read_cell_table, read_runs
 from clusters.simulated.timeline import Event
 from experiments.cells import Cell, check
 from experiments.main import run_points
@@ -152,8 +153,7 @@ def campaigns(tmp_path_factory):
 
 
 def cell_of(folder, system: str) -> str:
-    runs = (json.loads(path.read_text()) for path in folder.glob("cells/*/run.json"))
-    return next(run["cell"] for run in runs if run["system"] == system)
+    return next(cell for cell, run in read_runs(folder).items() if run["system"] == system)
 
 
 @pytest.mark.parametrize("system", ["moeshard_chunked", "ep"])
@@ -165,7 +165,7 @@ def test_a_simulated_cell_is_simulated_again_and_is_what_was_stored(campaigns, s
     trace = json.loads((folder / "timelines" / f"{cell}.json").read_text())
     is_trace(trace, 2)
     assert trace["otherData"]["system"] == system
-    samples = pd.read_parquet(folder / "cells" / cell / "samples.parquet")
+    samples = read_cell_table(folder, cell, "samples")
     passes = [event for event in trace["traceEvents"] if event["name"].startswith("forward pass")]
     stored = samples[(samples["metric"] == "ttft_ms") & (samples["phase"] == "measure")]
     assert sorted(one["dur"] for one in passes) == pytest.approx(sorted(1e3 * stored["value"]), abs=1e-2)
@@ -178,8 +178,7 @@ def test_a_simulated_cell_is_simulated_again_and_is_what_was_stored(campaigns, s
 
 def test_an_emulated_cell_is_drawn_from_what_is_stored(campaigns, tmp_path):
     folder, out = campaigns[1], tmp_path / "trace.json"
-    (cell,) = (path.name for path in folder.glob("cells/*"))
-    assert main([str(folder / "cells" / cell), "--layer", "1", "--out", str(out)]) == 0
+    assert main([str(folder), "--layer", "1", "--out", str(out)]) == 0
     trace = json.loads(out.read_text())
     is_trace(trace, 2)
     assert slices(trace, 1, "link")

@@ -1,15 +1,19 @@
 """A workload small enough for tests, and systems that misbehave."""
 
+import logging
 import os
 import signal
+import sys
 import time
 from dataclasses import replace
 from functools import cache, reduce
 from pathlib import Path
 from typing import Any, ClassVar
+from unittest.mock import patch
 
 import numpy as np
 import torch
+from hydra.core.global_hydra import GlobalHydra
 
 from experiments import composition
 from experiments.plan import Point
@@ -44,6 +48,25 @@ def configuration(*overrides: str) -> Config:
 @cache
 def _composed(overrides: tuple[str, ...]) -> Config:
     return composition.configuration([*TINY, *overrides])
+
+
+def run(*typed: str) -> int:
+    """`python -m experiments.run` in this process, which imports nothing again; its exit status."""
+    from experiments.run import main  # only here: it registers with Hydra
+
+    loggers = [one for one in logging.root.manager.loggerDict.values() if isinstance(one, logging.Logger)]
+    disabled, level = [one.disabled for one in loggers], logging.root.level
+    GlobalHydra.instance().clear()
+    try:
+        with patch.object(sys, "argv", ["run", *typed]):
+            return main()
+    except SystemExit as ended:
+        return int(ended.code or 0)
+    finally:
+        GlobalHydra.instance().clear()
+        logging.root.setLevel(level)
+        for one, was in zip(loggers, disabled, strict=True):  # Hydra's settings of the command line disable them
+            one.disabled = was
 
 
 def changed(config: Config, values: dict[str, Any]) -> Config:

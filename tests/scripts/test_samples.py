@@ -19,12 +19,11 @@ def test_the_manifest_describes_the_samples_that_are_there():
 
 def test_a_caption_says_whether_the_code_has_changed(monkeypatch):
     folder = samples.folders()[0]
-    runs = samples.read_packed_runs(folder)
+    runs = samples.read_runs(folder)
     monkeypatch.setattr(samples, "read", lambda kind, stored: stored)
     monkeypatch.setattr(samples, "code_digest", lambda config: "now")
-    monkeypatch.setattr(
-        samples, "read_packed_runs", lambda folder: {cell: run | {"code": "now"} for cell, run in runs.items()}
-    )
+    now = {cell: run | {"code": "now"} for cell, run in runs.items()}
+    monkeypatch.setattr(samples.Store, "runs", lambda store: now)
     assert "changed" not in samples.caption(folder)
     monkeypatch.setattr(samples, "code_digest", lambda config: "later")
     assert samples.caption(folder).endswith("The code has changed since.")
@@ -36,11 +35,11 @@ def test_what_is_not_a_sample_is_named(capsys):
 
 
 @pytest.mark.parametrize("status", [0, 3])
-def test_a_campaign_is_run_packed_and_described_unless_it_fails(tmp_path: Path, monkeypatch, status: int):
+def test_a_campaign_is_run_and_described_unless_it_fails(tmp_path: Path, monkeypatch, status: int):
     shutil.copytree(samples.RESULTS / "sample-executor", tmp_path / "sample-fig3")
     old = tmp_path / "sample-fig3/old.png"
     old.touch()
-    seen, packed = [], []
+    seen = []
 
     def run(command, **_):
         seen.append(command)
@@ -51,8 +50,6 @@ def test_a_campaign_is_run_packed_and_described_unless_it_fails(tmp_path: Path, 
     monkeypatch.setattr(samples, "RESULTS", tmp_path)
     monkeypatch.setattr(samples, "MANIFEST", tmp_path / "samples.json")
     monkeypatch.setattr(samples.subprocess, "run", run)
-    monkeypatch.setattr(samples, "pack", packed.append)
     assert samples.main(["fig3"]) == (1 if status else 0)
     assert "experiment=fig3" in seen[0] and not old.exists()  # it was of older code
-    assert packed == ([] if status else [tmp_path / "sample-fig3"])
     assert (tmp_path / "sample-fig3/validity.json").exists() == bool(status)

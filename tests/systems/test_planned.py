@@ -120,15 +120,15 @@ def test_account_of_shadowed_experts():
     ],
 )
 def test_a_plan_that_breaks_a_rule_is_named(sent, sentence):
-    system, tokens_GE = build(), np.full((2, 8), 5)
-    plan = system._plan_of(tokens_GE, system._replicas_EG)
-    system._check_plan(plan, tokens_GE)
+    planner, tokens_GE, replicas_EG = Home(), np.full((2, 8), 5), as_replicas(np.arange(8) // 4, 2)
+    right_GEG = planner.dispatch(tokens_GE, replicas_EG, np.arange(8) // 4)
+    planner.check_sent(right_GEG, tokens_GE, replicas_EG)
     with pytest.raises(ValueError, match=sentence):
-        system._check_plan(plan._replace(sent_GEG=sent), tokens_GE)
+        planner.check_sent(sent, tokens_GE, replicas_EG)
     with pytest.raises(ValueError, match=r"planner Home places expert 0 nowhere; every expert needs a replica"):
-        system._check_plan(plan._replace(replicas_EG=np.zeros((8, 2))), tokens_GE)
+        planner.check_sent(right_GEG, tokens_GE, np.zeros((8, 2)))
     with pytest.raises(ValueError, match=r"planner Home\.dispatch returns float64 \(2, 8, 2\); it must be int64"):
-        system._check_plan(plan._replace(sent_GEG=plan.sent_GEG / 1), tokens_GE)
+        planner.check_sent(right_GEG / 1, tokens_GE, replicas_EG)
 
 
 def test_costs_by_hand():

@@ -60,7 +60,7 @@ def _halves(wi: torch.Tensor) -> torch.Tensor:
     return torch.cat([wi[..., ::2], wi[..., 1::2]], -1)
 
 
-@pytest.fixture(params=FAMILIES)
+@pytest.fixture(scope="module", params=FAMILIES)
 def pair(request) -> tuple[Any, Any]:
     """Hugging Face's decoder, eager all through, and ours with its weights."""
     model = ModelShape(**MODELS[request.param])

@@ -235,12 +235,13 @@ def test_gated_activations_in_the_interpreter(interpreter, name: str, activation
         assert error(engine, [33, 0, 17], 2, 128, 128, dtype=dtype, biased=biased) < tolerance
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(counts, st.integers(0, 5), st.integers(1, 140), st.integers(1, 140), st.sampled_from(list(ACTIVATIONS)))
 def test_triton_takes_any_widths_in_the_interpreter(interpreter, rows, padding, width, d_ff, activation):
     assert error(find_engine("triton", activation), rows, padding, width, d_ff) < 1e-6
 
 
+@pytest.mark.slow
 def test_megablocks_counts_beyond_256_blocks_in_the_interpreter(interpreter):
     pytest.importorskip("stk", reason="stanford-stk is not installed")
     assert error(find_engine("megablocks"), [1] * 260, 0, 128, 128) < 1e-6
