@@ -77,7 +77,7 @@ def measured(tmp_path_factory) -> tuple[int, Path]:
     """Systems of the decoder in one launch, and in a second one, without the one that failed."""
     out = tmp_path_factory.mktemp("decoder")
     kept = [f"out={out}"]
-    points = [point(f"system={name}", *kept) for name in ("ep", "moeshard", "gshard", "deepspeed")]
+    points = [point(f"system={name}", *kept) for name in ("ep", "moeshard", "gshard", "moeshard_published")]
     points += [point("system=tutel", "system.capacity_factor=4", *kept)]
     fails = composition.configuration([f"batch_size={B}", *SETTING, "model=small_decoder", *kept])
     fails.system.clear()
@@ -116,7 +116,9 @@ def test_an_exact_system_equals_dense_and_a_dropping_one_does_not(rows, measured
 
 def test_what_cannot_run_or_fails_is_a_row_with_its_reason(rows, measured):
     assert measured[0] == SOME_FAILED
-    assert rows.loc["deepspeed", "state"] == "unsupported" and "top-1" in rows.loc["deepspeed", "reason"]
+    assert (
+        rows.loc["moeshard_published", "state"] == "unsupported" and "top-1" in rows.loc["moeshard_published", "reason"]
+    )
     failed = rows.loc["RaisesOnRankOne"]
     assert failed["state"] == "failed" and "cannot count to two" in failed["reason"]
     setting = json.loads((measured[1] / "setting.json").read_text())
@@ -142,7 +144,7 @@ def test_an_encoder_guesses_hidden_tokens(tmp_path):
         (["regime=decode"], "regime is 'decode'; quality is measured on whole sequences"),
         (["seq_len=121"], "seq_len is 121; held-out passages of small_decoder have 120 tokens"),
         (["batch_size=19"], "batch_size is 19 on 2 ranks, which is more than the 36 held-out passages"),
-        (["system=deepspeed"], "system deepspeed is driven with top-1 routing only, got top_k = 2"),
+        (["system=moeshard_published"], "system moeshard_published has top-1 routing as in the paper, got top_k = 2"),
     ],
 )
 def test_what_would_say_nothing_is_refused_in_one_sentence(overrides, sentence, tmp_path, capsys):
