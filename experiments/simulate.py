@@ -5,6 +5,8 @@ conformance` and every emulated or measured cell say so. Marks cost nothing and 
 the whole forward pass and its layers and sections.
 """
 
+import contextlib
+import ctypes
 import json
 import multiprocessing
 import os
@@ -12,6 +14,7 @@ import resource
 import signal
 import sys
 import threading
+import time
 import traceback
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -33,6 +36,7 @@ from systems.engines.base import DTYPES
 from systems.engines.declared import DECLARED
 
 SAID = "said.log"  # what the process of a launch prints
+TRIM_S = 2
 LARGE = 8192  # side of the matrix product that planners take a device's rate from
 
 
@@ -74,7 +78,17 @@ def _simulate_alone(launch: Launch) -> None:
     said = os.open(Path(launch.folder) / SAID, os.O_WRONLY | os.O_CREAT)
     for stream in (1, 2):
         os.dup2(said, stream)
+    threading.Thread(target=_give_back, daemon=True).start()
     simulate(launch)
+
+
+def _give_back() -> None:
+    """Return freed memory to the system now and then: many threads' routes would leave twice as much as is in use."""
+    with contextlib.suppress(OSError, AttributeError):  # a C library without it
+        trim = ctypes.CDLL(None).malloc_trim
+        while True:
+            time.sleep(TRIM_S)
+            trim(0)
 
 
 def _said(launch: Launch) -> str:
