@@ -159,7 +159,7 @@ gpu: $(STAMP)  ## what needs a GPU, on one that plays four ranks: tests, engines
 gpu-visit: $(STAMP)  ## the same in ten minutes on a borrowed one: results/gpu-visit (VISIT_DEVICE=cpu rehearses it; docs/gpus.md)
 	scripts/gpu_visit.sh $(BIN)/python results/gpu-visit
 
-samples: $(STAMP)  ## measure the samples under results/ and the page of validation anew (two hours on two cores; resumable; ARGS='fig3 league')
+samples: $(STAMP)  ## measure the samples under results/ and the page of validation anew (two and a quarter hours on two cores; resumable; ARGS='fig3 league')
 	$(BIN)/python -m scripts.samples $(ARGS)
 	$(if $(ARGS),,$(MAKE) validate-devices TRACKED='--document docs/validation.md --errors devices/validated.json')
 

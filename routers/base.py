@@ -56,7 +56,8 @@ class Router(Protocol):
         ...
 
     def intended(self, num_tokens: int, *, layer: int, iteration: int) -> np.ndarray | None:
-        """float64 [E]: how many of this rank's tokens each expert is asked to get; None for a learned router.
+        """float64 [E]: how many of this rank's tokens each expert is asked to get; None for a learned router,
+        and where that number is itself drawn.
 
         Probabilities x tokens where experts are drawn, the exact numbers where they are counted out: what
         `tokens_per_expert` of the routing is to be held against.

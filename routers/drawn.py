@@ -44,8 +44,8 @@ class DrawnRouter(ABC):
         """int64 [T, K]: the experts of each token."""
 
     @abstractmethod
-    def intended(self, num_tokens: int, *, layer: int, iteration: int) -> np.ndarray:
-        """float64 [E]: how many of this rank's token copies each expert is asked to get."""
+    def intended(self, num_tokens: int, *, layer: int, iteration: int) -> np.ndarray | None:
+        """float64 [E]: how many of this rank's token copies each expert is asked to get; None where that is drawn."""
 
     def generator(self, *, layer: int, iteration: int) -> np.random.Generator:
         """The random numbers of one draw."""

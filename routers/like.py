@@ -70,8 +70,8 @@ class LikeRouter(DrawnRouter):
         run, profiled_run = self._runs
         return profiled_run if _is_profile(iteration) else run
 
-    def intended(self, num_tokens: int, *, layer: int, iteration: int) -> np.ndarray:
-        return num_tokens * self.top_k * self.fit.shares(self._layers[layer], self._run(iteration))
+    def intended(self, num_tokens: int, *, layer: int, iteration: int) -> None:
+        """None: the load that a batch gets depends on its sequences, which are drawn too; `fit.shares` has the mean."""
 
 
 def _is_profile(iteration: int) -> bool:

@@ -98,12 +98,13 @@ def test_other_key_other_draws(name, other):
     assert np.mean(draw(**key) == draw(**key | other)) < 0.5
 
 
-@pytest.mark.parametrize("name", DRAWN)
+@pytest.mark.parametrize("name", sorted(set(DRAWN) - set(FITTED)))
 @pytest.mark.parametrize("num_tokens", [0, 1, 15, 16, NUM_TOKENS])
 def test_intended_sums_to_the_tokens(name, num_tokens):
     router = build(name, rank=2)
     for layer, iteration in [(1, 0), (3, 11)]:
         intended_E = router.intended(num_tokens, layer=layer, iteration=iteration)
+        assert intended_E is not None
         assert intended_E.dtype == np.float64 and intended_E.shape == (NUM_EXPERTS[name],) and intended_E.min() >= 0
         assert intended_E.sum() == pytest.approx(num_tokens)
 
