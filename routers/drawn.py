@@ -47,9 +47,9 @@ class DrawnRouter(ABC):
     def intended(self, num_tokens: int, *, layer: int, iteration: int) -> np.ndarray | None:
         """float64 [E]: how many of this rank's token copies each expert is asked to get; None where that is drawn."""
 
-    def generator(self, *, layer: int, iteration: int) -> np.random.Generator:
-        """The random numbers of one draw."""
-        counter = np.random.SeedSequence([self.seed, layer, iteration, self.rank])
+    def generator(self, *purpose: int, layer: int, iteration: int) -> np.random.Generator:
+        """The random numbers of one draw; of several in a layer and iteration each has a purpose of its own."""
+        counter = np.random.SeedSequence([self.seed, layer, iteration, self.rank, *purpose])
         return np.random.Generator(np.random.Philox(counter))
 
     def prefetch(self, num_tokens: int, *, layer: int, iteration: int, like: torch.Tensor) -> None:

@@ -11,6 +11,8 @@ from routers.fits import SHIPPED, Fit, read_fits
 from routers.options import check_switch
 from routers.recorded import layers_of
 
+SEQUENCES = 1  # the purpose of the numbers by which sequences differ
+
 
 class LikeRouter(DrawnRouter):
     """Experts as popular as in a real model's layers, drawn for each sequence from a distribution of its own.
@@ -63,8 +65,8 @@ class LikeRouter(DrawnRouter):
         if not self._differ:
             return np.zeros((1, self.num_experts))
         drawn_at = PROFILE_FROM * _is_profile(iteration) if self._lasting else iteration
-        counter = np.random.SeedSequence([self.seed, layer, drawn_at, self.rank, 1])
-        return np.random.Generator(np.random.Philox(counter)).standard_normal((self._sequences, self.num_experts))
+        generator = self.generator(SEQUENCES, layer=layer, iteration=drawn_at)
+        return generator.standard_normal((self._sequences, self.num_experts))
 
     def _run(self, iteration: int) -> float:
         run, profiled_run = self._runs

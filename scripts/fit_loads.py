@@ -23,11 +23,10 @@ import numpy as np
 import pandas as pd
 
 from routers.fits import Fit, read_fits, write_fits
-from scripts.judge_loads import RUN_SEQUENCES, draw_layers, judge_batches, judge_runs
+from scripts.judge_loads import RUN_SEQUENCES, draw_layers, judge_batches, judge_runs, shares
 
 SEQUENCES, LENGTH = 2048, 32  # of the draws that a fit is corrected by
 ROUNDS = 10  # of corrections; a later one counts less
-LEAST = 1e-6  # the least share: of an expert that no token chose
 
 
 def fit_runs(counts_RLE: np.ndarray, sequence_cv: float, *, correct: bool = True, **facts: Any) -> Fit:
@@ -35,7 +34,7 @@ def fit_runs(counts_RLE: np.ndarray, sequence_cv: float, *, correct: bool = True
 
     sequence_cv: standard deviation / mean over sequences of the number of an expert's tokens.
     """
-    log_RLE = np.log(_shares(counts_RLE))
+    log_RLE = np.log(shares(counts_RLE))
     mean_LE = log_RLE.mean(0)
     _, strength_R, line_RN = np.linalg.svd((log_RLE - mean_LE).reshape(len(log_RLE), -1), full_matrices=False)
     runs_sd = strength_R[0] / np.sqrt(max(len(log_RLE) - 1, 1))
@@ -46,14 +45,10 @@ def fit_runs(counts_RLE: np.ndarray, sequence_cv: float, *, correct: bool = True
 
 def fit_batches(counts_ILE: np.ndarray, sequences: int, **facts: Any) -> Fit:
     """The mean over batches, and how much the sequences must differ for batches of so many to differ as they do."""
-    mean_LE = np.log(_shares(counts_ILE.sum(0, keepdims=True))[0])
+    mean_LE = np.log(shares(counts_ILE.sum(0, keepdims=True))[0])
     top_k = int(facts["top_k"])
     cv_L = np.array([sequence_cv(counts_ILE[:, layer], sequences, top_k) for layer in range(len(mean_LE))])
     return _corrected(_uncorrected(mean_LE, 0 * mean_LE, **facts), cv_L)
-
-
-def _shares(counts_RLE: np.ndarray) -> np.ndarray:
-    return (counts_RLE / counts_RLE.sum(-1, keepdims=True)).clip(min=LEAST)
 
 
 def _uncorrected(mean_LE: np.ndarray, between_LE: np.ndarray, **facts: Any) -> Fit:
@@ -124,6 +119,8 @@ def read_batches(path: Path, where: str | None) -> np.ndarray:
     rows = pd.read_csv(path)
     if where:
         column, _, value = where.partition("=")
+        if column not in rows:
+            raise ValueError(f"{path} has no column {column}; it has {', '.join(rows.columns)}")
         rows = rows[rows[column].astype(str) == value]
     experts = sorted((name for name in rows.columns if name.isdigit()), key=int)
     layers = [np.asarray(one[experts], np.float64) for _, one in rows.groupby("layer_idx")]
@@ -158,6 +155,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         counts = (
             read_runs(given.counts, given.arrays) if given.kind == "runs" else read_batches(given.counts, given.where)
         )
+        _check(given, counts.shape[-1])
         fit, errors = (_runs if given.kind == "runs" else _batches)(counts, given, facts)
     except (OSError, KeyError, ValueError) as error:
         sys.exit(f"error: {error}")
@@ -170,6 +168,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(errors.to_string(index=False, float_format="%.3f"))
     if given.figure:
         draw_layers(given.figure, fit, counts, given.name, getattr(given, "sequences", RUN_SEQUENCES))
+
+
+def _check(given: argparse.Namespace, num_experts: int) -> None:
+    """Raise ValueError where no token can have so many experts of so few groups."""
+    groups, most = given.groups, given.most_groups
+    if groups < 1 or num_experts % groups or not 1 <= most <= groups:
+        raise ValueError(f"--groups is {groups} and --most-groups {most}; {num_experts} experts must divide into them")
+    if not 1 <= given.top_k <= (can := most * num_experts // groups):
+        raise ValueError(f"--top-k is {given.top_k}; a token's experts are at most {can}, and at least 1")
 
 
 def _runs(counts_RLE: np.ndarray, given: argparse.Namespace, facts: dict[str, Any]) -> tuple[Fit, pd.DataFrame]:

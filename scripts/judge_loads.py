@@ -16,6 +16,11 @@ BATCHES = 8  # drawn of each layer
 RUN_TOKENS, RUN_SEQUENCES = 65_536, 1024  # where the sums over a run are compared
 
 
+def shares(counts_XE: np.ndarray) -> np.ndarray:
+    """Each expert's share of the copies, at least a millionth: one that no token chose has some chance."""
+    return (counts_XE / counts_XE.sum(-1, keepdims=True)).clip(min=1e-6)
+
+
 def imbalance(counts_XE: np.ndarray, ranks: int) -> np.ndarray:
     """max / mean over ranks of the token copies, experts placed in blocks of neighbours."""
     rank_XG = counts_XE.reshape(*counts_XE.shape[:-1], ranks, -1).sum(-1)
@@ -25,9 +30,12 @@ def imbalance(counts_XE: np.ndarray, ranks: int) -> np.ndarray:
 def judge_runs(fit: Fit, counts_RLE: np.ndarray, held_out: list[Fit]) -> pd.DataFrame:
     """A row for each number of ranks: every layer of every run against draws of the mean run.
 
-    held_out: for each run the fit to all others, whose line is followed to the place nearest to the run.
+    held_out: for each run the fit to all others, whose line is followed to the place nearest to the run; none where
+    there is one run.
     """
     drawn_LE = drawn_counts(fit, RUN_TOKENS, RUN_SEQUENCES, 1)[0]
+    if not held_out:
+        return _compared(counts_RLE, drawn_LE, {})
     nearest_RLE = np.stack([nearest(one, counts_LE) for one, counts_LE in zip(held_out, counts_RLE, strict=True)])
     return _compared(counts_RLE, drawn_LE, {"held_out": nearest_RLE})
 
@@ -58,7 +66,7 @@ def drawn_counts(fit: Fit, num_tokens: int, sequences: int, batches: int) -> np.
 
 def nearest(fit: Fit, counts_LE: np.ndarray) -> np.ndarray:
     """float64 [L, E]: the shares of the fit's run that is nearest to a recorded one."""
-    log_LE = np.log((counts_LE / counts_LE.sum(-1, keepdims=True)).clip(min=1e-6))
+    log_LE = np.log(shares(counts_LE))
     line_LE = fit.between_runs_LE.astype(np.float64)
     run = ((log_LE - fit.popularity_LE) * line_LE).sum() / max((line_LE**2).sum(), 1e-12)
     return np.stack([fit.shares(layer, float(run)) for layer in range(fit.num_layers)])

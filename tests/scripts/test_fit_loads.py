@@ -100,3 +100,26 @@ def test_what_is_no_record_is_said_in_one_sentence(tmp_path, kind, more):
     with pytest.raises(SystemExit, match=r"^error: .*(has no array x; it has a|the same number of rows)"):
         fit_loads.main([kind, "mine", str(path), *facts, *more])
     assert not (tmp_path / "out.npz").exists()
+
+
+def test_a_single_run_is_fitted_and_has_none_left_out(tmp_path, capsys):
+    np.savez(tmp_path / "a.npz", only=np.arange(1, 9).reshape(1, 8) * 1000)
+    facts = ["--top-k", "2", "--regime", "decode", "--source", "us", "--out", str(tmp_path / "out.npz")]
+    fit_loads.main(["runs", "mine", str(tmp_path / "a.npz"), "--sequence-cv", "0", *facts])
+    assert "mine" in read_fits(tmp_path / "out.npz") and "held_out" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [
+        (["--top-k", "5"], "--top-k is 5; a token's experts are at most 4, and at least 1"),
+        (["--top-k", "3", "--groups", "2"], "--top-k is 3; a token's experts are at most 2"),
+        (["--top-k", "1", "--groups", "3"], "--groups is 3 and --most-groups 1; 4 experts must divide into them"),
+        (["--top-k", "1", "--where", "text=a"], "a.csv has no column text; it has 0, 1"),
+    ],
+)
+def test_sizes_that_do_not_fit_are_one_sentence(tmp_path, typed, said):
+    rows(np.ones((2, 2, 4), int)).to_csv(tmp_path / "a.csv", index=False)
+    facts = ["--sequences", "2", "--regime", "encode", "--source", "us", "--out", str(tmp_path / "out.npz")]
+    with pytest.raises(SystemExit, match=f"^error: .*{said}"):
+        fit_loads.main(["batches", "mine", str(tmp_path / "a.csv"), *typed, *facts])
