@@ -52,10 +52,11 @@ def _loads(bench: Bench, tokens_E: torch.Tensor, block: int, iteration: int) -> 
     """Realised and intended tokens of every expert that has either; intended is NaN for a learned router."""
     asked_E = bench.program.router.intended(bench.program.num_tokens, layer=block, iteration=iteration)
     intended_E = np.full(len(tokens_E), np.nan) if asked_E is None else asked_E
-    present_E = (tokens_E.numpy() > 0) | (intended_E > 0)
+    experts = np.flatnonzero((tokens_E.numpy() > 0) | (intended_E > 0))
+    columns = (column.tolist() for column in (experts, tokens_E[experts], intended_E[experts]))
     return [
-        {"expert": int(expert), "tokens": int(tokens_E[expert]), "intended": float(intended_E[expert])}
-        for expert in present_E.nonzero()[0]
+        {"expert": expert, "tokens": tokens, "intended": intended}
+        for expert, tokens, intended in zip(*columns, strict=True)
     ]
 
 

@@ -16,6 +16,7 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,8 +31,9 @@ from clusters.simulated.timeline import Event, Timeline
 from experiments.ceilings import modelled_rate
 from experiments.configuration import described_device, instantiate, is_node, layer_shape
 from experiments.recorder import Span
-from experiments.records import Launch, Workload
+from experiments.records import Launch, Tier, Workload
 from experiments.worker import follow_parent
+from systems.base import System
 from systems.engines.base import DTYPES
 from systems.engines.declared import DECLARED
 
@@ -166,7 +168,7 @@ def _simulate_rank(launch: Launch, cell: str, session: Session, timeline: Timeli
     bench = Bench(workload, session, launch.cache_dir, ceilings_of(workload))
     bench.add(cell, launch.cells[cell])
     with torch.no_grad():  # where composite operations come apart by themselves, as they do not in inference mode
-        for iteration in range(tier.rounds, tier.rounds + tier.warmup):
+        for iteration in untimed(bench.systems[cell].values(), tier):
             bench.program.prefetch(iteration)
             bench.timed_forward(cell, iteration, phase="warmup")
         bench.recorder.observing = True
@@ -182,6 +184,11 @@ def _simulate_rank(launch: Launch, cell: str, session: Session, timeline: Timeli
     inputs = evidence.inputs(bench, [cell])[cell]
     spans = bench.recorder.spans() if timeline.keep_events else []
     return Seen(rows + counted, routed, bench.recorder.collectives(), inputs, timeline.events, spans)
+
+
+def untimed(systems: Iterable[System], tier: Tier) -> range:
+    """The iterations before those that are timed: none where no system is changed by them."""
+    return range(tier.rounds, tier.rounds + tier.warmup * any(system.stateful for system in systems))
 
 
 def _table(ranks: list[Seen], name: str) -> pd.DataFrame:

@@ -77,64 +77,93 @@ def one_after_another(
     hands = _Hands(num_tokens, top_k, np.arange(num_experts) * groups // num_experts, most_groups)
     _by_rejection(hands, probabilities_SE, sequence_T, generator)
     _by_clocks(hands, probabilities_SE, sequence_T, generator)
-    return hands.expert_TK
+    return np.ascontiguousarray(hands.expert_KT.T, dtype=np.int64)
 
 
 class _Hands:
-    """What each token has been given so far: expert_TK, -1 where nothing yet, and which groups those are of."""
+    """What each token has been given so far, of N tokens that lack some: expert_KT, -1 where nothing yet."""
 
     def __init__(self, num_tokens: int, top_k: int, group_E: np.ndarray, most_groups: int) -> None:
-        self.expert_TK, self._had_T = np.full((num_tokens, top_k), -1), np.zeros(num_tokens, int)
-        self.group_E, self._most_groups = group_E, most_groups
-        groups = group_E[-1] + 1
-        self._used_TG = np.full((num_tokens, groups), groups <= most_groups)  # all of them, where groups mean nothing
+        self.expert_KT = np.full((top_k, num_tokens), -1, np.int32)  # rows of many tokens, which are compared fast
+        self._had_T = np.zeros(num_tokens, np.int32)
+        self._group_E, self._most_groups, self._limited = group_E, most_groups, group_E[-1] >= most_groups
+        self._used_GT = np.zeros((group_E[-1] + 1, num_tokens), bool)
+        self._num_used_T = np.zeros(num_tokens, np.int32)
 
     def lacking(self) -> np.ndarray:
         """int64 [N]: the tokens that have not all."""
-        return np.flatnonzero(self._had_T < self.expert_TK.shape[1])
+        return np.flatnonzero(self._had_T < len(self.expert_KT))
 
-    def may_have(self, token_N: np.ndarray) -> np.ndarray:
-        """bool [N, G]: the groups from which a token may have another."""
-        used_NG = self._used_TG[token_N]
-        return used_NG | (used_NG.sum(1, keepdims=True) < self._most_groups)
+    def may_have(self, token_N: np.ndarray, expert_N: np.ndarray) -> np.ndarray:
+        """bool [N]: whether a token may be given an expert that it does not have: not of too many groups."""
+        if not self._limited:
+            return np.ones(len(token_N), bool)
+        used_N = self._used_GT[self._group_E[expert_N], token_N]
+        return used_N | (self._num_used_T[token_N] < self._most_groups)
+
+    def has(self, token_N: np.ndarray, expert_N: np.ndarray) -> np.ndarray:
+        """bool [N]: whether a token has been given an expert."""
+        return (self.expert_KT[: self._had_T.max(), token_N] == expert_N).any(0)
 
     def give(self, token_N: np.ndarray, expert_N: np.ndarray) -> None:
-        self.expert_TK[token_N, self._had_T[token_N]] = expert_N
-        self._used_TG[token_N, self.group_E[expert_N]] = True
+        self.expert_KT[self._had_T[token_N], token_N] = expert_N
         self._had_T[token_N] += 1
+        if self._limited:
+            group_N = self._group_E[expert_N]
+            self._num_used_T[token_N] += ~self._used_GT[group_N, token_N]
+            self._used_GT[group_N, token_N] = True
 
 
 def _by_rejection(
     hands: _Hands, probabilities_SE: np.ndarray, sequence_T: np.ndarray, generator: np.random.Generator
 ) -> None:
     """A draw from all experts for every token that lacks one, kept if it may have that; again some times."""
-    num_sequences, num_experts = probabilities_SE.shape
-    cumulative_SE = np.cumsum(probabilities_SE, axis=1)
-    # One ascending row of numbers: a sequence's begin at its index.
-    cumulative_N = (cumulative_SE / cumulative_SE[:, -1:] + np.arange(num_sequences)[:, None]).ravel()
-    for _ in range(PATIENCE * hands.expert_TK.shape[1]):
+    drawn = _Drawn(probabilities_SE, len(sequence_T) * len(hands.expert_KT))
+    for _ in range(PATIENCE * len(hands.expert_KT)):
         token_N = hands.lacking()
-        sequence_N = sequence_T[token_N]
-        place_N = np.searchsorted(cumulative_N, sequence_N + generator.random(len(token_N)), side="right")
-        expert_N = (place_N - sequence_N * num_experts).clip(max=num_experts - 1)  # the sum may have rounded up
-        may_N = hands.may_have(token_N)[np.arange(len(token_N)), hands.group_E[expert_N]]
-        may_N &= (hands.expert_TK[token_N] != expert_N[:, None]).all(1)
+        expert_N = drawn(sequence_T[token_N], generator)
+        may_N = hands.may_have(token_N, expert_N) & ~hands.has(token_N, expert_N)
         hands.give(token_N[may_N], expert_N[may_N])
+
+
+class _Drawn:
+    """Experts by their probability in a sequence, whose cumulative sum a number between 0 and 1 is looked up in.
+
+    A table says for most numbers, by their first digits, where that is. It pays where draws are many.
+    """
+
+    def __init__(self, probabilities_SE: np.ndarray, num_draws: int) -> None:
+        num_sequences, self._num_experts = probabilities_SE.shape
+        cumulative_SE = np.cumsum(probabilities_SE, axis=1)
+        # One ascending row of numbers: a sequence's begin at its index.
+        self._cumulative_N = (cumulative_SE / cumulative_SE[:, -1:] + np.arange(num_sequences)[:, None]).ravel()
+        self._digits = 16 * self._num_experts if num_draws > 64 * num_sequences * self._num_experts else 1
+        edge_N = np.arange(num_sequences * self._digits + 1) / self._digits
+        first_N = np.searchsorted(self._cumulative_N, edge_N, side="right")
+        self._known_N = np.where(first_N[1:] == first_N[:-1], first_N[:-1], -1).astype(np.int32)
+
+    def __call__(self, sequence_N: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+        """int64 [N]: an expert of each sequence."""
+        number_N = sequence_N + generator.random(len(sequence_N))
+        place_N = self._known_N[(number_N * self._digits).astype(np.int32)]
+        open_N = np.flatnonzero(place_N < 0)
+        place_N[open_N] = np.searchsorted(self._cumulative_N, number_N[open_N], side="right")
+        # The sum may have rounded up.
+        return (place_N - sequence_N * self._num_experts).clip(max=self._num_experts - 1)
 
 
 def _by_clocks(
     hands: _Hands, probabilities_SE: np.ndarray, sequence_T: np.ndarray, generator: np.random.Generator
 ) -> None:
     """To every token that lacks experts those whose clocks ring first."""
-    token_N = hands.lacking()
+    token_N, expert_E = hands.lacking(), np.arange(probabilities_SE.shape[1])
     probabilities_NE = probabilities_SE[sequence_T[token_N]]
     with np.errstate(divide="ignore"):  # the clock of an expert of no probability never rings
         clock_NE = generator.standard_exponential(probabilities_NE.shape) / probabilities_NE
-    had_NE = (hands.expert_TK[token_N, :, None] == np.arange(probabilities_SE.shape[1])).any(1)
-    clock_NE[had_NE] = np.inf
+    clock_NE[(hands.expert_KT[:, token_N, None] == expert_E).any(0)] = np.inf
     while len(token_N):
-        may_NE = hands.may_have(token_N)[:, hands.group_E]
-        expert_N = np.where(may_NE, clock_NE, np.inf).argmin(1)
+        may_NE = hands.may_have(np.repeat(token_N, len(expert_E)), np.tile(expert_E, len(token_N)))
+        expert_N = np.where(may_NE.reshape(clock_NE.shape), clock_NE, np.inf).argmin(1)
         hands.give(token_N, expert_N)
         clock_NE[np.arange(len(token_N)), expert_N] = np.inf
         still_N = np.isin(token_N, hands.lacking())

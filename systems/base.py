@@ -93,13 +93,16 @@ class System(ABC):
     """One MoE layer on one rank: `forward(x_TD, routing) -> y_TD` in plain `torch.distributed` calls.
 
     A subclass states what it is: `exactness` (exact | approximate | changes-architecture), `own_engine` where it brings
-    its own expert computation and the engine given to it is not used, and `fixed`, the options of its base class that
-    it decides itself. `check`, `padding` and `needs` are asked with every option, defaults included.
+    its own expert computation and the engine given to it is not used, `fixed`, the options of its base class that
+    it decides itself, and `stateful`: whether its earlier calls change what a later one costs, because it looks back at
+    loads, moves experts or keeps room for them. A simulation of one that is not does without a pass that is not timed.
+    `check`, `padding` and `needs` are asked with every option, defaults included.
     """
 
     exactness: ClassVar[str] = "exact"
     own_engine: ClassVar[str | None] = None
     fixed: ClassVar[dict[str, Any]] = {}
+    stateful: bool = True
     plan: Any = None  # what the last call decided, if anything: a new object each; set to an earlier one for `account`
 
     def __new__(cls, *, shape: LayerShape, group: dist.ProcessGroup, **options: Any) -> "System":

@@ -55,6 +55,8 @@ class DeepSpeedMoE(System):
     that the least probable ones. Its gates of K > 1 give the weight of a dropped copy to the token's others.
     """
 
+    stateful = False
+
     own_engine = "deepspeed"
     MIN_CAPACITY = 4  # DeepSpeed's default
 

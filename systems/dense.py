@@ -15,6 +15,8 @@ class Dense(System):
     With `resident=False` experts are asked for one at a time, so that a check needs the memory of one.
     """
 
+    stateful = False
+
     def __init__(self, *, resident: bool = True, **layer) -> None:
         super().__init__(**layer)
         self._weights = layer["weights"]

@@ -18,6 +18,8 @@ class ExpertParallel(System):
     placement: contiguous (as DeepSpeed places them) or round_robin.
     """
 
+    stateful = False
+
     def __init__(self, *, placement: str = "contiguous", **layer) -> None:
         super().__init__(**layer)
         owner_E = PLACEMENTS[placement](self.shape.num_experts, self.world_size)

@@ -25,6 +25,8 @@ class MoEShard(System):
     and give each expert fewer rows at a time, so weights are read once a part.
     """
 
+    stateful = False
+
     def __init__(self, *, chunks: int = 1, **layer) -> None:
         super().__init__(**layer)
         shard = layer["weights"].shard(self.rank, self.world_size)

@@ -30,6 +30,7 @@ class MoEShardAuthors(System):
     """
 
     exactness = "approximate"  # in what it leaves out
+    stateful = False
 
     def __init__(self, *, hidden: int | None = None, **layer: Any) -> None:
         super().__init__(**layer)

@@ -31,6 +31,8 @@ class PaddedExpertParallel(System):
     arrives and the last leaves.
     """
 
+    stateful = False
+
     own_engine = "bmm"
     chunks = 1
     adaptive_capacity = False  # whether it follows the routing, so that ranks must agree on it

@@ -71,6 +71,7 @@ class PlannedExpertParallel(System):
             self._replicas_EG = self._placed_by(profile, none.device)
         given = {name: layer[name] for name in ("weights", "engine", "group")}
         self._migration: Migration = MIGRATIONS[migration](replicas_EG=self._replicas_EG, **given)
+        self.stateful = loads == "lagged" or migration != "static"
         self._past: deque[np.ndarray] = deque(maxlen=window)
         self._calls = self._most_held = 0
 
