@@ -1,37 +1,56 @@
-"""Where tokens go, once it is known where experts are: whole numbers, conserved, only to ranks with a replica."""
+"""Where tokens go, once it is known where experts are: whole numbers, conserved, only to ranks with a replica.
+
+Letter beside those of base.py: H hosts, the pairs of an expert and a rank that holds it, in the order of experts.
+"""
 
 import numpy as np
+
+GOLDEN = (5**0.5 - 1) / 2  # its multiples modulo 1 fill the interval evenly, however many there are
 
 
 def to_owner(tokens_GE: np.ndarray, replicas_EG: np.ndarray, owner_E: np.ndarray) -> np.ndarray:
     """sent_GEG: every token to its expert's owner."""
-    owner_EG = owner_E[:, None] == np.arange(tokens_GE.shape[0])
-    return tokens_GE[:, :, None] * owner_EG
+    return to_hosts(tokens_GE, np.arange(len(owner_E)), owner_E, len(owner_E))
 
 
 def stay_or_go_to_owner(tokens_GE: np.ndarray, replicas_EG: np.ndarray, owner_E: np.ndarray) -> np.ndarray:
     """sent_GEG: tokens whose own rank has their expert stay, the others go to its owner (FasterMoE, Prophet)."""
-    hosted_GE = replicas_EG.T > 0
-    sent_GEG = to_owner(np.where(hosted_GE, 0, tokens_GE), replicas_EG, owner_E)
-    here_G = np.arange(len(tokens_GE))
-    sent_GEG[here_G, :, here_G] += np.where(hosted_GE, tokens_GE, 0)
+    sent_GEG = to_owner(np.where(replicas_EG.T > 0, 0, tokens_GE), replicas_EG, owner_E)
+    expert_H, rank_H = np.nonzero(replicas_EG)
+    sent_GEG[rank_H, expert_H, rank_H] += tokens_GE[rank_H, expert_H]
     return sent_GEG
 
 
 def evenly(tokens_GE: np.ndarray, replicas_EG: np.ndarray, owner_E: np.ndarray) -> np.ndarray:
-    """sent_GEG: each expert's tokens of all ranks in equal parts over its replicas, numbered rank after rank.
+    """sent_GEG: each rank spreads its tokens for an expert over all of its replicas, and their totals are even too.
 
-    Replica r of R takes the tokens whose number (rank after rank) is between floor(rN/R) and floor((r+1)N/R), so the
-    parts of an expert differ by at most one token.
+    The parts of two replicas differ by at most one token, those of one rank's tokens and those of all ranks'.
     """
-    ranks = len(tokens_GE)
-    total_E, last_EG = tokens_GE.sum(0), replicas_EG.cumsum(1)
-    cut_EG = last_EG * total_E[:, None] // last_EG[:, -1:]  # where the share of each rank ends
-    source_EG = tokens_GE.T.cumsum(1)
-    ends_EGG = np.minimum(source_EG[:, :, None], cut_EG[:, None, :])
-    starts_EGG = np.maximum(
-        np.concatenate([np.zeros_like(source_EG[:, :1]), source_EG[:, :-1]], 1)[:, :, None],
-        np.concatenate([np.zeros_like(cut_EG[:, :1]), cut_EG[:, :-1]], 1)[:, None, :],
-    )
-    assert starts_EGG.shape[1:] == (ranks, ranks)
-    return np.maximum(ends_EGG - starts_EGG, 0).transpose(1, 0, 2)
+    expert_H, rank_H = np.nonzero(replicas_EG)
+    dealt_GH = deal(tokens_GE, expert_H, replicas_EG[expert_H, rank_H])
+    return to_hosts(dealt_GH, expert_H, rank_H, len(replicas_EG))
+
+
+def deal(tokens_GE: np.ndarray, expert_H: np.ndarray, places_H: np.ndarray) -> np.ndarray:
+    """int64 [G, H]: tokens dealt out in turn to the places that hosts have for their expert.
+
+    An expert's tokens are numbered, rank after rank, and number n goes to place (first + n) mod P of its P places. A
+    place gets every P-th of any consecutive numbers, so one or none more than another of a rank's tokens, and of all.
+    Experts begin at different places, because one token more on the first rank of each would burden that rank.
+    """
+    num_experts = tokens_GE.shape[1]
+    places_E = np.bincount(expert_H, places_H, num_experts).astype(np.int64)
+    first_E = (np.arange(num_experts) * GOLDEN % 1 * places_E).astype(np.int64)
+    number_XE = np.vstack([first_E, first_E + tokens_GE.cumsum(0)])  # of the first token of each rank, and the end
+    round_XE, place_XE = np.divmod(number_XE, np.maximum(places_E, 1))
+    before_H = places_H.cumsum() - places_H - (places_E.cumsum() - places_E)[expert_H]  # of the same expert's places
+    begun_XH = np.clip(place_XE[:, expert_H] - before_H, 0, places_H)
+    return np.diff(round_XE[:, expert_H] * places_H + begun_XH, axis=0)
+
+
+def to_hosts(tokens_GH: np.ndarray, expert_H: np.ndarray, rank_H: np.ndarray, num_experts: int) -> np.ndarray:
+    """sent_GEG from how many tokens of each rank go to each host."""
+    ranks = len(tokens_GH)
+    sent_GEG = np.zeros((ranks, num_experts, ranks), np.int64)
+    sent_GEG[:, expert_H, rank_H] = tokens_GH
+    return sent_GEG

@@ -12,8 +12,9 @@ class EPLB(Planner):
     """Each extra replica goes to the expert with the most tokens per replica; heaviest replicas first fill the ranks.
 
     Replicas of an expert may share a rank. 32 extra ones are DeepSeek-V3's choice in prefill.
-    Ours: `dispatch`, which is no part of EPLB. Its packing counts on equal parts, so tokens are split evenly, whatever
-    is near. vLLM deals them out in turn (second-hand), which is as even.
+    Ours: `dispatch`, which is no part of EPLB. Its packing counts on equal parts, so each rank spreads its tokens
+    evenly, whatever is near. vLLM chooses a replica by a token's position in the batch modulo their number
+    (second-hand), which is even on average only.
     Left out: the hierarchical policy; with one node and one group of experts it is this one.
     """
 
