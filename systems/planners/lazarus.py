@@ -1,49 +1,56 @@
 """Lazarus (Wu et al., arXiv v2): replicas by popularity, placed to survive failures, tokens sent by spare capacity."""
 
+import math
+
 import numpy as np
 
 from systems.planners.base import Costs, Planner
-from systems.planners.options import check_whole_number
+from systems.planners.dispatch import deal, to_hosts
+from systems.planners.options import check_positive, check_whole_number
 from systems.planners.packing import count_replicas, pack
+
+ROUNDING = 1e-9  # what a share that should be a whole number may lack in floats
 
 
 class Lazarus(Planner):
-    """Every rank has `slots_per_rank` replicas, every expert at least `min_replicas` (f, 2 in the paper), popular ones
-    more; several of one expert may share a rank.
+    """Every rank has `slot_ratio` x E/G slots for replicas (the next whole number), every expert at least
+    `min_replicas` (f, 2 in the paper), popular ones more; several of one expert may share a rank.
 
     The paper's placement, maximum rank overlap (MRO), makes recovery from failures likely. It does not balance: while
     slots are few, popular experts share few ranks. `balanced` places the same numbers of replicas by longest processing
     time instead, which is not in the paper.
-    Ours: even shares where there is no load; which vacant slots remaining replicas fill (the paper says uniformly);
-    fewer ranks for a last group that does not fit; whole tokens, where the paper sends real numbers.
+    Ours: slots in parts of the E/G experts that a rank holds without replicas, so that memory stays comparable (the
+    paper has 6 a rank, for 8 to 16 experts); even shares where there is no load; which vacant slots remaining replicas
+    fill (the paper says uniformly); fewer ranks for a last group that does not fit; whole tokens, where the paper sends
+    real numbers.
     Left out: failures and all that recovers from them.
     """
 
-    def __init__(self, slots_per_rank: int = 48, min_replicas: int = 1, balanced: bool = False) -> None:
-        check_whole_number("slots_per_rank", slots_per_rank, 1)
+    def __init__(self, slot_ratio: float = 1.5, min_replicas: int = 1, balanced: bool = False) -> None:
+        check_positive("slot_ratio", slot_ratio)
         check_whole_number("min_replicas", min_replicas, 1)
+        if slot_ratio < min_replicas:
+            raise ValueError(
+                f"planner.slot_ratio is {slot_ratio!r}; with planner.min_replicas {min_replicas} it must be at least "
+                f"{min_replicas}"
+            )
         if type(balanced) is not bool:
             raise ValueError(f"planner.balanced is {balanced!r}; it must be true or false")
-        self.slots_per_rank, self.min_replicas, self.balanced = slots_per_rank, min_replicas, balanced
+        self.slot_ratio, self.min_replicas, self.balanced = slot_ratio, min_replicas, balanced
 
     def place(self, loads_GE: np.ndarray, current_EG: np.ndarray, costs: Costs) -> np.ndarray:
-        """slots_per_rank replicas on every rank; ValueError where they are too few for min_replicas of each expert."""
+        """As many replicas on every rank as it has slots."""
         num_experts, ranks = current_EG.shape
-        least = -(-num_experts * self.min_replicas // ranks)
-        if self.slots_per_rank < least:
-            raise ValueError(
-                f"planner.slots_per_rank is {self.slots_per_rank}; with {num_experts} experts on {ranks} ranks and "
-                f"planner.min_replicas {self.min_replicas} it must be at least {least}"
-            )
+        slots = math.ceil(self.slot_ratio * num_experts / ranks - ROUNDING)
         load_E = loads_GE.sum(0)
-        count_E = allocate(load_E, ranks * self.slots_per_rank, self.min_replicas)
+        count_E = allocate(load_E, ranks * slots, self.min_replicas)
         if self.balanced:
             expert_R = np.repeat(np.arange(num_experts), count_E)
             replicas_EG = count_replicas(expert_R, pack((load_E / count_E)[expert_R], ranks), num_experts, ranks)
         else:
             replicas_EG = np.empty_like(current_EG)
             rising_E = np.argsort(load_E, kind="stable")
-            replicas_EG[rising_E] = maximum_rank_overlap(count_E[rising_E], ranks, self.slots_per_rank)
+            replicas_EG[rising_E] = maximum_rank_overlap(count_E[rising_E], ranks, slots)
         return renumber(replicas_EG, current_EG)
 
     def dispatch(self, tokens_GE: np.ndarray, replicas_EG: np.ndarray, owner_E: np.ndarray) -> np.ndarray:
@@ -57,11 +64,8 @@ def allocate(load_E: np.ndarray, slots: int, min_replicas: int) -> np.ndarray:
     loads_E = load_E[rising_E] if load_E.any() else np.ones_like(load_E)
     unserved_E = loads_E[::-1].cumsum()[::-1]
     for expert, load, unserved in zip(rising_E.tolist(), loads_E.tolist(), unserved_E.tolist(), strict=True):
-        count_E[expert] = max(int(load * slots // unserved), min_replicas)
+        count_E[expert] = max(math.floor(load / unserved * slots + ROUNDING), min_replicas)
         slots -= int(count_E[expert])
-    # Loads with fractions are rounded: then some slots are left, and an expert may have more than one that is busier.
-    count_E[rising_E[-1]] += slots
-    count_E[rising_E] = np.sort(count_E)
     return count_E
 
 
@@ -100,22 +104,19 @@ def renumber(replicas_EG: np.ndarray, current_EG: np.ndarray) -> np.ndarray:
 def locally_first(tokens_GE: np.ndarray, replicas_EG: np.ndarray) -> np.ndarray:
     """sent_GEG by the paper's Algorithm 1: every replica has capacity for as many tokens, which the tokens of its own
     rank use first; others share what is left in proportion.
+
+    In whole numbers: capacities are dealt out, and so is what proportions leave over, to the capacity that they leave.
+    So every replica gets its capacity, which differs by at most one from another's of the same expert.
     """
-    here_G, count_E = np.arange(len(tokens_GE)), replicas_EG.sum(1)
-    # In units of 1/count_E tokens, in which capacities are whole numbers.
-    capacity_GE, wanted_GE = tokens_GE.sum(0) * replicas_EG.T, tokens_GE * count_E
-    local_GE = np.minimum(capacity_GE, wanted_GE)
-    spare_GE = capacity_GE - local_GE
-    share_GE = spare_GE / np.maximum(spare_GE.sum(0), 1)
-    quota_GEG = ((wanted_GE - local_GE) / count_E)[:, :, None] * share_GE.T
-    quota_GEG[here_G, :, here_G] += local_GE / count_E  # 0 until now: who has spare capacity sends nothing
-    return largest_remainder(quota_GEG, tokens_GE)
-
-
-def largest_remainder(quota_XG: np.ndarray, total_X: np.ndarray) -> np.ndarray:
-    """int64 [..., G] with sums `total_X`, each less than 1 from its quota; of equal remainders the first wins."""
-    whole_XG = np.floor(quota_XG).astype(np.int64)
-    order_XG = np.argsort(whole_XG - quota_XG, axis=-1, kind="stable")
-    wins_XG = np.arange(quota_XG.shape[-1]) < (total_X - whole_XG.sum(-1))[..., None]
-    np.put_along_axis(whole_XG, order_XG, np.take_along_axis(whole_XG, order_XG, -1) + wins_XG, -1)
-    return whole_XG
+    expert_H, rank_H = np.nonzero(replicas_EG)
+    capacity_H = deal(tokens_GE.sum(0, keepdims=True), expert_H, replicas_EG[expert_H, rank_H])[0]
+    local_H = np.minimum(capacity_H, tokens_GE[rank_H, expert_H])
+    spare_H, left_GE = capacity_H - local_H, tokens_GE.copy()
+    left_GE[rank_H, expert_H] -= local_H
+    # Rounded down in floats, which are exact enough below ten million tokens: no share is 1e-7 below a whole number.
+    share_H = spare_H / np.maximum(left_GE.sum(0), 1)[expert_H]
+    sent_GH = (left_GE[:, expert_H] * share_H).astype(np.int64)
+    left_GE -= np.add.reduceat(sent_GH, np.unique(expert_H, return_index=True)[1], axis=1)
+    sent_GH += deal(left_GE, expert_H, spare_H - sent_GH.sum(0))
+    sent_GH[rank_H, np.arange(len(rank_H))] += local_H
+    return to_hosts(sent_GH, expert_H, rank_H, len(replicas_EG))

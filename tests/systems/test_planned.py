@@ -16,8 +16,8 @@ from systems.planned import PlannedExpertParallel, costs_of
 from systems.planners.base import Rates, as_replicas
 from systems.planners.eplb import EPLB
 from systems.planners.fastermoe import FasterMoE
-from systems.planners.lazarus import Lazarus
 from systems.planners.placement import Home
+from systems.planners.prophet import Prophet
 
 SHAPE = LayerShape(num_experts=8, d_model=4, d_ff=8, max_tokens=10)
 
@@ -69,8 +69,8 @@ def check(**options: Any) -> None:
 
 
 def test_what_a_planner_cannot_place_is_known_before_anything_is_launched():
-    with pytest.raises(ValueError, match=r"planner\.slots_per_rank"):
-        check(planner=Lazarus(slots_per_rank=1))
+    with pytest.raises(ValueError, match=r"planner\.excluded is 2; on 2 ranks it must be at most 1"):
+        check(planner=Prophet(excluded=2), loads="lagged", migration="point_to_point")
     with pytest.raises(ValueError, match=r"system\.planner is None; it must name a class of planners"):
         check(planner=None)
     with pytest.raises(ValueError, match=r"system\.migration is 'swap' and FasterMoE makes replicas"):

@@ -31,11 +31,11 @@ def test_experts_that_stay(tokens_GE, contiguous_EG):
         pytest.param(Prophet(), 1.015, 0.005, id="prophet"),
         pytest.param(Prophet(1), 1.85, 0.01, id="prophet, 1 excluded"),
         pytest.param(Prophet(2), 2.75, 0.01, id="prophet, 2 excluded"),
-        pytest.param(Lazarus(32), 3.66, 0.02, id="lazarus 32"),
-        pytest.param(Lazarus(48), 2.26, 0.02, id="lazarus 48"),
-        pytest.param(Lazarus(64), 1.63, 0.01, id="lazarus 64"),
-        pytest.param(Lazarus(128), 1.16, 0.01, id="lazarus 128"),
-        pytest.param(Lazarus(48, balanced=True), 1.02, 0.01, id="lazarus 48 balanced"),
+        pytest.param(Lazarus(1.0), 3.66, 0.02, id="lazarus 1.0"),
+        pytest.param(Lazarus(1.5), 2.26, 0.02, id="lazarus 1.5"),
+        pytest.param(Lazarus(2.0), 1.63, 0.01, id="lazarus 2.0"),
+        pytest.param(Lazarus(4.0), 1.16, 0.01, id="lazarus 4.0"),
+        pytest.param(Lazarus(1.5, balanced=True), 1.02, 0.01, id="lazarus 1.5 balanced"),
     ],
 )
 def test_planners(planner: Planner, expected, tolerance, tokens_GE, contiguous_EG, costs):

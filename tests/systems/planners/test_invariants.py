@@ -23,9 +23,9 @@ PLANNERS: dict[str, tuple[Callable[[int, int], Planner], Callable[[int, int], in
     "smartmoe": (lambda ranks, local: SmartMoE(), lambda ranks, local: local),
     "eplb": (lambda ranks, local: EPLB(2 * ranks), lambda ranks, local: local + 2),
     "eplb without replicas": (lambda ranks, local: EPLB(0), lambda ranks, local: local),
-    "lazarus": (lambda ranks, local: Lazarus(local + 1), lambda ranks, local: local + 1),
-    "lazarus, two of each": (lambda ranks, local: Lazarus(2 * local + 1, 2), lambda ranks, local: 2 * local + 1),
-    "lazarus balanced": (lambda ranks, local: Lazarus(local + 1, balanced=True), lambda ranks, local: local + 1),
+    "lazarus": (lambda ranks, local: Lazarus(1 + 1 / local), lambda ranks, local: local + 1),
+    "lazarus, two of each": (lambda ranks, local: Lazarus(2 + 1 / local, 2), lambda ranks, local: 2 * local + 1),
+    "lazarus balanced": (lambda ranks, local: Lazarus(1 + 1 / local, balanced=True), lambda ranks, local: local + 1),
 }
 few, many = st.integers(0, 5), st.integers(0, 10**6)
 
