@@ -30,7 +30,7 @@ def read_system(system: str) -> Any:
             known = ", ".join(sorted(path.stem for path in CONF.glob("*.yaml")))
             raise ValueError(f"there is no system {system!r}; it is one of {known}, a .yaml, or package.module.Class")
         return {"_target_": system, "name": system.rpartition(".")[2], "engine": "loop"}
-    return OmegaConf.to_container(OmegaConf.load(named if named.exists() else system))
+    return OmegaConf.to_container(OmegaConf.load(named if named.exists() else system), resolve=True)
 
 
 def main() -> int:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,9 +13,11 @@ from clusters.session import ClusterSpec
 from experiments.conformance import ROUTINGS, TOLERANCE, Case, cases, judge
 
 CONF = Path(__file__).parents[2] / "conf/system"
-SYSTEMS = {path.stem: OmegaConf.to_container(OmegaConf.load(path)) for path in sorted(CONF.glob("*.yaml"))}
+SYSTEMS: Any = {
+    path.stem: OmegaConf.to_container(OmegaConf.load(path), resolve=True) for path in sorted(CONF.glob("*.yaml"))
+}
+SYSTEMS["eplb_hierarchical_profiled"]["planner"] |= {"groups": 2, "ranks_per_node": 2}
 AUTHORS = {"moeshard_authors", "moeshard_authors_loop"}
-SYSTEMS |= {name: {**SYSTEMS[name], "hidden": None} for name in AUTHORS}
 SYSTEMS["deepspeed_tight"] = {**SYSTEMS["deepspeed"], "capacity_factor": 1.0}
 SYSTEMS["tutel_tight"] = {**SYSTEMS["tutel_overlap"], "capacity_factor": 1.0}
 SYSTEMS["tutel_tight_gathered"] = {**SYSTEMS["tutel_gathered_weights"], "capacity_factor": -1.0}
