@@ -18,7 +18,7 @@ from systems.planners.base import Costs, as_replicas, imbalance, owner_of, token
 from systems.planners.dispatch import to_owner
 from systems.planners.exflow import ExFlow, crossing_fraction, independent_crossing, modelled_traffic
 from systems.planners.moetuner import MoETuner
-from systems.planners.placement import PLACEMENTS, per_rank
+from systems.planners.placement import PLACEMENTS
 
 COLUMNS = """crossings: the share of steps from layer to layer that lead to another rank; if independent: the same if
 layers had nothing in common. Rows a token: round trip, to the experts and back in every layer; single, from expert to
@@ -56,7 +56,8 @@ def judged(trace: TokenTrace, ranks: int, held_out: float) -> pd.DataFrame:
         raise ValueError(f"--ranks is {ranks}; it must be at least 1")
     if not 0 < held_out < 1 or min(held_out, 1 - held_out) * tokens < ranks:
         raise ValueError(f"--held-out {held_out} of {tokens} tokens on {ranks} ranks leaves nothing on one side")
-    per_rank(num_experts, ranks)
+    if num_experts % ranks:
+        raise ValueError(f"--ranks is {ranks}; it must divide the {num_experts} experts of the trace")
     expert_LT = trace.expert_LTK[:, :, 0].astype(np.int64)
     measured_LGM, profile_LGM = (
         part_LT[:, : part_LT.shape[1] // ranks * ranks].reshape(layers, ranks, -1)

@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 
 from routers.base import Routing
-from systems.base import Account, LayerShape, System, divisible
+from systems.base import Account, LayerShape, System
 from systems.collectives import all_gather, all_to_all
 from systems.engines import Copies
 from systems.migration import MIGRATIONS, Held, Migration
@@ -87,8 +87,9 @@ class PlannedExpertParallel(System):
         placement: str,
         **others: Any,
     ) -> None:
-        """ValueError for unknown loads, migration or placement, counts below 1, and pairs that do not go together."""
-        divisible("model.num_experts", shape.num_experts, world_size, "every rank owns E/G experts")
+        """ValueError for unknown loads, migration or placement, counts below 1, pairs that do not go together, and what
+        the planner cannot place.
+        """
         for name, value, known in (
             ("loads", loads, LOADS),
             ("migration", migration, MIGRATIONS),

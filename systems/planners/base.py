@@ -57,7 +57,11 @@ class Planner(ABC):
         """
 
     def check(self, num_experts: int, world_size: int) -> None:
-        """Raise what `place` raises for these numbers, before anything is launched: by trying it."""
+        """Raise what `place` raises for these numbers, before anything is launched: by trying it.
+
+        No planner here places experts that ranks do not divide, because the executor starts from E/G on each.
+        """
+        per_rank(num_experts, world_size)
         owner_EG = as_replicas(np.arange(num_experts) * world_size // num_experts, world_size)
         self.place(np.ones((world_size, num_experts), np.int64), owner_EG, Costs(1.0, 1.0, 1.0))
 
@@ -104,6 +108,16 @@ class Profile:
         if id(planner) not in self.known:
             self.known[id(planner)] = planner, planner.place_layers(self.expert_LGM, current_EG, costs)
         return self.known[id(planner)][1][self.layer]
+
+
+def per_rank(num_experts: int, world_size: int) -> int:
+    """E/G; ValueError unless it is a whole number, which planners and their executor say in the same words."""
+    if num_experts % world_size:
+        raise ValueError(
+            f"model.num_experts ({num_experts}) must be divisible by cluster.world_size ({world_size}): "
+            "every rank owns E/G experts"
+        )
+    return num_experts // world_size
 
 
 def tokens_per_expert(expert_GM: np.ndarray, num_experts: int) -> np.ndarray:

@@ -5,7 +5,7 @@ Letters beside those of base.py: X groups of experts, N nodes, e experts of a no
 
 import numpy as np
 
-from systems.planners.base import Costs, Planner
+from systems.planners.base import Costs, Planner, per_rank
 from systems.planners.dispatch import evenly
 from systems.planners.options import check_whole_number
 from systems.planners.packing import count_replicas, pack
@@ -33,14 +33,14 @@ class EPLB(Planner):
     def place(self, loads_GE: np.ndarray, current_EG: np.ndarray, costs: Costs) -> np.ndarray:
         """Equal numbers of replicas on all ranks, for which there may have to be more than extra_replicas.
 
-        Raises ValueError for groups that do not divide the experts, and for ranks that do not fill their nodes.
+        Raises ValueError where ranks do not fill their nodes, where groups do not divide the experts, and where ranks
+        do not and no replica may be made.
         """
         num_experts, ranks = current_EG.shape
         load_E = loads_GE.sum(0)
-        missing = -(num_experts + self.extra_replicas) % ranks
-        if missing and not self.replicates:
-            raise ValueError(f"planner.extra_replicas is 0; {num_experts} experts on {ranks} ranks need {missing} more")
-        extra = self.extra_replicas + missing
+        if not self.replicates:
+            per_rank(num_experts, ranks)
+        extra = self.extra_replicas + -(num_experts + self.extra_replicas) % ranks
         replicas_EG = np.zeros((num_experts, ranks), np.int64)
         experts_Ne = self._experts_of_nodes(load_E, ranks)
         for expert_e, rank_g in zip(experts_Ne, np.arange(ranks).reshape(len(experts_Ne), -1), strict=True):

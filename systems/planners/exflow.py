@@ -5,10 +5,10 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
-from systems.planners.base import Costs, Planner, as_replicas, paths
+from systems.planners.base import Costs, Planner, as_replicas, paths, per_rank
 from systems.planners.dispatch import to_owner
 from systems.planners.options import check_whole_number
-from systems.planners.placement import contiguous, per_rank
+from systems.planners.placement import contiguous
 
 
 class ExFlow(Planner):

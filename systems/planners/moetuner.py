@@ -10,12 +10,12 @@ import numpy as np
 from scipy.optimize import Bounds, LinearConstraint, linear_sum_assignment, milp
 from scipy.sparse import block_array, eye_array, kron
 
-from systems.planners.base import Costs, Planner, as_replicas, tokens_per_expert
+from systems.planners.base import Costs, Planner, as_replicas, per_rank, tokens_per_expert
 from systems.planners.dispatch import to_owner
 from systems.planners.exflow import transitions
 from systems.planners.options import check_positive
 from systems.planners.packing import pack
-from systems.planners.placement import contiguous, per_rank
+from systems.planners.placement import contiguous
 
 logger = logging.getLogger(__name__)
 

@@ -9,13 +9,6 @@ from systems.planners.base import Costs, Planner
 from systems.planners.dispatch import to_owner
 
 
-def per_rank(num_experts: int, world_size: int) -> int:
-    """E/G; ValueError unless it is a whole number."""
-    if num_experts % world_size:
-        raise ValueError(f"num_experts ({num_experts}) must be divisible by world_size ({world_size})")
-    return num_experts // world_size
-
-
 def contiguous(num_experts: int, world_size: int) -> torch.Tensor:
     """int64 [E]: rank g owns experts g*E/G .. (g+1)*E/G - 1, as DeepSpeed and most systems place them."""
     return torch.arange(num_experts) // (num_experts // world_size)

@@ -2,10 +2,9 @@
 
 import numpy as np
 
-from systems.planners.base import Costs, Planner, as_replicas, owner_of
+from systems.planners.base import Costs, Planner, as_replicas, owner_of, per_rank
 from systems.planners.dispatch import to_owner
 from systems.planners.packing import pack
-from systems.planners.placement import per_rank
 
 
 class SmartMoE(Planner):

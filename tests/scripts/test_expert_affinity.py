@@ -29,7 +29,7 @@ def test_topics_that_stay_together_are_found_and_save_nothing_on_round_trips():
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        (["--ranks", "3"], "error: num_experts (8) must be divisible by world_size (3)\n"),
+        (["--ranks", "3"], "error: --ranks is 3; it must divide the 8 experts of the trace\n"),
         (["--held-out", "1"], "error: --held-out 1.0 of 40 tokens on 4 ranks leaves nothing on one side\n"),
         (["--ranks", "0"], "error: --ranks is 0; it must be at least 1\n"),
     ],

@@ -16,8 +16,12 @@ from systems.planned import PlannedExpertParallel, costs_of
 from systems.planners.base import Rates, as_replicas
 from systems.planners.eplb import EPLB
 from systems.planners.fastermoe import FasterMoE
+from systems.planners.lazarus import Lazarus
+from systems.planners.lina import Lina
+from systems.planners.moetuner import MoETuner
 from systems.planners.placement import Home
 from systems.planners.prophet import Prophet
+from systems.planners.smartmoe import SmartMoE
 
 SHAPE = LayerShape(num_experts=8, d_model=4, d_ff=8, max_tokens=10)
 
@@ -66,6 +70,15 @@ def test_bad_options_are_named(options: dict, sentence: str):
 
 def check(**options: Any) -> None:
     PlannedExpertParallel.check(SHAPE, 2, **PlannedExpertParallel.every_option(**options))
+
+
+@pytest.mark.parametrize("planner", [Home(), EPLB(), FasterMoE(), Lazarus(), Lina(), MoETuner(), Prophet(), SmartMoE()])
+def test_planners_and_executor_refuse_experts_that_ranks_do_not_divide_in_the_same_words(planner):
+    words = r"^model.num_experts \(8\) must be divisible by cluster.world_size \(3\): every rank owns E/G experts$"
+    with pytest.raises(ValueError, match=words):
+        planner.check(8, 3)
+    with pytest.raises(ValueError, match=words):
+        PlannedExpertParallel.check(SHAPE, 3, **PlannedExpertParallel.every_option(planner=planner))
 
 
 def test_what_a_planner_cannot_place_is_known_before_anything_is_launched():

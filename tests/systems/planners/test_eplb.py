@@ -108,7 +108,7 @@ def test_ranks_get_equally_many_replicas(costs):
 
 
 def test_numbers_that_cannot_be_are_named(costs):
-    with pytest.raises(ValueError, match=r"planner.extra_replicas is 0; 7 experts on 4 ranks need 1 more"):
+    with pytest.raises(ValueError, match=r"model.num_experts \(7\) must be divisible by cluster.world_size \(4\)"):
         placed([1] * 7, 4, 0, costs)
     with pytest.raises(ValueError, match=r"planner.extra_replicas is -4; it must be a whole number of at least 0"):
         EPLB(-4)

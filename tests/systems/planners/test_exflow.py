@@ -137,7 +137,7 @@ def test_dispatch_loses_no_token(sizes, seed):
 
 def test_ranks_must_divide_experts():
     for planner in (ExFlow().place, lambda loads_GE, *rest: ExFlow().place_layers(loads_GE[None], *rest)):
-        with pytest.raises(ValueError, match=r"^num_experts \(6\) must be divisible by world_size \(4\)$"):
+        with pytest.raises(ValueError, match=r"^model.num_experts \(6\) must be divisible by cluster.world_size"):
             planner(np.ones((4, 6), int), np.ones((6, 4), int), COSTS)
 
 

@@ -160,5 +160,5 @@ def test_the_same_profile_gives_the_same_placement():
 
 
 def test_ranks_must_divide_experts():
-    with pytest.raises(ValueError, match=r"^num_experts \(6\) must be divisible by world_size \(4\)$"):
+    with pytest.raises(ValueError, match=r"^model.num_experts \(6\) must be divisible by cluster.world_size \(4\): "):
         MoETuner().place(np.ones((4, 6), int), np.ones((6, 4), int), COSTS)

@@ -35,7 +35,7 @@ def test_tokens_go_to_the_new_owners(costs):
 
 
 def test_experts_that_cannot_be_divided(costs):
-    with pytest.raises(ValueError, match=r"num_experts \(3\) must be divisible by world_size \(2\)"):
+    with pytest.raises(ValueError, match=r"model.num_experts \(3\) must be divisible by cluster.world_size \(2\)"):
         SmartMoE().place(np.ones((2, 3)), as_replicas(np.array([0, 0, 1]), 2), costs)
 
 
