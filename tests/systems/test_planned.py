@@ -19,7 +19,7 @@ from systems.planners.fastermoe import FasterMoE
 from systems.planners.lazarus import Lazarus
 from systems.planners.lina import Lina
 from systems.planners.moetuner import MoETuner
-from systems.planners.placement import Home
+from systems.planners.placement import Home, Packed
 from systems.planners.prophet import Prophet
 from systems.planners.smartmoe import SmartMoE
 
@@ -72,8 +72,9 @@ def check(**options: Any) -> None:
     PlannedExpertParallel.check(SHAPE, 2, **PlannedExpertParallel.every_option(**options))
 
 
-@pytest.mark.parametrize("planner", [Home(), EPLB(), FasterMoE(), Lazarus(), Lina(), MoETuner(), Prophet(), SmartMoE()])
-def test_planners_and_executor_refuse_experts_that_ranks_do_not_divide_in_the_same_words(planner):
+@pytest.mark.parametrize("kind", [Home, Packed, EPLB, FasterMoE, Lazarus, Lina, MoETuner, Prophet, SmartMoE])
+def test_planners_and_executor_refuse_experts_that_ranks_do_not_divide_in_the_same_words(kind):
+    planner = kind()
     words = r"^model.num_experts \(8\) must be divisible by cluster.world_size \(3\): every rank owns E/G experts$"
     with pytest.raises(ValueError, match=words):
         planner.check(8, 3)

@@ -8,6 +8,7 @@ from systems.planners.dispatch import to_owner
 from systems.planners.eplb import EPLB
 from systems.planners.fastermoe import FasterMoE
 from systems.planners.lazarus import Lazarus
+from systems.planners.placement import Packed
 from systems.planners.prophet import Prophet
 from systems.planners.smartmoe import SmartMoE
 
@@ -24,6 +25,7 @@ def test_experts_that_stay(tokens_GE, contiguous_EG):
     ("planner", "expected", "tolerance"),
     [
         pytest.param(SmartMoE(), 1.19, 0.005, id="smartmoe"),
+        pytest.param(Packed(), 1.19, 0.005, id="packed"),
         pytest.param(EPLB(0), 1.19, 0.005, id="eplb+0"),
         pytest.param(EPLB(4), 1.06, 0.005, id="eplb+4"),
         pytest.param(EPLB(32), 1.035, 0.005, id="eplb+32"),

@@ -12,6 +12,7 @@ from systems.planners.base import Costs, Planner, as_replicas, owner_of
 from systems.planners.eplb import EPLB
 from systems.planners.fastermoe import FasterMoE
 from systems.planners.lazarus import Lazarus
+from systems.planners.placement import Packed
 from systems.planners.prophet import Prophet
 from systems.planners.smartmoe import SmartMoE
 
@@ -21,6 +22,7 @@ PLANNERS: dict[str, tuple[Callable[[int, int], Planner], Callable[[int, int], in
     "prophet": (lambda ranks, local: Prophet(), lambda ranks, local: None),
     "prophet excluding": (lambda ranks, local: Prophet(ranks // 2, 0.0), lambda ranks, local: None),
     "smartmoe": (lambda ranks, local: SmartMoE(), lambda ranks, local: local),
+    "packed": (lambda ranks, local: Packed(), lambda ranks, local: local),
     "eplb": (lambda ranks, local: EPLB(2 * ranks), lambda ranks, local: local + 2),
     "eplb without replicas": (lambda ranks, local: EPLB(0), lambda ranks, local: local),
     "lazarus": (lambda ranks, local: Lazarus(1 + 1 / local), lambda ranks, local: local + 1),
