@@ -40,9 +40,9 @@ class PlannedExpertParallel(System):
     """Expert parallelism by plan.
 
     planner: decides. loads: what it places experts by: nothing, they stay where they are (none); this batch's counts
-    (oracle); those of the last `window` batches, every `every` batches (lagged); a profile of other data, once, before
-    anything is timed (profiled). migration: how weights travel. placement: where experts are before any plan. rates: of
-    this machine, by which the planner weighs costs.
+    (oracle); those of the last `window` batches, after the first one and every `every` batches from then on (lagged); a
+    profile of other data, once, before anything is timed (profiled). migration: how weights travel. placement: where
+    experts are before any plan. rates: of this machine, by which the planner weighs costs.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class PlannedExpertParallel(System):
         self._owner_E = PLACEMENTS[placement](shape.num_experts, ranks).numpy()
         self._replicas_EG = as_replicas(self._owner_E, ranks)  # where experts are by the last plan
         none = layer["weights"].experts([])[0]  # for its type and device
-        self._costs = costs_of(shape, none.element_size(), rates)
+        self._costs = costs_of(shape, none.element_size(), rates, every)
         if profile:
             self._replicas_EG = self._placed_by(profile, none.device)
         given = {name: layer[name] for name in ("weights", "engine", "group")}
@@ -155,7 +155,7 @@ class PlannedExpertParallel(System):
         """The loads to place experts by; None: they stay where the last plan put them."""
         if self._loads == "oracle":
             return tokens_GE
-        if self._loads == "lagged" and self._past and self._calls % self._every == 0:
+        if self._loads == "lagged" and self._past and (self._calls - 1) % self._every == 0:
             return np.mean(self._past, axis=0)
         return None
 
@@ -221,10 +221,11 @@ def _unwritable(array: np.ndarray) -> np.ndarray:
     return view
 
 
-def costs_of(shape: LayerShape, element_size: int, rates: Rates) -> Costs:
+def costs_of(shape: LayerShape, element_size: int, rates: Rates, batches: int) -> Costs:
     """The products of a row; a row and an expert's weights in bytes over the link."""
     return Costs(
         row_s=shape.row_flops(shape.d_ff) / rates.flops_per_s,
         move_row_s=shape.d_model * element_size / rates.bytes_per_s,
         move_expert_s=shape.expert_elements(shape.d_ff) * element_size / rates.bytes_per_s,
+        batches=batches,
     )

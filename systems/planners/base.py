@@ -26,12 +26,13 @@ class Costs:
     """What planners weigh, in seconds of one forward pass.
 
     row_s: a row through an expert. move_row_s: a row from rank to rank, one way. move_expert_s: an expert's weights
-    from rank to rank.
+    from rank to rank. batches: how many forward passes a placement serves before the next.
     """
 
     row_s: float
     move_row_s: float
     move_expert_s: float
+    batches: int = 1
 
 
 class Planner(ABC):

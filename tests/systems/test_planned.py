@@ -13,7 +13,7 @@ from systems.base import LayerShape
 from systems.engines import find_engine
 from systems.migration import SwapIn, moves
 from systems.planned import PlannedExpertParallel, costs_of
-from systems.planners.base import Rates, as_replicas
+from systems.planners.base import Costs, Rates, as_replicas
 from systems.planners.eplb import EPLB
 from systems.planners.fastermoe import FasterMoE
 from systems.planners.lazarus import Lazarus
@@ -145,6 +145,16 @@ def test_a_plan_that_breaks_a_rule_is_named(sent, sentence):
         planner.check_sent(right_GEG / 1, tokens_GE, replicas_EG)
 
 
+def test_lagged_loads_place_after_the_first_batch_and_then_every_so_many():
+    system = build(planner=SmartMoE(), loads="lagged", migration="swap", every=3, window=2)
+    placed = []
+    for call in range(8):
+        placed.append(system._expected(np.full((2, 8), call), routing=None) is not None)  # pyright: ignore
+        system._past.append(np.full((2, 8), call))
+        system._calls += 1
+    assert placed == [False, True, False, False, True, False, False, True]
+
+
 def test_costs_by_hand():
-    costs = costs_of(SHAPE, 2, Rates(flops_per_s=128.0, bytes_per_s=8.0))
-    assert (costs.row_s, costs.move_row_s, costs.move_expert_s) == (1.0, 1.0, 16.0)
+    costs = costs_of(SHAPE, 2, Rates(flops_per_s=128.0, bytes_per_s=8.0), batches=3)
+    assert costs == Costs(row_s=1.0, move_row_s=1.0, move_expert_s=16.0, batches=3)
