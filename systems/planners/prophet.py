@@ -19,8 +19,10 @@ class Prophet(Planner):
     Unconfirmed: of Prophet itself only the abstract was available. No values of n and alpha are given; 0 and 0.05 are
     our defaults.
     Ours: the text has one expert per rank and ends when a rank is busiest a second time; here the rank's next expert
-    follows, until it has none with tokens. An owner is not among the excluded. Costs are of a forward pass, in which no
-    transfer hides behind other work.
+    follows, until it has none with tokens. An owner is not among the excluded. Costs are of a forward pass. A transfer
+    is a broadcast, as in the text, but to all ranks, for (G - n)/G of which the text counts; and all of it counts,
+    where the text takes off what the experts and the attention of the block before hide: here experts are sent inside
+    the layer that waits for them.
     """
 
     def __init__(self, excluded: int = 0, stop_share: float = 0.05) -> None:
@@ -46,32 +48,38 @@ class Prophet(Planner):
         ranks = len(loads_GE)
         if self.excluded >= ranks:
             raise ValueError(f"planner.excluded is {self.excluded}; on {ranks} ranks it must be at most {ranks - 1}")
-        tokens_EG = np.where(as_replicas(owner_E, ranks), np.inf, loads_GE.T)
-        fewest_EG = np.argsort(tokens_EG, axis=1, kind="stable")
-        hosts_EG = np.ones(tokens_EG.shape, np.int64)
-        np.put_along_axis(hosts_EG, fewest_EG[:, : self.excluded], 0, axis=1)
+        hosts_EG = np.ones(loads_GE.T.shape, np.int64)
+        if self.excluded:
+            tokens_EG = np.where(as_replicas(owner_E, ranks), np.inf, loads_GE.T)
+            fewest_EG = np.argsort(tokens_EG, axis=1, kind="stable")
+            np.put_along_axis(hosts_EG, fewest_EG[:, : self.excluded], 0, axis=1)
         return hosts_EG
 
     def _choose(self, loads_GE: np.ndarray, owner_E: np.ndarray, hosts_EG: np.ndarray, costs: Costs) -> list[int]:
         """The experts to send, in the order of the search: as many as make the cheapest state, fewest of equal ones."""
-        ranks = len(loads_GE)
-        send_s = costs.move_expert_s * (ranks - self.excluded) / ranks
         rows_G, received_G = rows_at_owners(loads_GE, owner_E)
         rows_EG, received_EG = changes(loads_GE, owner_E, hosts_EG)
-        order = self._search(loads_GE.sum(0), owner_E, rows_G.tolist(), rows_EG.tolist())
+        alone_s = float(forward_s(rows_G, received_G, costs))
+        # A state that takes as long to send as the batch takes without can neither win nor lead to one that does.
+        most = alone_s / costs.move_expert_s if costs.move_expert_s else math.inf
+        order = self._search(loads_GE.sum(0), owner_E, rows_G.tolist(), rows_EG, most)
         rows_XG = np.vstack([rows_G, rows_G + rows_EG[order].cumsum(0)])
         received_XG = np.vstack([received_G, received_G + received_EG[order].cumsum(0)])
-        cost_X = forward_s(rows_XG, received_XG, costs) + send_s * np.arange(len(order) + 1)
+        cost_X = forward_s(rows_XG, received_XG, costs) + costs.move_expert_s * np.arange(len(order) + 1)
         return order[: int(cost_X.argmin())]
 
-    def _search(self, tokens_E: np.ndarray, owner_E: np.ndarray, rows: list, changes: list[list]) -> list[int]:
-        """The busiest rank's heaviest experts one after another; plain numbers, because a step is a few of them."""
+    def _search(
+        self, tokens_E: np.ndarray, owner_E: np.ndarray, rows: list, rows_EG: np.ndarray, most: float
+    ) -> list[int]:
+        """The busiest rank's heaviest experts one after another, `most` or fewer; in plain numbers, because a step is a
+        few of them. rows: of each rank; rows_EG: what each expert that is sent adds to them.
+        """
         waiting: list[list[int]] = [[] for _ in rows]  # heaviest last, the first of equal ones after the others
         for expert in np.argsort(-tokens_E, kind="stable")[::-1].tolist():
             if tokens_E[expert]:
                 waiting[owner_E[expert]].append(expert)
         order, enough = [], self.stop_share * sum(rows) / len(rows)
-        while (most := max(rows)) - min(rows) >= enough and waiting[busiest := rows.index(most)]:
+        while len(order) < most and max(rows) - min(rows) >= enough and waiting[busiest := rows.index(max(rows))]:
             order.append(waiting[busiest].pop())
-            rows = [have + more for have, more in zip(rows, changes[order[-1]], strict=True)]
+            rows = [have + more for have, more in zip(rows, rows_EG[order[-1]].tolist(), strict=True)]
         return order
