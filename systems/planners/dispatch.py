@@ -38,6 +38,14 @@ def deal(tokens_GE: np.ndarray, expert_H: np.ndarray, places_H: np.ndarray) -> n
     place gets every P-th of any consecutive numbers, so one or none more than another of a rank's tokens, and of all.
     Experts begin at different places, because one token more on the first rank of each would burden that rank.
     """
+    dealt_GH = tokens_GE[:, expert_H]
+    shared_H = np.bincount(expert_H)[expert_H] > 1  # few: the only host of an expert gets all of its tokens
+    experts, expert_S = np.unique(expert_H[shared_H], return_inverse=True)
+    dealt_GH[:, shared_H] = _in_turn(tokens_GE[:, experts], expert_S, places_H[shared_H])
+    return dealt_GH
+
+
+def _in_turn(tokens_GE: np.ndarray, expert_H: np.ndarray, places_H: np.ndarray) -> np.ndarray:
     num_experts = tokens_GE.shape[1]
     places_E = np.bincount(expert_H, places_H, num_experts).astype(np.int64)
     first_E = (np.arange(num_experts) * GOLDEN % 1 * places_E).astype(np.int64)

@@ -11,6 +11,7 @@ import numpy as np
 from systems.planners.base import Costs, Planner, paths
 from systems.planners.dispatch import evenly
 from systems.planners.options import check_whole_number
+from systems.planners.packing import count_replicas
 
 
 class Lina(Planner):
@@ -45,25 +46,30 @@ def pack(share_E: np.ndarray, ranks: int, capacity: int) -> np.ndarray:
     """replicas_EG: first fit decreasing, at most `capacity` experts a rank and one replica of an expert."""
     parts_E = np.maximum(np.ceil(share_E - 1e-9), 1).astype(np.int64)  # a share of 1 is 1 whatever the rounding
     size_E = share_E / parts_E
-    held: list[set[int]] = [set() for _ in range(ranks)]
-    load = [0.0] * ranks
-    for expert in np.argsort(-size_E, kind="stable").tolist():
-        for _ in range(parts_E[expert]):
-            room = [g for g in range(ranks) if len(held[g]) < capacity and expert not in held[g]]
-            if room:
-                rank = _choose(room, float(size_E[expert]), load, held)
-                held[rank].add(expert)
-                load[rank] += float(size_E[expert])
-    replicas_EG = np.zeros((len(share_E), ranks), np.int64)
-    for rank, experts in enumerate(held):
-        replicas_EG[list(experts), rank] = 1
-    return replicas_EG
+    order_E = np.argsort(-size_E, kind="stable")
+    load, held = [0.0] * ranks, [0] * ranks  # plain numbers, because a step is a few of them; inf: takes no more
+    hosts: list[tuple[int, int]] = []
+    for expert, parts, size in zip(order_E.tolist(), parts_E[order_E].tolist(), size_E[order_E].tolist(), strict=True):
+        now: dict[int, float] = {}
+        for _ in range(parts):
+            rank = held.index(min(held)) if size == 0 else _first_fit(load, size)
+            if load[rank] == math.inf:
+                break
+            now[rank], load[rank] = load[rank] + size, math.inf
+        for rank in now:
+            held[rank] += 1
+            load[rank] = now[rank] if held[rank] < capacity else math.inf
+            hosts.append((expert, rank))
+    expert_R, rank_R = np.array(hosts).T
+    return count_replicas(expert_R, rank_R, len(share_E), ranks)
 
 
-def _choose(room: list[int], size: float, load: list[float], held: list[set[int]]) -> int:
-    if size == 0:
-        return min(room, key=lambda g: len(held[g]))
-    return next((g for g in room if load[g] + size <= 1 + 1e-9), min(room, key=load.__getitem__))
+def _first_fit(load: list[float], size: float) -> int:
+    """The first rank with room for `size`, where there is none the least loaded."""
+    for rank, have in enumerate(load):
+        if have + size <= 1 + 1e-9:
+            return rank
+    return load.index(min(load))
 
 
 def same_top(actual_E: np.ndarray, estimated_E: np.ndarray, count: int) -> bool:

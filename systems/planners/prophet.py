@@ -62,24 +62,22 @@ class Prophet(Planner):
         alone_s = float(forward_s(rows_G, received_G, costs))
         # A state that takes as long to send as the batch takes without can neither win nor lead to one that does.
         most = alone_s / costs.move_expert_s if costs.move_expert_s else math.inf
-        order = self._search(loads_GE.sum(0), owner_E, rows_G.tolist(), rows_EG, most)
+        order = self._search(loads_GE.sum(0), owner_E, rows_G, rows_EG, most)
         rows_XG = np.vstack([rows_G, rows_G + rows_EG[order].cumsum(0)])
         received_XG = np.vstack([received_G, received_G + received_EG[order].cumsum(0)])
         cost_X = forward_s(rows_XG, received_XG, costs) + costs.move_expert_s * np.arange(len(order) + 1)
         return order[: int(cost_X.argmin())]
 
     def _search(
-        self, tokens_E: np.ndarray, owner_E: np.ndarray, rows: list, rows_EG: np.ndarray, most: float
+        self, tokens_E: np.ndarray, owner_E: np.ndarray, rows_G: np.ndarray, rows_EG: np.ndarray, most: float
     ) -> list[int]:
-        """The busiest rank's heaviest experts one after another, `most` or fewer; in plain numbers, because a step is a
-        few of them. rows: of each rank; rows_EG: what each expert that is sent adds to them.
-        """
-        waiting: list[list[int]] = [[] for _ in rows]  # heaviest last, the first of equal ones after the others
+        """The busiest rank's heaviest experts one after another, `most` or fewer; rows_EG: what each adds to rows_G."""
+        waiting: list[list[int]] = [[] for _ in rows_G]  # heaviest last, the first of equal ones after the others
         for expert in np.argsort(-tokens_E, kind="stable")[::-1].tolist():
             if tokens_E[expert]:
                 waiting[owner_E[expert]].append(expert)
-        order, enough = [], self.stop_share * sum(rows) / len(rows)
-        while len(order) < most and max(rows) - min(rows) >= enough and waiting[busiest := rows.index(max(rows))]:
+        order, enough = [], self.stop_share * rows_G.mean()
+        while len(order) < most and waiting[busiest := rows_G.argmax()] and rows_G[busiest] - rows_G.min() >= enough:
             order.append(waiting[busiest].pop())
-            rows = [have + more for have, more in zip(rows, rows_EG[order[-1]].tolist(), strict=True)]
+            rows_G = rows_G + rows_EG[order[-1]]
         return order

@@ -22,7 +22,7 @@ def test_dealing_by_hand():
     sent_GEG = evenly(np.array([[3], [1], [2]]), np.array([[1, 0, 2]]), np.zeros(1, int))
     assert sent_GEG[:, 0].tolist() == [[1, 0, 2], [1, 0, 0], [0, 0, 2]]
     # The second one's begin at place floor(0.618 x 3) = 1.
-    sent_GEG = evenly(np.array([[0, 1], [0, 4]]), np.array([[1, 0], [2, 1]]), np.zeros(2, int))
+    sent_GEG = evenly(np.array([[0, 1], [0, 4]]), np.array([[1, 1], [2, 1]]), np.zeros(2, int))
     assert sent_GEG[:, 1].tolist() == [[1, 0], [2, 2]]
 
 
