@@ -14,8 +14,10 @@ class FasterMoE(Planner):
     expert, as in the paper.
     Ours: the cost of a forward pass alone, so one computation, two exchanges and no reduction of gradients. An exchange
     counts the rows from other ranks only, and is kept for what is not shadowed, as in the code and not in equation 8.
-    Loads are of ranks, as in Algorithm 1: the code (FastMoE v1.1.0) compares single experts, and never shadows any,
-    because it sums along the wrong axis.
+    Loads are of ranks, as in Algorithm 1: the code (FastMoE v1.1.0) compares single experts and sums along the wrong
+    axis, so that it shadows none where all ranks have equally many tokens.
+    As published, the first expert that does not lower the cost ends the search, so nothing is shadowed where the most
+    popular expert is not on the busiest rank.
     Left out: the smart schedule, and the gate that knows the topology (it changes the routing).
     """
 

@@ -1,4 +1,5 @@
-"""MoETuner: experts clustered to equal loads by integer programs, clusters matched to ranks by what flows between.
+"""MoETuner: experts clustered to equal loads by integer programs, or packed where those find nothing better in time;
+clusters matched to ranks by what flows between.
 
 Letters beside those of base.py: C clusters of a layer, as many as ranks.
 """
@@ -29,6 +30,9 @@ class MoETuner(Planner):
     layers; the same bandwidth between all ranks; of equally good matchings the one that keeps most tokens in place.
     Unconfirmed: how the authors square the second objective with outputs that return. Where they do, as here, traffic
     depends on a token's own rank, not on its last expert, so the second program changes nothing on the wire.
+    Ours too: of the program's clusters, experts packed by load (`pack`) and contiguous ones those that deviate least.
+    From 256 experts on this is packing, as a rule: HiGHS is then at a gap of 1 after 2 s and after 20 s. So it does not
+    say what the authors' solver would reach there.
     Where time runs out the placement also depends on the machine's speed: one rank must place for all.
     """
 
@@ -56,14 +60,16 @@ class MoETuner(Planner):
         return np.stack([as_replicas(owner_E, ranks) for owner_E in on_ranks(cluster_LE, flows_LCC)])
 
     def _clusters(self, loads_E: np.ndarray, ranks: int) -> np.ndarray:
-        """int64 [E]: the first program's, or where time ran out too early those of a heuristic."""
+        """int64 [E]: the first program's, or where it found nothing better in time packed or contiguous ones."""
         per_rank(len(loads_E), ranks)
         simple = [pack(loads_E, ranks), contiguous(len(loads_E), ranks).numpy()]
         solved_E = solve_clusters(loads_E, ranks, self.time_limit_s, self.gap)
         candidates = simple if solved_E is None else [solved_E, *simple]
         best_E = min(candidates, key=lambda cluster_E: deviation(loads_E, cluster_E, ranks))
         if best_E is not solved_E:
-            logger.warning("no better clusters than a heuristic's within %g s", self.time_limit_s)
+            logger.warning(
+                "packed, not solved: no better clusters of %d experts in %g s", len(loads_E), self.time_limit_s
+            )
         return best_E
 
 

@@ -17,6 +17,7 @@ SYSTEMS: Any = {
     path.stem: OmegaConf.to_container(OmegaConf.load(path), resolve=True) for path in sorted(CONF.glob("*.yaml"))
 }
 SYSTEMS["eplb_hierarchical_profiled"]["planner"] |= {"groups": 2, "ranks_per_node": 2}
+SYSTEMS["prophet_lagged"]["migration"] = "point_to_point"  # FasterMoE has the broadcast
 AUTHORS = {"moeshard_authors", "moeshard_authors_loop"}
 SYSTEMS["deepspeed_tight"] = {**SYSTEMS["deepspeed"], "capacity_factor": 1.0}
 SYSTEMS["tutel_tight"] = {**SYSTEMS["tutel_overlap"], "capacity_factor": 1.0}
