@@ -15,8 +15,9 @@ class EPLB(Planner):
     """Each extra replica goes to the expert with the most tokens per replica; heaviest replicas first fill the ranks.
 
     `groups` of neighbouring experts, as many as the model's gate has, are kept in one node each (hierarchical policy):
-    they are packed onto nodes of `ranks_per_node` ranks, and each node makes and packs its own replicas. As published,
-    where nodes do not divide the groups all ranks are one node (global policy), which one group always means.
+    they are packed onto nodes of `ranks_per_node` ranks (fewer are one node), and each node makes and packs its own
+    replicas. As published, where nodes do not divide the groups all ranks are one node (global policy), which one group
+    always means.
     Replicas of an expert may share a rank. 32 extra ones are DeepSeek-V3's choice in prefill.
     Ours: `dispatch`, which is no part of EPLB. Its packing counts on equal parts, so each rank spreads its tokens
     evenly, whatever is near. vLLM chooses a replica by a token's position in the batch modulo their number

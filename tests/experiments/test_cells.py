@@ -134,6 +134,16 @@ def test_precision_sets_float32_products():
         assert torch.get_float32_matmul_precision() == expected
 
 
+def test_groups_of_experts_are_the_models_and_nodes_the_networks():
+    hierarchical = ["system=eplb_hierarchical_profiled", "regime=prefill"]
+    deepseek = configuration(
+        *hierarchical, "model=deepseek_v3_laptop", "network=nodes_h200", "network.ranks_per_node=2"
+    )
+    qwen = configuration(*hierarchical, "model=qwen3_moe_laptop")
+    found = [[config.system["planner"][key] for key in ("groups", "ranks_per_node")] for config in (deepseek, qwen)]
+    assert found == [[8, 2], [1, 8]]
+
+
 def refusal(config: Config) -> str | None:
     """Why a configuration is refused, if it is."""
     try:
@@ -237,6 +247,20 @@ def test_good_configurations_pass(override):
         (["router.alpha=abc"], "router.alpha is 'abc'; it must be a number"),
         (["router.num_skewed=2.5"], "router.num_skewed is 2.5; it must be a whole number, or null"),
         (["system=eplb_profiled", "system.planner.extra_replicas=x"], "system.planner.extra_replicas is 'x'; it must"),
+        (
+            ["system=eplb_hierarchical_profiled", "system.planner.groups=3"],
+            "planner.groups is 3; it must divide the 4 experts",
+        ),
+        (
+            [
+                "system=eplb_hierarchical_profiled",
+                "system.planner.groups=2",
+                "system.planner.ranks_per_node=4",
+                "cluster.world_size=6",
+                "model.num_experts=12",
+            ],
+            "planner.ranks_per_node is 4; 6 ranks do not fill nodes of so many",
+        ),
         (["system=smartmoe_lagged", "system.window=1.5"], "system.window is 1.5; it must be a whole number"),
         (["system=tutel", "system.capacity_factor=paper"], "system.capacity_factor is 'paper'; it must be a number"),
         (["system=tutel", "system.capacity_factor=true"], "system.capacity_factor is True; it must be a number"),
