@@ -113,7 +113,7 @@ def test_an_attribution_leaves_nothing_unexplained(tmp_path, capsys):
     assert saved["residual"].abs().max() < 1e-9 < saved["total"].abs().max()
     assert (saved.drop(columns=["total"]).sum(axis=1) - saved["total"]).abs().max() < 1e-9
     samples = pd.read_parquet(tmp_path / "samples.parquet")
-    assert set(samples.loc[samples["phase"] == "warmup", "metric"]) == {"ttft_ms"}
+    assert not (samples["phase"] == "warmup").any(), "no call of these systems changes a later one"
     assert set(samples.loc[samples["metric"] == "idle_ttft_ms", "iteration"]) == {0}
     levels = saved.loc["level"]
     assert (levels["host"] > 0).all() and (levels["kernels"] > 0).all()
