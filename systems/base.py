@@ -62,9 +62,9 @@ class LayerWeights(Protocol):
         """
         ...
 
-    def shard(self, index: int, count: int) -> tuple[torch.Tensor, ...]:
-        """The same of part `index` of `count` of every expert: W_i, of a gated one both halves, cut by columns and W_o
-        by rows. The first part has b_o and the others zeros, because parts are summed.
+    def shard(self, index: int, count: int, expert_ids: list[int] | None = None) -> tuple[torch.Tensor, ...]:
+        """The same of part `index` of `count` of these experts, or of all: W_i, of a gated one both halves, cut by
+        columns and W_o by rows. The first part has b_o and the others zeros, because parts are summed.
         """
         ...
 

@@ -15,7 +15,7 @@ from routers.base import Routing
 from systems.base import Account, LayerShape, System, divisible
 from systems.collectives import InFlight, start_all_gather, start_reduce_scatter
 from systems.engines import Copies
-from systems.permute import summed_copies
+from systems.permute import packed_choices, summed_copies, unpacked_choices
 
 
 class MoEShard(System):
@@ -47,7 +47,7 @@ class MoEShard(System):
         num_tokens = len(x_TD)
         with self.span("dispatch"):
             padding = self.shape.max_tokens - num_tokens
-            choices_T2K = _filled_up(_packed(routing), padding, self.shape.num_experts)
+            choices_T2K = _filled_up(packed_choices(routing.expert_TK, routing.weight_TK), padding, self.shape.num_experts)
             x_TD = _filled_up(x_TD, padding, 0)
             parts = zip(choices_T2K.chunk(self._chunks), x_TD.chunk(self._chunks), strict=True)
             arriving = deque((self._gather(choices), self._gather(tokens)) for choices, tokens in parts)
@@ -62,7 +62,7 @@ class MoEShard(System):
         A token's copies are weighted and summed here, so that one row a token travels back whatever top_k is.
         """
         with self.span("dispatch"):
-            expert_N, weight_N = _unpacked(choices.wait())
+            expert_N, weight_N = unpacked_choices(choices.wait())
             order_N, rows_E = self.engine.group(expert_N, self.shape.num_experts)
             x_MD = tokens.wait()
         with self.span("experts"):
@@ -96,17 +96,6 @@ class MoEShardNoMegaBlocks(MoEShard):
     """The paper's ablation (section 4.4): one pair of matmuls per expert, whatever engine the others use."""
 
     own_engine = "loop"
-
-
-def _packed(routing: Routing) -> torch.Tensor:
-    """int32 [T, 2K]: experts and the bits of their float32 weights, for one exchange."""
-    return torch.cat([routing.expert_TK.int(), routing.weight_TK.float().view(torch.int32)], 1)
-
-
-def _unpacked(choices_M2K: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """expert_N (int64) and weight_N (float32) of all copies."""
-    expert_MK, weight_MK = choices_M2K.chunk(2, 1)
-    return expert_MK.flatten().long(), weight_MK.contiguous().view(torch.float32).flatten()
 
 
 def _filled_up(x: torch.Tensor, padding: int, value: int) -> torch.Tensor:

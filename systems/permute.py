@@ -71,3 +71,14 @@ def summed_copies(y_ND: torch.Tensor, top_k: int) -> torch.Tensor:
 def weighted_sum(y_ND: torch.Tensor, weight_TK: torch.Tensor) -> torch.Tensor:
     """y_TD: each token's K copies, which stand together, weighted and summed."""
     return summed_copies(y_ND * weight_TK.reshape(-1, 1), weight_TK.shape[1])
+
+
+def packed_choices(expert_TK: torch.Tensor, weight_TK: torch.Tensor) -> torch.Tensor:
+    """int32 [T, 2K]: experts and the bits of their float32 weights, for one exchange."""
+    return torch.cat([expert_TK.int(), weight_TK.float().view(torch.int32)], 1)
+
+
+def unpacked_choices(choices_M2K: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """expert_N (int64) and weight_N (float32) of all copies."""
+    expert_MK, weight_MK = choices_M2K.chunk(2, 1)
+    return expert_MK.flatten().long(), weight_MK.contiguous().view(torch.float32).flatten()

@@ -221,9 +221,13 @@ def _unwritable(array: np.ndarray) -> np.ndarray:
 
 
 def costs_of(shape: LayerShape, element_size: int, rates: Rates) -> Costs:
-    """The products of a row; a row and an expert's weights in bytes over the link."""
+    """The products of a row; a row and an expert's weights in bytes over the link, and from memory."""
+    row_bytes, expert_bytes = shape.d_model * element_size, shape.expert_elements(shape.d_ff) * element_size
     return Costs(
         row_s=shape.row_flops(shape.d_ff) / rates.flops_per_s,
-        move_row_s=shape.d_model * element_size / rates.bytes_per_s,
-        move_expert_s=shape.expert_elements(shape.d_ff) * element_size / rates.bytes_per_s,
+        move_row_s=row_bytes / rates.bytes_per_s,
+        move_expert_s=expert_bytes / rates.bytes_per_s,
+        read_expert_s=expert_bytes / rates.memory_bytes_per_s,
+        near_row_s=row_bytes / (rates.near_bytes_per_s or rates.bytes_per_s),
+        ranks_per_node=rates.ranks_per_node,
     )

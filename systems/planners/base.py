@@ -15,10 +15,17 @@ NO_EXPERT = -1  # fills up the profile of a rank that has fewer tokens than othe
 
 
 class Rates(NamedTuple):
-    """How fast a rank is: FLOP/s of its matrix products, bytes/s that it sends to others. The same on all ranks."""
+    """How fast a rank is: FLOP/s of its matrix products, bytes/s that it sends to others. The same on all ranks.
+
+    near_bytes_per_s: what it sends to ranks of its own node, of which there are ranks_per_node; None: all are near.
+    memory_bytes_per_s: how fast it reads its own memory.
+    """
 
     flops_per_s: float
     bytes_per_s: float
+    near_bytes_per_s: float | None = None
+    ranks_per_node: int | None = None
+    memory_bytes_per_s: float = float("inf")
 
 
 @dataclass(frozen=True)
@@ -26,12 +33,16 @@ class Costs:
     """What planners weigh, in seconds of one forward pass.
 
     row_s: a row through an expert. move_row_s: a row from rank to rank, one way. move_expert_s: an expert's weights
-    from rank to rank.
+    from rank to rank. read_expert_s: an expert's weights from memory, which it takes however few rows there are.
+    near_row_s: a row to a rank of the same node, of ranks_per_node ranks; None: all are on one.
     """
 
     row_s: float
     move_row_s: float
     move_expert_s: float
+    read_expert_s: float = 0.0
+    near_row_s: float | None = None
+    ranks_per_node: int | None = None
 
 
 class Planner(ABC):
