@@ -146,7 +146,8 @@ def _profile(case: Case, world_size: int) -> Profile:
     popularity_E = np.ones(case.num_experts)
     popularity_E[0] = 20
     shape_LGM = (2, world_size, 5 * MAX_TOKENS)
-    return Profile(generator.choice(case.num_experts, shape_LGM, p=popularity_E / popularity_E.sum()), layer=1)
+    expert_LGM = generator.choice(case.num_experts, shape_LGM, p=popularity_E / popularity_E.sum())
+    return Profile(lambda: expert_LGM, layer=1)
 
 
 def _engine(node: dict[str, Any], shape: LayerShape, session: Session) -> Engine:

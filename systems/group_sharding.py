@@ -14,19 +14,22 @@ import torch.distributed as dist
 
 from routers.base import Routing
 from systems.base import Account, LayerShape, System, divisible
-from systems.collectives import all_gather
+from systems.collectives import all_gather, reduce_scatter
 from systems.engines import Copies
 from systems.hops import Hop
-from systems.permute import packed_choices, unpacked_choices
+from systems.permute import filled_up, packed_choices, summed_copies, unpacked_choices
 from systems.planned import costs_of
-from systems.planners.base import Profile, Rates, tokens_per_expert
+from systems.planners.base import Costs, Profile, Rates, tokens_per_expert
 from systems.planners.shard_groups import ShardGroups, powers_of_two
+
+TRAVELS = ("auto", "once", "gather")
+ONCE_OPERATIONS = 40  # that travelling once issues and an all-gather does not, or so: they count, wait and look up
 
 
 class Part(NamedTuple):
     """What this rank has of the experts that are cut into equally many parts.
 
-    slot_E: where an expert's part is among the weights; their number, where there is none.
+    slot_E: where an expert's part is among the weights; their number, where there is none. E + 1 of them.
     """
 
     experts: list[int]
@@ -45,37 +48,48 @@ class GroupSharding(System):
     """Experts in parts, by a profile's loads.
 
     sizes: the numbers of parts that an expert may be cut into; if not given, all powers of two that a node's ranks and
-    d_ff can be divided by. [1] leaves every expert whole: expert parallelism that packs experts by their load and
-    sends a token once to a node and a rank.
+    d_ff can be divided by. [1] leaves every expert whole: expert parallelism that packs experts by their load.
+    travel: how tokens get to experts: `once` to each node and rank that has a part of theirs; to all ranks by an
+    all-gather, as in MoEShard, which needs no counts before (`gather`); or what costs less by the profile (`auto`).
     """
 
     stateful = False
 
-    def __init__(self, *, sizes: Sequence[int] | None = None, rates: Rates, profile: Profile, **layer: Any) -> None:
+    def __init__(
+        self,
+        *,
+        sizes: Sequence[int] | None = None,
+        travel: str = "auto",
+        rates: Rates,
+        profile: Profile,
+        **layer: Any,
+    ) -> None:
         super().__init__(**layer)
         none = layer["weights"].experts([])[0]  # for its type and device
         costs = costs_of(self.shape, none.element_size(), rates)
         self._per_node = costs.ranks_per_node or self.world_size
         planner = ShardGroups(tuple(sizes or _sizes(self.shape, self._per_node)))
-        parts_EG = np.empty((self.shape.num_experts, self.world_size), np.int64)
+        chosen = np.empty((self.shape.num_experts + 1, self.world_size), np.int64)
         if self.rank == 0:  # for all, because they have to agree
-            load_E, num_tokens = self._loads(profile)
-            parts_EG[:] = planner.place(load_E, num_tokens, self.world_size, costs)
-        shared = torch.from_numpy(parts_EG).to(none.device)
+            chosen[:-1], chosen[-1] = self._chosen(planner, travel, profile, costs)
+        shared = torch.from_numpy(chosen).to(none.device)
         dist.broadcast(shared, group=self.group, group_src=0)
+        self._gathers, shared = bool(shared[-1, 0]), shared[:-1]
         self._parts_E = shared.amax(1).cpu().numpy()
         self._holds_EG = shared > 0
         own_E = shared[:, self.rank].cpu().numpy()
         self._parts = [self._part(own_E, size, layer["weights"]) for size in np.unique(own_E[own_E > 0]).tolist()]
 
     @classmethod
-    def check(cls, shape: LayerShape, world_size: int, *, sizes: Sequence[int] | None, **_: Any) -> None:
+    def check(cls, shape: LayerShape, world_size: int, *, sizes: Sequence[int] | None, travel: str, **_: Any) -> None:
+        if travel not in TRAVELS:
+            raise ValueError(f"system.travel is {travel!r}; it must be one of {', '.join(TRAVELS)}")
         divisible("model.num_experts", shape.num_experts, world_size, "every rank holds the weights of E/G experts")
         for size in sizes or ():
             if size not in powers_of_two(world_size) or shape.d_ff % size:
                 raise ValueError(
-                    f"system.sizes has {size!r}; an expert is cut into 1, 2, 4, ... parts, by which the number of ranks "
-                    f"({world_size}) and model.d_ff ({shape.d_ff}) can be divided"
+                    f"system.sizes has {size!r}; an expert is cut into 1, 2, 4, ... parts, by which the number of "
+                    f"ranks ({world_size}) and model.d_ff ({shape.d_ff}) can be divided"
                 )
 
     @classmethod
@@ -88,16 +102,31 @@ class GroupSharding(System):
         return frozenset({"rates", "profile"})
 
     def forward(self, x_TD: torch.Tensor, routing: Routing) -> torch.Tensor:
-        with self.span("metadata"):
-            choices_T2K = packed_choices(routing.expert_TK, routing.weight_TK)
-            wanted_TG = self._holds_EG[routing.expert_TK].any(1)
-            rows_E = routing.tokens_per_expert(self.shape.num_experts)
-            wanted_TN = wanted_TG.unflatten(1, (-1, self._per_node)).any(2)
-            counts = torch.cat([rows_E, wanted_TG.sum(0), wanted_TN.sum(0)])
-            counts_GX = all_gather(counts.unsqueeze(0), self.group).cpu().numpy()
-            rows_GE, visits_GG, crossings_GN = np.split(counts_GX, [len(rows_E), len(rows_E) + self.world_size], 1)
+        return self._gather(x_TD, routing) if self._gathers else self._send_once(x_TD, routing)
+
+    def _gather(self, x_TD: torch.Tensor, routing: Routing) -> torch.Tensor:
+        """All tokens to all ranks, and the sums of what each of them computes."""
         with self.span("dispatch"):
-            hops, x_RD, choices_R2K = [], x_TD, choices_T2K
+            padding = self.shape.max_tokens - len(x_TD)
+            choices_T2K = packed_choices(routing.expert_TK, routing.weight_TK)
+            choices_R2K = all_gather(filled_up(choices_T2K, padding, self.shape.num_experts), self.group)
+            x_RD = all_gather(filled_up(x_TD, padding, 0), self.group)
+        with self.span("experts"):
+            y_RD = self._compute(x_RD, choices_R2K)
+        with self.span("combine"):
+            return reduce_scatter(y_RD, self.group)[: len(x_TD)]
+
+    def _send_once(self, x_TD: torch.Tensor, routing: Routing) -> torch.Tensor:
+        """Tokens to the nodes, and there to the ranks, that have a part of one of their experts."""
+        with self.span("metadata"):
+            choices_R2K = packed_choices(routing.expert_TK, routing.weight_TK)
+            wanted_TG = self._holds_EG[routing.expert_TK].any(1)
+            wanted_TN = wanted_TG.unflatten(1, (-1, self._per_node)).any(2)
+            counts = torch.cat([wanted_TG.sum(0), wanted_TN.sum(0)])
+            counts_GX = all_gather(counts.unsqueeze(0), self.group).cpu().numpy()
+            visits_GG, crossings_GN = np.split(counts_GX, [self.world_size], 1)
+        with self.span("dispatch"):
+            hops, x_RD = [], x_TD
             if crossings_GN.shape[1] > 1:
                 hops.append(self._between_nodes(wanted_TN, crossings_GN))
                 x_RD, choices_R2K = hops[-1].there(x_RD), hops[-1].there(choices_R2K)
@@ -105,7 +134,7 @@ class GroupSharding(System):
                 hops.append(self._within_node(choices_R2K, visits_GG))
                 x_RD, choices_R2K = hops[-1].there(x_RD), hops[-1].there(choices_R2K)
         with self.span("experts"):
-            y_RD = self._compute(x_RD, choices_R2K, rows_GE.sum(0))
+            y_RD = self._compute(x_RD, choices_R2K)
         with self.span("combine"):
             for hop in reversed(hops):
                 y_RD = hop.back(y_RD)
@@ -129,28 +158,37 @@ class GroupSharding(System):
         sent_M, received_M = through_MG[place, mates], through_MG[:, self.rank]
         return Hop(wanted_RM, mates, sent_M.tolist(), received_M.tolist(), self.group)
 
-    def _compute(self, x_RD: torch.Tensor, choices_R2K: torch.Tensor, rows_E: np.ndarray) -> torch.Tensor:
+    def _compute(self, x_RD: torch.Tensor, choices_R2K: torch.Tensor) -> torch.Tensor:
         """y_RD: what this rank's parts add to each row, weighted."""
         expert_N, weight_N = unpacked_choices(choices_R2K)
+        top_k = self.shape.top_k
+        if len(self._parts) == 1 and len(self._parts[0].experts) == self.shape.num_experts:  # nothing to pick out
+            copies = Copies(*self.engine.group(expert_N, self.shape.num_experts), top_k, weight_N)
+            return summed_copies(self.engine(x_RD, copies, *self._parts[0].weights), top_k)
+        grouped = [self.engine.group(part.slot_E[expert_N], len(part.experts)) for part in self._parts]
+        rows_P = torch.stack([rows_e.sum() for _, rows_e in grouped]).tolist()  # here the host waits
         y_RD = torch.zeros_like(x_RD)
-        for experts, slot_E, weights in self._parts:
-            order_N, rows_e = self.engine.group(slot_E[expert_N], len(experts))
-            order_n = order_N[: int(rows_E[experts].sum())]
-            row_n = order_n // self.shape.top_k
-            copies = Copies(torch.arange(len(order_n), device=x_RD.device), rows_e, 1, weight_N[order_n])
-            y_RD.index_add_(0, row_n, self.engine(x_RD[row_n], copies, *weights))
+        for part, (order_N, rows_e), rows in zip(self._parts, grouped, rows_P, strict=True):
+            order_n = order_N[:rows]
+            row_n = order_n // top_k
+            copies = Copies(torch.arange(rows, device=x_RD.device), rows_e, 1, weight_N[order_n])
+            y_RD.index_add_(0, row_n, self.engine(x_RD[row_n], copies, *part.weights))
         return y_RD
 
-    def _loads(self, profile: Profile) -> tuple[np.ndarray, float]:
-        """The profile's token copies by expert, in the number of a full batch; and its tokens."""
+    def _chosen(self, planner: ShardGroups, travel: str, profile: Profile, costs: Costs) -> tuple[np.ndarray, bool]:
+        """parts_EG by the profile's loads, in the number of a full batch, and whether tokens are gathered."""
         load_E = tokens_per_expert(profile.expert_LGM[profile.layer], self.shape.num_experts).sum(0)
         num_tokens = self.shape.max_tokens * self.world_size
-        return load_E * (num_tokens * self.shape.top_k / load_E.sum()), num_tokens
+        given = load_E * (num_tokens * self.shape.top_k / load_E.sum()), num_tokens, self.world_size, costs
+        gathered = planner.gathered(*given)
+        once = planner.travelling(*given).later(ONCE_OPERATIONS * costs.operation_s)
+        gathers = travel == "gather" or (travel == "auto" and gathered.seconds < once.seconds)
+        return (gathered if gathers else once).parts_EG, gathers
 
     def _part(self, own_E: np.ndarray, size: int, weights: Any) -> Part:
         experts = np.flatnonzero(own_E == size).tolist()
         given = weights.shard(self.rank % size, size, experts) if size > 1 else weights.experts(experts)
-        slot_E = torch.full((len(own_E),), len(experts))
+        slot_E = torch.full((len(own_E) + 1,), len(experts))  # one more for tokens that only fill up
         slot_E[experts] = torch.arange(len(experts))
         return Part(experts, slot_E.to(given[0].device), tuple(self.engine.prepare(*given)))
 
@@ -159,17 +197,22 @@ class GroupSharding(System):
         rows_E = tokens_GE.sum(0).cpu().numpy()
         here = [np.array(part.experts) for part in self._parts]
         rows = float(sum((rows_E[experts] / self._parts_E[experts]).sum() for experts in here))
-        row_bytes, counts = self.shape.d_model * element_size, len(rows_E) + self.world_size
-        counts += self.world_size // self._per_node
-        sent: Sent = self.plan
-        bytes_sent = 8 * counts * (self.world_size - 1) + (sent.there + sent.back) * row_bytes
-        bytes_sent += sent.there * 8 * self.shape.top_k
-        memory_bytes = sum(self._bytes(rows_E[experts], self._parts_E[experts[0]], element_size) for experts in here)
+        row_bytes, choice_bytes = self.shape.d_model * element_size, 8 * self.shape.top_k
+        others = self.world_size - 1
+        if self._gathers:
+            bytes_sent = others * self.shape.max_tokens * (2 * row_bytes + choice_bytes)
+        else:
+            counts = self.world_size + self.world_size // self._per_node
+            there, back = self.plan
+            bytes_sent = 8 * counts * others + (there + back) * row_bytes + there * choice_bytes
+        memory_bytes = sum(
+            self._bytes(rows_E[experts], int(self._parts_E[experts[0]]), element_size) for experts in here
+        )
         return Account(rows, rows, dropped=0, bytes_sent=float(bytes_sent), memory_bytes=memory_bytes)
 
     def _bytes(self, rows_e: np.ndarray, size: int, element_size: int) -> float:
         """What `ffn_bytes` says, of parts of one size."""
-        width = self.shape.d_ff // int(size)
+        width = self.shape.d_ff // size
         weights = int(np.count_nonzero(rows_e)) * self.shape.expert_elements(width)
         return float(weights + rows_e.sum() * 2 * (self.shape.d_model + width)) * element_size
 

@@ -228,6 +228,8 @@ def costs_of(shape: LayerShape, element_size: int, rates: Rates) -> Costs:
         move_row_s=row_bytes / rates.bytes_per_s,
         move_expert_s=expert_bytes / rates.bytes_per_s,
         read_expert_s=expert_bytes / rates.memory_bytes_per_s,
+        touch_row_s=row_bytes / rates.memory_bytes_per_s,
         near_row_s=row_bytes / (rates.near_bytes_per_s or rates.bytes_per_s),
         ranks_per_node=rates.ranks_per_node,
+        operation_s=rates.operation_s,
     )
