@@ -68,6 +68,8 @@ class GroupSharding(System):
         none = layer["weights"].experts([])[0]  # for its type and device
         costs = costs_of(self.shape, none.element_size(), rates)
         self._per_node = costs.ranks_per_node or self.world_size
+        if sizes and max(sizes) > self._per_node:
+            raise ValueError(f"system.sizes has {max(sizes)}; a node has {self._per_node} ranks, and parts stay on one")
         planner = ShardGroups(tuple(sizes or _sizes(self.shape, self._per_node)))
         chosen = np.empty((self.shape.num_experts + 1, self.world_size), np.int64)
         if self.rank == 0:  # for all, because they have to agree
