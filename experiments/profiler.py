@@ -56,7 +56,7 @@ class Profiler:
         told = self._ceilings
         link, memory = told["link_bytes_per_s"] or math.inf, told.get("copy_bytes_per_s", math.inf)
         modelled = isinstance(self._program.session.clock, ModelledClock)
-        nodes, operation_s = (told.get("near_bytes_per_s"), told.get("ranks_per_node")), 1e-6 * told["operation_us"]
+        nodes, operation_s = (told.get("near_bytes_per_s"), told.get("ranks_per_node")), 1e-6 * told.get("operation_us", 0.0)
         if told.get("scheduling") == "simulated":
             return Rates(told["matmul_flops_per_s"], link, *nodes, memory, operation_s)
         flops = _nearest(told["matmul_flops_per_s"])
@@ -83,7 +83,7 @@ class Profiler:
         expert_LM = torch.cat([experts_of(iteration) for iteration in batches], 1)
         most = PROFILED * program.shape.max_tokens * program.shape.top_k
         expert_LM = pad(expert_LM, (0, most - expert_LM.shape[1]), value=NO_EXPERT)
-        expert_GLM = all_gather(expert_LM.to(torch.int16).unsqueeze(0), program.session.group)
+        expert_GLM = all_gather(expert_LM.int().unsqueeze(0), program.session.group)
         first = Profile(cache(lambda: expert_GLM.cpu().numpy().transpose(1, 0, 2)), 0)
         return {block: replace(first, layer=layer) for layer, block in enumerate(program.layers)}
 
@@ -112,4 +112,4 @@ def _nodes(session: Session, network: NetworkModel, num_bytes: int) -> dict[str,
 
 
 def _nearest(rate: float) -> float:
-    return 4.0 ** round(math.log(rate, 4)) if math.isfinite(rate) else rate
+    return 4.0 ** round(math.log(rate, 4)) if 0 < rate < math.inf else rate
