@@ -133,9 +133,9 @@ def score_all(typed: dict[str, Any], scorer: Scorer, loads: Sequence[Source], ra
 def table(report: dict[str, Any]) -> str:
     """What was scored and how, its loads, a line each, and the score."""
     options = {key.strip("_"): value for key, value in (report["planner"] | report["view"]).items()}
-    shown = pd.DataFrame(report["loads"])[list(COLUMNS)].rename(columns=COLUMNS)
+    shown = pd.DataFrame(report["loads"])[list(COLUMNS)].set_axis(list(COLUMNS.values()), axis=1)
     lines = [", ".join(f"{key} {value}" for key, value in options.items())]
-    lines += [shown.to_string(index=False, float_format=lambda value: f"{value:.3g}")]
+    lines += [shown.to_string(index=False, float_format="%.3g")]
     lines += [f"{one['load']} on {one['ranks']} ranks is refused: {one['refusal']}" for one in report["refused"]]
     score = "none, because loads are refused" if report["score"] is None else f"{report['score']:.4f}"
     return "\n".join([*lines, f"score: {score}"])
@@ -145,7 +145,7 @@ def summary(reports: dict[str, Any]) -> str:
     """Of many planners a line each, the best first: the score, its part of each model and phase, means over loads."""
     rows = [{"system": name} | _line(report) for name, report in reports.items()]
     frame = pd.DataFrame(rows).sort_values("score", ascending=False, na_position="last")
-    return frame.to_string(index=False, na_rep="-", float_format=lambda value: f"{value:.3g}")
+    return frame.to_string(index=False, na_rep="-", float_format="%.3g")
 
 
 def _line(report: dict[str, Any]) -> dict[str, Any]:

@@ -28,7 +28,7 @@ BATCH = {"prefill": (4, 1024), "decode": (128, 1), "encode": (25, 120)}  # seque
 MODELS = {"deepseek_v3": "deepseek_v3", "qwen1.5_moe": "qwen2_moe", "switch_base_128": "switch"}  # of shipped fits
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Source:
     """The loads of one model in one phase, on any number of ranks: the first ranks of many are those of few.
 

@@ -169,7 +169,7 @@ class Scorer:
     def __init__(self, device: Device, extra_slots: int | None = None) -> None:
         device.check(PRECISION)
         self.device, self.extra_slots = device, extra_slots
-        self._ep_ms: dict[tuple[int, int], float] = {}
+        self._ep_ms: dict[tuple[Source, int], float] = {}
 
     def score(self, planner: Planner, view: View, source: Source, ranks: int) -> dict[str, Any]:
         """Means over layers and batches, the worst imbalance, and all of them; Violation where a rule is broken."""
@@ -191,7 +191,7 @@ class Scorer:
         }
 
     def _ep(self, setting: Setting) -> float:
-        key = id(setting.source), setting.ranks
+        key = setting.source, setting.ranks
         if key not in self._ep_ms:
             played = play(Referee(Home()), View(), setting)
             self._ep_ms[key] = float(np.mean([one["layer_ms"] for one in played]))
@@ -200,5 +200,7 @@ class Scorer:
 
 def overall(scored: Sequence[dict[str, Any]]) -> float:
     """Geometric mean of EP's modelled time over the planner's: of each model and phase, then of these."""
-    logs = pd.Series([np.log(one["over_ep"]) for one in scored], [one["group"] for one in scored])
-    return float(np.exp(logs.groupby(level=0).mean().mean()))
+    logs = {one["group"]: [] for one in scored}
+    for one in scored:
+        logs[one["group"]].append(np.log(one["over_ep"]))
+    return float(np.exp(np.mean([np.mean(mine) for mine in logs.values()])))
