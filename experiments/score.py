@@ -113,7 +113,7 @@ def score(one: Subject, scorer: Scorer, loads: Sequence[Source], ranks: Sequence
         for (source, number), refusal in zip(settings, refusals, strict=True)
         if refusal
     ]
-    about = {"planner": one.node, "view": vars(one.view)}
+    about = {"planner": one.node, "view": {key: getattr(one.view, name) for key, name in VIEW.items()}}
     return about | {"score": None if refused else overall(scored), "refused": refused, "loads": scored}
 
 
@@ -154,7 +154,7 @@ def _line(report: dict[str, Any]) -> dict[str, Any]:
     loads = pd.DataFrame(report["loads"])
     parts = {group: overall(mine.to_dict("records")) for group, mine in loads.groupby("group")}
     means = {COLUMNS[key]: loads[key].mean() for key in ("max_over_mean", "over_least", "plan_ms_median")}
-    line = {"placed_by": report["view"]["loads"], "score": report["score"], **parts, **means}
+    line = {"placed_by": report["view"]["placed_by"], "score": report["score"], **parts, **means}
     return line | {
         COLUMNS["held"]: loads["held"].max(),
         "said": f"refuses {len(report['refused'])}" * bool(report["refused"]),

@@ -81,22 +81,28 @@ class Setting:
     def rows_s(self, sent_GEG: np.ndarray) -> float:
         """Rows to where they are computed, and back."""
         sent_GG = sent_GEG.sum(1) * (self.source.shape.d_model * BYTES)
-        return self._exchange_s(sent_GG) + self._exchange_s(sent_GG.T)
+        return sum(self._collective_s("all_to_all", bytes_GG) for bytes_GG in (sent_GG, sent_GG.T))
 
     def weights_s(self, before_EG: np.ndarray, after_EG: np.ndarray, migration: str) -> float:
-        """Experts from the first rank that has each to those that lack it; of `swap_in` from each rank's own host."""
+        """Experts from the first rank that has each to those that lack it; `broadcast`: from one rank after another to
+        all others; `swap_in`: from each rank's own host.
+        """
         moves_GEG = moves(before_EG, after_EG)
         expert_bytes = self.source.shape.expert_elements(self.source.shape.d_ff) * BYTES
         if not moves_GEG.any():
             return 0.0
         if migration == "swap_in":
             return self.device.transfer_s(moves_GEG.sum((0, 1)).max() * expert_bytes)
-        return self._exchange_s(moves_GEG.sum(1) * expert_bytes)
+        if migration == "broadcast":
+            sent_G = moves_GEG.any(2).sum(1) * expert_bytes
+            owners = (np.arange(self.ranks)[:, None] == owner for owner in np.flatnonzero(sent_G))
+            return sum(self._collective_s("broadcast", sent_G[:, None] * is_owner_G1) for is_owner_G1 in owners)
+        return self._collective_s("all_to_all", moves_GEG.sum(1) * expert_bytes)
 
-    def _exchange_s(self, bytes_GG: np.ndarray) -> float:
+    def _collective_s(self, collective: str, bytes_GG: np.ndarray) -> float:
         network = self.device.network(self.ranks)
-        volumes = network.volumes("all_to_all", bytes_GG * ~np.eye(self.ranks, dtype=bool), range(self.ranks))
-        return network.seconds("all_to_all", volumes, self.ranks)
+        volumes = network.volumes(collective, bytes_GG * ~np.eye(self.ranks, dtype=bool), range(self.ranks))
+        return network.seconds(collective, volumes, self.ranks)
 
 
 def play(referee: Referee, view: View, setting: Setting, extra_slots: int | None = None) -> Iterator[dict[str, Any]]:

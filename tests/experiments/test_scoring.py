@@ -103,6 +103,8 @@ def test_weights_are_billed_to_whoever_sends_most(source: Source):
     expert_bytes = 2 * 768 * 3072 * 2
     link_s = DEVICE.network(2).seconds("all_to_all", (2 * expert_bytes,), 2)
     assert setting.weights_s(before_EG, after_EG, "point_to_point") == pytest.approx(link_s)
+    spread_s = DEVICE.network(2).seconds("broadcast", (2 * expert_bytes,), 2)
+    assert setting.weights_s(before_EG, after_EG, "broadcast") == pytest.approx(spread_s)
     assert setting.weights_s(before_EG, after_EG, "swap_in") == pytest.approx(DEVICE.transfer_s(2 * expert_bytes))
     assert setting.weights_s(before_EG, before_EG, "swap") == 0
 
@@ -151,7 +153,7 @@ def test_the_command_writes_everything(record: str, tmp_path: Path, capsys: Any)
 
 def test_a_class_is_placed_by_a_profile_and_all_is_a_table(record: str, capsys: Any):
     assert main(["systems.planners.eplb.EPLB", record, "model=switch", "ranks=4"]) == 0
-    assert "loads profiled, migration static" in capsys.readouterr().out
+    assert "placed_by profiled, migration static" in capsys.readouterr().out
     assert main(["all", record, "model=switch", "ranks=4", "extra_slots=2"]) == 0
     lines = capsys.readouterr().out.splitlines()
     found = {line.split()[0]: line for line in lines}
