@@ -24,7 +24,7 @@ from workloads.model import ModelShape
 CONF = Path(__file__).parents[1] / "conf"
 LAYERS, BATCHES = 4, 2  # of each model (fewer where fewer are recorded): layers evenly spaced, first and last included
 RANKS, FEW_RANKS = (8, 32, 64), 4  # the latter where none of the former divides the experts
-BATCH = {"prefill": (4, 1024), "decode": (128, 1), "encode": (25, 120)}  # sequences of a rank, tokens of each in a pass
+BATCH = {"prefill": (4, 1024), "decode": (64, 1), "encode": (25, 120)}  # sequences of a rank, tokens of each in a pass
 MODELS = {"deepseek_v3": "deepseek_v3", "qwen1.5_moe": "qwen2_moe", "switch_base_128": "switch"}  # of shipped fits
 
 

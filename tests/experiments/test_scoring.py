@@ -9,7 +9,7 @@ import pytest
 
 from devices import load_device
 from experiments.referee import Referee, Violation
-from experiments.score import main
+from experiments.score import COLUMNS, main
 from experiments.score_loads import BATCHES, Source, read_model, sources
 from experiments.scoring import Scorer, Setting, View, overall, play
 from routers.drawn import PROFILE_FROM, DrawnRouter
@@ -135,8 +135,8 @@ def test_few_ranks_have_the_loads_of_the_first_of_many():
     source = sources(None, None, None, seed=1)[1]
     assert source.name == "deepseek_v3.decode" and source.group == "deepseek_v3, decode"
     few_GE, many_GE = source.tokens(0, 0, 2), source.tokens(0, 0, 3)
-    assert few_GE.tolist() == many_GE[:2].tolist() and few_GE.sum(1).tolist() == [128 * 8] * 2
-    assert not (source.profile(2)[0, 0] == source.router.draw(128, layer=0, iteration=0).ravel()).all()
+    assert few_GE.tolist() == many_GE[:2].tolist() and few_GE.sum(1).tolist() == [64 * 8] * 2
+    assert not (source.profile(2)[0, 0] == source.router.draw(64, layer=0, iteration=0).ravel()).all()
 
 
 def test_the_command_writes_everything(record: str, tmp_path: Path, capsys: Any):
@@ -189,3 +189,8 @@ def test_what_cannot_be_scored_is_one_sentence(typed: list[str], status: int, se
     assert main([record if one == "RECORD" else one for one in typed]) == status
     said = capsys.readouterr()
     assert not said.out and said.err.startswith("error: ") and said.err.count("\n") == 1 and sentence in said.err
+
+
+def test_the_page_explains_every_column():
+    page = (Path(__file__).parents[2] / "docs/score.md").read_text()
+    assert [title for title in COLUMNS.values() if f"`{title}`" not in page] == ["load", "ranks"]
