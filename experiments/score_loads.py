@@ -123,16 +123,15 @@ def _of_fits(path: Path, model: str | None, seed: int) -> Iterator[Source]:
 
 
 def _of_record(kind: type[RecordedRouter], path: Path, shape: ModelShape, phase: str, seed: int) -> Iterator[Source]:
-    """One for each number of experts that was recorded."""
+    """One for each number of experts that was recorded; a record of tokens may have more experts of each than count."""
     counts = kind is TraceRouter
     numbers = sorted(set(read_rows(path).num_experts)) if counts else [TokenTrace.read(path).num_experts]
     for num_experts in map(int, numbers):
         layers = min(LAYERS, len(kind.read(path, num_experts)))
-        top_k = shape.top_k if counts else TokenTrace.read(path).expert_LTK.shape[2]
-        given = {"num_experts": num_experts, "top_k": top_k, "path": str(path), "rank": 0, "seed": seed}
-        model = replace(shape, num_experts=num_experts, top_k=top_k)
+        given = {"num_experts": num_experts, "top_k": shape.top_k, "path": str(path), "rank": 0, "seed": seed}
         name = f"{path.name.partition('.')[0]}.E{num_experts}"
-        yield Source(name, model, phase, kind(moe_blocks=range(layers), **given), layers)
+        router = kind(moe_blocks=range(layers), **given)
+        yield Source(name, replace(shape, num_experts=num_experts), phase, router, layers)
 
 
 def _has_tokens(path: Path) -> bool:

@@ -13,6 +13,8 @@ from experiments.score import COLUMNS, main
 from experiments.score_loads import BATCHES, Source, read_model, sources
 from experiments.scoring import Scorer, Setting, View, overall, play
 from routers.drawn import PROFILE_FROM, DrawnRouter
+from routers.fits import SHIPPED
+from routers.token_trace import DEFAULT_PATH as TOKENS
 from systems.planners.base import as_replicas
 from systems.planners.eplb import EPLB
 from systems.planners.placement import Home
@@ -170,6 +172,7 @@ def test_a_class_is_placed_by_a_profile_and_all_is_a_table(record: str, capsys: 
         (["eplb_profiled", "planner.extra=3"], 2, "EPLB has no option 'extra'; its options are extra_replicas"),
         (["eplb_profiled", "load=x"], 2, "'load=x' is no option; did you mean 'loads'?"),
         (["eplb_profiled", "device=h300"], 2, "there is no device h300, only a100_sxm"),
+        (["eplb_profiled", "device=none"], 2, "there is no device none, only a100_sxm"),
         (["eplb_profiled", "loads=/nowhere.csv"], 2, "loads is /nowhere.csv; there is no such file"),
         (["eplb_profiled", "model=bert", "RECORD"], 2, "model is 'bert'; it must be one of"),
         (["eplb_profiled", "RECORD"], 2, "which does not say how wide its model is; add model="),
@@ -194,3 +197,16 @@ def test_what_cannot_be_scored_is_one_sentence(typed: list[str], status: int, se
 def test_the_page_explains_every_column():
     page = (Path(__file__).parents[2] / "docs/score.md").read_text()
     assert [title for title in COLUMNS.values() if f"`{title}`" not in page] == ["load", "ranks"]
+
+
+def test_every_kind_of_file_is_read(tmp_path: Path):
+    (tokens,) = sources(TOKENS, "small_switch", None, seed=0)
+    assert (tokens.name, tokens.phase, tokens.num_layers) == ("token_trace.E128", "encode", 2)
+    assert tokens.tokens(0, 0, 2).sum(1).tolist() == [3000, 3000]
+    (tmp_path / "mine.npz").write_bytes(SHIPPED.read_bytes())
+    fits = sources(tmp_path / "mine.npz", "mixtral", None, seed=0)
+    assert {(one.phase, one.model.d_model) for one in fits} == {
+        (phase, 4096) for phase in ("prefill", "decode", "encode")
+    }
+    with pytest.raises(ValueError, match=r"regime is 'decode'; model\.family 'switch' can encode"):
+        sources(TOKENS, "small_switch", "decode", seed=0)
