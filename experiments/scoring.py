@@ -60,14 +60,11 @@ class Setting:
     device: Device
 
     @cached_property
-    def costs(self) -> Costs:
-        """What a planner weighs, as in a simulated run."""
-        shape, device = self.source.shape, self.device
+    def rates(self) -> Rates:
+        """By which a planner weighs costs, as in a simulated run."""
+        shape, device, network = self.source.shape, self.device, self.device.network(self.ranks)
         flops_per_s = 2 * LARGE**3 / device.matmul_s(1, LARGE, LARGE, LARGE, PRECISION)
-        rank_bytes = shape.max_tokens * shape.d_model * BYTES
-        return costs_of(
-            shape, BYTES, Rates(flops_per_s, modelled_rate(device.network(self.ranks), self.ranks, rank_bytes))
-        )
+        return Rates(flops_per_s, modelled_rate(network, self.ranks, shape.max_tokens * shape.d_model * BYTES))
 
     def experts_s(self, rows_EG: np.ndarray) -> float:
         """The busiest rank's two grouped products, which read the weights of the experts that have rows."""
@@ -110,12 +107,13 @@ def play(referee: Referee, view: View, setting: Setting, extra_slots: int | None
     source, ranks = setting.source, setting.ranks
     owner_E = PLACEMENTS[view.placement](source.model.num_experts, ranks).numpy()
     start_LEG = np.stack([as_replicas(owner_E, ranks)] * source.num_layers)
+    costs = costs_of(source.shape, BYTES, setting.rates)
     if view.loads == "profiled":
-        start_LEG = referee.place_layers(source.profile(ranks), start_LEG[0], setting.costs)
+        start_LEG = referee.place_layers(source.profile(ranks), start_LEG[0], costs)
     for layer, start_EG in enumerate(start_LEG):
-        for batch, (before_EG, after_EG, sent_GEG) in enumerate(
-            _batches(referee, view, setting, layer, start_EG, owner_E)
-        ):
+        tokens_IGE = [source.tokens(layer, batch, ranks) for batch in range(view.warmup + BATCHES)]
+        planned = _batches(referee, view, costs, tokens_IGE, start_EG, owner_E)
+        for batch, (before_EG, after_EG, sent_GEG) in enumerate(planned):
             held_G = np.count_nonzero((after_EG > 0) | ((before_EG > 0) & (not view.stays)), axis=0)
             slots = source.model.num_experts // ranks + (extra_slots or 0)
             if extra_slots is not None and held_G.max() > slots:
@@ -128,16 +126,20 @@ def play(referee: Referee, view: View, setting: Setting, extra_slots: int | None
 
 
 def _batches(
-    referee: Referee, view: View, setting: Setting, layer: int, start_EG: np.ndarray, owner_E: np.ndarray
+    referee: Referee,
+    view: View,
+    costs: Costs,
+    tokens_IGE: Sequence[np.ndarray],
+    start_EG: np.ndarray,
+    owner_E: np.ndarray,
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """before_EG, after_EG, sent_GEG of each batch that is scored, as `PlannedExpertParallel` plans them."""
     past: deque[np.ndarray] = deque(maxlen=view.window)
     here_EG = after_EG = start_EG
-    for batch in range(view.warmup + BATCHES):
-        tokens_GE = setting.source.tokens(layer, batch, setting.ranks)
+    for batch, tokens_GE in enumerate(tokens_IGE):
         if view.loads == "oracle" or (view.loads == "lagged" and len(past) == view.window):
             loads_GE = tokens_GE if view.loads == "oracle" else np.mean(past, axis=0)
-            after_EG = referee.place(loads_GE, here_EG, setting.costs)
+            after_EG = referee.place(loads_GE, here_EG, costs)
         if batch >= view.warmup:
             still_E = after_EG[np.arange(len(after_EG)), owner_E] > 0
             lives_E = np.where(still_E, owner_E, owner_of(after_EG))

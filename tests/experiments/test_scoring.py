@@ -88,13 +88,13 @@ def test_a_planner_sees_what_it_may_see(source: Source):
 
 def test_ep_by_hand(source: Source):
     """Batch 0 on two ranks: expert 0 gets the tokens of rank 0, where it is, and expert 1 those of rank 1."""
-    first, second, *_ = play(Referee(Home()), View(), setting := Setting(source, 2, DEVICE))
+    first, second, *_ = play(Referee(Home()), View(), Setting(source, 2, DEVICE))
     assert first["max_over_mean"] == 2 and first["over_least"] == 1 and first["activated"] == 2 and first["held"] == 1
     assert first["remote_rows"] == 3000 and first["remote_share"] == 0.5 and first["experts_moved"] == 0
     experts_s = sum(DEVICE.grouped_s("triton", [3000, 3000], n, k, "bf16") for n, k in ((3072, 768), (768, 3072)))
     one_way_s = DEVICE.network(2).seconds("all_to_all", (3000 * 768 * 2,), 2)
     assert first["layer_ms"] == pytest.approx(1e3 * (experts_s + 2 * one_way_s), rel=1e-9)
-    assert second["remote_rows"] == 3000 and setting.costs.move_row_s == pytest.approx(768 * 2 / 1e11, rel=5)
+    assert second["remote_rows"] == 3000
 
 
 def test_weights_are_billed_to_whoever_sends_most(source: Source):
