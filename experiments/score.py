@@ -144,7 +144,7 @@ def table(report: dict[str, Any]) -> str:
 def summary(reports: dict[str, Any]) -> str:
     """Of many planners a line each, the best first: the score, its part of each model and phase, means over loads."""
     rows = [{"system": name} | _line(report) for name, report in reports.items()]
-    frame = pd.DataFrame(rows).sort_values("score", ascending=False, na_position="last")
+    frame = pd.DataFrame(rows).sort_values("score", ascending=False, na_position="last").dropna(axis=1, how="all")
     return frame.to_string(index=False, na_rep="-", float_format="%.3g")
 
 
@@ -153,12 +153,10 @@ def _line(report: dict[str, Any]) -> dict[str, Any]:
         return {"score": None, "said": report["said"]}
     loads = pd.DataFrame(report["loads"])
     parts = {group: overall(mine.to_dict("records")) for group, mine in loads.groupby("group")}
-    means = {COLUMNS[key]: loads[key].mean() for key in ("max_over_mean", "over_least", "plan_ms_median")}
+    means = {COLUMNS[key]: loads[key].mean() for key in ("max_over_mean", "over_least")}
     line = {"placed_by": report["view"]["placed_by"], "score": report["score"], **parts, **means}
-    return line | {
-        COLUMNS["held"]: loads["held"].max(),
-        "said": f"refuses {len(report['refused'])}" * bool(report["refused"]),
-    }
+    line |= {"most held": loads["held"].max(), "plan_ms": loads["plan_ms_median"].mean()}
+    return line | {"said": f"refuses {len(report['refused'])} loads" if report["refused"] else None}
 
 
 def typed_values(arguments: Sequence[str]) -> dict[str, Any]:

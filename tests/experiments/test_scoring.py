@@ -180,11 +180,7 @@ def test_a_class_is_placed_by_a_profile_and_all_is_a_table(record: str, capsys: 
         (["eplb_profiled", "RECORD", "model=switch", "ranks=many"], 2, "ranks is 'many'; it must be whole numbers"),
         (["eplb_profiled", "RECORD", "model=switch", "placed_by=x", "ranks=4"], 2, "system.loads is 'x'"),
         (["eplb_profiled", "seed=-1"], 2, "seed is -1; it must be a whole number of at least 0"),
-        (
-            ["lazarus_profiled", "RECORD", "model=switch", "planner.slots_per_rank=1", "ranks=4"],
-            2,
-            "planner.slots_per_rank",
-        ),
+        (["prophet_lagged", "RECORD", "model=switch", "planner.excluded=4", "ranks=4"], 2, "on 4 ranks it must be"),
         (["eplb_profiled", "RECORD", "model=switch", "extra_slots=0", "ranks=4"], 1, "planner EPLB places"),
     ],
 )
