@@ -110,6 +110,7 @@ def test_account_of_shadowed_experts():
     account = system.account(tokens_GE, element_size=4)
     expert, counts = 2 * 4 * 8 * 4, 8 * 8
     assert account.rows_computed == 1005 and account.bytes_sent == counts + expert
+    assert account.least_rows == 1005  # of 2010 rows, which both ranks may have
 
 
 @pytest.mark.parametrize(
