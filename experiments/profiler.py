@@ -56,7 +56,8 @@ class Profiler:
         told = self._ceilings
         link, memory = told["link_bytes_per_s"] or math.inf, told.get("copy_bytes_per_s", math.inf)
         modelled = isinstance(self._program.session.clock, ModelledClock)
-        nodes, operation_s = (told.get("near_bytes_per_s"), told.get("ranks_per_node")), 1e-6 * told.get("operation_us", 0.0)
+        nodes = told.get("near_bytes_per_s"), told.get("ranks_per_node")
+        operation_s = 1e-6 * told.get("operation_us", 0.0)
         if told.get("scheduling") == "simulated":
             return Rates(told["matmul_flops_per_s"], link, *nodes, memory, operation_s)
         flops = _nearest(told["matmul_flops_per_s"])

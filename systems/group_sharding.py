@@ -173,8 +173,8 @@ class GroupSharding(System):
         for part, (order_N, rows_e), rows in zip(self._parts, grouped, rows_P, strict=True):
             order_n = order_N[:rows]
             row_n = order_n // top_k
-            copies = Copies(torch.arange(rows, device=x_RD.device), rows_e, 1, weight_N[order_n])
-            y_RD.index_add_(0, row_n, self.engine(x_RD[row_n], copies, *part.weights))
+            y_nD = self.engine.of_sorted(x_RD[row_n], rows_e, *part.weights)
+            y_RD.index_add_(0, row_n, y_nD.mul_(weight_N[order_n].to(y_nD.dtype).unsqueeze(1)))
         return y_RD
 
     def _chosen(self, planner: ShardGroups, travel: str, profile: Profile, costs: Costs) -> tuple[np.ndarray, bool]:

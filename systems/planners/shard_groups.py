@@ -4,7 +4,7 @@ Expert e is cut into s_e = 1, 2, 4, ... parts for a group of s_e neighbouring ra
 into s parts take n/s of a rank's E/G places, so s divides how many of them a group has. Every rank holds E/G experts'
 worth of weights. With all s_e = 1 this is expert parallelism, with all s_e = G it is MoEShard. What it weighs:
 
-    computing   max_r sum_{e on r} work_e / s_e + 8 L_e touch_row_s,
+    computing   max_r sum_{e on r} work_e / s_e + 7 L_e touch_row_s,
                                                      work_e = max(L_e row_s, P(L_e > 0) read_expert_s)
     travelling  2 near_row_s max_r V_r,              V_r = T (1 - prod_{e on r} (1 - L_e / T))
     issuing     a call of the experts for every size
@@ -24,7 +24,7 @@ import numpy as np
 from systems.planners.base import Costs
 from systems.planners.packing import pack
 
-TOUCHES = 8  # of a copy's row in memory, however narrow the part: picked out, sorted, put back and added up
+TOUCHES = 7  # of a copy's row in memory, however narrow the part: picked out, weighted and added up
 ENGINE_OPERATIONS = 12  # that a call of the experts of one size issues, or so
 PICK_OPERATIONS = 15  # more, and a wait, where a rank has not a part of every expert and picks out copies
 Cut = dict[int, int]  # how a node's experts are cut: by size, how many experts a group of so many ranks has
