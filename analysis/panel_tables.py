@@ -32,7 +32,7 @@ SYSTEMS = {
     "imbalance": ("max ÷ mean rows", number),
 }
 # Not timed: summary.csv has their spread over iterations.
-COUNTED = {"padding", "imbalance", "bytes_sent", "weight_bytes", "dropped", "predicted"}
+COUNTED = {"padding", "imbalance", "over_least", "bytes_sent", "weight_bytes", "dropped", "predicted"}
 LOADS = {
     "busiest": "busiest expert, tokens",
     "busiest_to_mean": "busiest ÷ mean",

@@ -67,8 +67,8 @@ def over_ranks(name: str, ms_ILG: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def reduce_counts(measured: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Imbalance per layer; padding, tokens dropped, bytes and flops per forward pass; expert weights of a rank; whether
-    loads were predicted, per layer.
+    """Per layer: imbalance, the busiest rank over the least that replicas allow, whether loads were predicted; per
+    forward pass: padding, tokens dropped, bytes, flops; expert weights of a rank.
     """
     reduced = {name: per_pass(measured[name]) for name in ("dropped", "bytes_sent", "flops") if name in measured}
     if "weight_bytes" in measured:
@@ -78,6 +78,8 @@ def reduce_counts(measured: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     computed_ILG, useful_ILG = measured.get("rows_computed"), measured.get("rows_useful")
     if computed_ILG is not None:
         reduced["imbalance"] = computed_ILG.max(axis=-1) / computed_ILG.mean(axis=-1)
+    if computed_ILG is not None and "least_rows" in measured:  # rank 0 tells it
+        reduced["over_least"] = computed_ILG.max(axis=-1) / measured["least_rows"].max(axis=-1)
     if computed_ILG is not None and useful_ILG is not None:
         reduced["padding"] = per_pass(computed_ILG) / per_pass(useful_ILG)
     return reduced

@@ -28,7 +28,7 @@ COLUMNS = [
 MEDIANS = {
     **dict.fromkeys(["ttft_ms", "ttft_min_rank_ms", "ttft_spread_ms"], "ms"),
     **dict.fromkeys(["layer_moe_ms", "layer_moe_min_rank_ms", "layer_moe_spread_ms", "entry_skew_ms"], "ms"),
-    **dict.fromkeys(["padding", "imbalance", "expert_cv", "expert_gini", "expert_imbalance"], "ratio"),
+    **dict.fromkeys(["padding", "imbalance", "over_least", "expert_cv", "expert_gini", "expert_imbalance"], "ratio"),
     "empty_experts": "experts",
     "flops": "flop",
     "bytes_sent": "bytes",

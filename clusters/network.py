@@ -31,6 +31,11 @@ class NetworkModel(Protocol):
     @property
     def name(self) -> str: ...
 
+    @property
+    def ranks_per_node(self) -> int | None:
+        """None: all ranks are near one another."""
+        ...
+
     def when(self, collective: str, ranks: int, spread_s: float) -> "NetworkModel":
         """The model of a collective whose last rank comes spread_s after the first."""
         ...
@@ -96,6 +101,10 @@ class Network:
         sizes = [size for size, _ in table]
         if not sizes or sizes != sorted(set(sizes)) or sizes[0] < 0:
             raise ValueError(f"network {self.name}: {what} must ascend from 0 bytes or more, got sizes {sizes}")
+
+    @property
+    def ranks_per_node(self) -> None:
+        """All ranks are near one another."""
 
     def when(self, collective: str, ranks: int, spread_s: float) -> "Network":
         """`late` where the last rank comes more than the latency after the first, if there is one; else itself."""

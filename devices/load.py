@@ -14,11 +14,11 @@ CONF = Path(__file__).parents[1] / "conf/device"
 
 def load_device(name: str) -> Device:
     """The device of conf/device/NAME.yaml, without Hydra; ValueError names those there are."""
-    path = CONF / f"{name}.yaml"
-    if not path.exists():
-        known = ", ".join(sorted(path.stem for path in CONF.glob("*.yaml")))
-        raise ValueError(f"there is no device {name}, only {known}; {how_to_describe(name)}")
-    return _built(yaml.safe_load(path.read_text()))
+    nodes = {path.stem: yaml.safe_load(path.read_text()) for path in CONF.glob("*.yaml")}
+    described = {one: node for one, node in nodes.items() if "_target_" in node}  # `none` describes none
+    if name not in described:
+        raise ValueError(f"there is no device {name}, only {', '.join(sorted(described))}; {how_to_describe(name)}")
+    return _built(described[name])
 
 
 def _built(value: Any) -> Any:

@@ -92,6 +92,14 @@ def modelled_rate(network: NetworkModel, ranks: int, num_bytes: int) -> float:
     return num_bytes / (exchange_s - latency_s) if exchange_s > latency_s else float("inf")
 
 
+def near_rate(network: NetworkModel, ranks: int, num_bytes: int) -> dict[str, Any]:
+    """ranks_per_node and near_bytes_per_s, if ranks are on several modelled nodes: what one sends within its own."""
+    near = network.ranks_per_node
+    if near is None or ranks <= near:
+        return {}
+    return {"ranks_per_node": near, "near_bytes_per_s": modelled_rate(network, near, num_bytes) if near > 1 else None}
+
+
 def _measured_rate(session: Session, num_bytes: int) -> float:
     ranks, clock = session.world_size, session.clock
     sent = torch.zeros(ranks, num_bytes // (ranks - 1), dtype=torch.uint8, device=session.device)

@@ -105,7 +105,7 @@ def judge_case(case: Case, node: dict[str, Any], session: Session) -> tuple[dict
     shape = replace(case.shape, max_expert_tokens=int(tokens_GE.max()))
     layer = {"shape": shape, "weights": weights, "group": session.group}
     kind, given = find_class(node), options(node, "system")
-    needed = {"profile": _profile(case, session.world_size), "rates": Rates(1e11, 2e11)}
+    needed = {"profile": _profile(case, session.world_size), "rates": _rates(session.world_size)}
     given |= {name: needed[name] for name in kind.needs(**kind.every_option(**given)) & needed.keys()}
     system: System = kind(**given, **layer, engine=_engine(node, shape, session))
     first_TD = system.forward(x_TD, routing)
@@ -135,13 +135,19 @@ def _refusal(case: Case, node: dict[str, Any], session: Session) -> str:
     return ""
 
 
+def _rates(world_size: int) -> Rates:
+    """Those of ranks on two nodes."""
+    return Rates(1e11, 2e11, ranks_per_node=max(1, world_size // 2))
+
+
 def _profile(case: Case, world_size: int) -> Profile:
     """Other tokens than those of the case, the first expert hot, in two layers of which the case is the second."""
     generator = np.random.default_rng(case.num_experts)
     popularity_E = np.ones(case.num_experts)
     popularity_E[0] = 20
     shape_LGM = (2, world_size, 5 * MAX_TOKENS)
-    return Profile(generator.choice(case.num_experts, shape_LGM, p=popularity_E / popularity_E.sum()), layer=1)
+    expert_LGM = generator.choice(case.num_experts, shape_LGM, p=popularity_E / popularity_E.sum())
+    return Profile(lambda: expert_LGM, layer=1)
 
 
 def _engine(node: dict[str, Any], shape: LayerShape, session: Session) -> Engine:

@@ -12,7 +12,7 @@ from systems.collectives import all_gather
 from workloads.batches import tokens_hash
 
 UNITS = {
-    **dict.fromkeys(["rows_computed", "rows_useful"], "rows"),
+    **dict.fromkeys(["rows_computed", "rows_useful", "least_rows"], "rows"),
     "dropped": "tokens",
     **dict.fromkeys(["bytes_sent", "memory_bytes", "weight_bytes"], "bytes"),
     "flops": "flop",

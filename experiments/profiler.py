@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 from dataclasses import replace
 from functools import cache
 from typing import Any
@@ -11,9 +12,10 @@ import torch
 import torch.distributed as dist
 from torch.nn.functional import pad
 
-from clusters.clocks import ModelledClock
+from clusters.clocks import ModelledClock, VirtualClock
+from clusters.network import NetworkModel
 from clusters.session import Session
-from experiments.ceilings import measure_ceilings, measure_link
+from experiments.ceilings import measure_ceilings, measure_link, near_rate
 from experiments.configuration import instantiate, layer_shape, set_precision
 from experiments.program import Program
 from experiments.records import Workload
@@ -29,11 +31,13 @@ def ceilings_here(workload: Workload, session: Session) -> dict[str, Any]:
     set_precision(workload.precision)
     shape, dtype = layer_shape(workload), DTYPES[workload.precision]
     rank_bytes = shape.max_tokens * shape.d_model * dtype.itemsize
-    link = measure_link(session, instantiate(workload.network, "network"), rank_bytes)
+    network = instantiate(workload.network, "network")
+    link = measure_link(session, network, rank_bytes)
     dist.barrier(group=session.group)
     if session.rank == 0:
         found = measure_ceilings(session.device, dtype)
         found["link_bytes_per_s"] = link if link < float("inf") else None
+        found |= _nodes(session, network, rank_bytes)
         session.store.set("ceilings", json.dumps(found))
     return json.loads(session.store.get("ceilings"))
 
@@ -49,9 +53,15 @@ class Profiler:
     @property
     def rates(self) -> Rates:
         """What is measured to the nearest power of four: launches that find the machine faster or slower plan alike."""
-        link = self._ceilings["link_bytes_per_s"] or float("inf")
+        told = self._ceilings
+        link, memory = told["link_bytes_per_s"] or math.inf, told.get("copy_bytes_per_s", math.inf)
         modelled = isinstance(self._program.session.clock, ModelledClock)
-        return Rates(_nearest(self._ceilings["matmul_flops_per_s"]), link if modelled else _nearest(link))
+        nodes = told.get("near_bytes_per_s"), told.get("ranks_per_node")
+        operation_s = 1e-6 * told.get("operation_us", 0.0)
+        if told.get("scheduling") == "simulated":
+            return Rates(told["matmul_flops_per_s"], link, *nodes, memory, operation_s)
+        flops = _nearest(told["matmul_flops_per_s"])
+        return Rates(flops, link if modelled else _nearest(link), *nodes, _nearest(memory), _nearest(operation_s))
 
     def _max_expert_tokens(self) -> int | None:
         """The most tokens of any rank for one expert, over all blocks and planned iterations.
@@ -74,8 +84,8 @@ class Profiler:
         expert_LM = torch.cat([experts_of(iteration) for iteration in batches], 1)
         most = PROFILED * program.shape.max_tokens * program.shape.top_k
         expert_LM = pad(expert_LM, (0, most - expert_LM.shape[1]), value=NO_EXPERT)
-        expert_GLM = all_gather(expert_LM.unsqueeze(0), program.session.group).cpu().numpy()
-        first = Profile(expert_GLM.transpose(1, 0, 2), 0)
+        expert_GLM = all_gather(expert_LM.int().unsqueeze(0), program.session.group)
+        first = Profile(cache(lambda: expert_GLM.cpu().numpy().transpose(1, 0, 2)), 0)
         return {block: replace(first, layer=layer) for layer, block in enumerate(program.layers)}
 
     def _drawn(self, iteration: int) -> torch.Tensor:
@@ -94,5 +104,13 @@ class Profiler:
         return torch.stack([routing.expert_TK.flatten() for routing in routings if routing is not None])
 
 
+def _nodes(session: Session, network: NetworkModel, num_bytes: int) -> dict[str, Any]:
+    """Which ranks are near: by the modelled network, or those that torchrun put on one host."""
+    if isinstance(session.clock, VirtualClock):
+        return near_rate(network, session.world_size, num_bytes)
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", session.world_size))
+    return {"ranks_per_node": here} if here < session.world_size else {}
+
+
 def _nearest(rate: float) -> float:
-    return 4.0 ** round(math.log(rate, 4)) if math.isfinite(rate) else rate
+    return 4.0 ** round(math.log(rate, 4)) if 0 < rate < math.inf else rate

@@ -28,7 +28,7 @@ from clusters.launch import LaunchFailed
 from clusters.session import Session
 from clusters.simulated import Simulated
 from clusters.simulated.timeline import Event, Timeline
-from experiments.ceilings import modelled_rate
+from experiments.ceilings import modelled_rate, near_rate
 from experiments.configuration import described_device, instantiate, is_node, layer_shape
 from experiments.recorder import Span
 from experiments.records import Launch, Tier, Workload
@@ -154,6 +154,7 @@ def ceilings_of(workload: Workload) -> dict[str, Any]:
         "copy_bytes_per_s": num_bytes / cluster.device.memory_s(num_bytes),
         "operation_us": cluster.device.host.operation_us,
         "link_bytes_per_s": link if link < float("inf") else None,
+        **near_rate(cluster.network, cluster.world_size, rank_bytes),
         "dtype": str(DTYPES[precision]).removeprefix("torch."),
         "threads": 1,
         "scheduling": "simulated",

@@ -19,7 +19,7 @@ def read_trace(path: Path, num_experts: int) -> dict[int, np.ndarray]:
 
     Raises ValueError, naming router.path, for a file that is no trace or lacks this number of experts.
     """
-    rows = _read_rows(path)
+    rows = read_rows(path)
     recorded = sorted(set(rows.num_experts))
     if num_experts not in recorded:
         raise ValueError(
@@ -31,7 +31,8 @@ def read_trace(path: Path, num_experts: int) -> dict[int, np.ndarray]:
     return {int(layer): _read_counts(path, num_experts, found) for layer, found in layers.items()}
 
 
-def _read_rows(path: Path) -> pd.DataFrame:
+def read_rows(path: Path) -> pd.DataFrame:
+    """The file's rows in the columns COLUMNS; ValueError, naming router.path, where it has not these."""
     numbers: Any = dict.fromkeys(COLUMNS[:3], "int64")
     try:
         return pd.read_csv(path, usecols=list(COLUMNS), dtype=numbers | {COLUMNS[3]: str}, keep_default_na=False)

@@ -62,9 +62,9 @@ class LayerWeights(Protocol):
         """
         ...
 
-    def shard(self, index: int, count: int) -> tuple[torch.Tensor, ...]:
-        """The same of part `index` of `count` of every expert: W_i, of a gated one both halves, cut by columns and W_o
-        by rows. The first part has b_o and the others zeros, because parts are summed.
+    def shard(self, index: int, count: int, expert_ids: list[int] | None = None) -> tuple[torch.Tensor, ...]:
+        """The same of part `index` of `count` of these experts, or of all: W_i, of a gated one both halves, cut by
+        columns and W_o by rows. The first part has b_o and the others zeros, because parts are summed.
         """
         ...
 
@@ -79,6 +79,8 @@ class Account:
     reduce-scatter (G-1) x its output, an all-to-all what is not for this rank, an all-reduce 2 (G-1)/G x its tensor.
     memory_bytes: bytes that the experts' matrix products at least read and write here (`ffn_bytes`).
     predicted: 1 where loads were predicted well enough to keep the plan made of them, 0 where not; None: nobody tried.
+    least_rows: the fewest rows that the busiest rank could have, given the ranks that hold each expert
+    (systems.planners.bound); told by rank 0, 0 on the others. None: nobody chooses among holders.
     """
 
     rows_computed: float
@@ -87,6 +89,7 @@ class Account:
     bytes_sent: float
     memory_bytes: float
     predicted: float | None = None
+    least_rows: float | None = None
 
 
 class System(ABC):

@@ -9,13 +9,12 @@ from collections import deque
 from typing import Any
 
 import torch
-from torch.nn.functional import pad
 
 from routers.base import Routing
 from systems.base import Account, LayerShape, System, divisible
 from systems.collectives import InFlight, start_all_gather, start_reduce_scatter
 from systems.engines import Copies
-from systems.permute import summed_copies
+from systems.permute import filled_up, packed_choices, summed_copies, unpacked_choices
 
 
 class MoEShard(System):
@@ -47,8 +46,10 @@ class MoEShard(System):
         num_tokens = len(x_TD)
         with self.span("dispatch"):
             padding = self.shape.max_tokens - num_tokens
-            choices_T2K = _filled_up(_packed(routing), padding, self.shape.num_experts)
-            x_TD = _filled_up(x_TD, padding, 0)
+            choices_T2K = filled_up(
+                packed_choices(routing.expert_TK, routing.weight_TK), padding, self.shape.num_experts
+            )
+            x_TD = filled_up(x_TD, padding, 0)
             parts = zip(choices_T2K.chunk(self._chunks), x_TD.chunk(self._chunks), strict=True)
             arriving = deque((self._gather(choices), self._gather(tokens)) for choices, tokens in parts)
         leaving = [self._compute(*arriving.popleft()) for _ in range(len(arriving))]
@@ -62,7 +63,7 @@ class MoEShard(System):
         A token's copies are weighted and summed here, so that one row a token travels back whatever top_k is.
         """
         with self.span("dispatch"):
-            expert_N, weight_N = _unpacked(choices.wait())
+            expert_N, weight_N = unpacked_choices(choices.wait())
             order_N, rows_E = self.engine.group(expert_N, self.shape.num_experts)
             x_MD = tokens.wait()
         with self.span("experts"):
@@ -96,19 +97,3 @@ class MoEShardNoMegaBlocks(MoEShard):
     """The paper's ablation (section 4.4): one pair of matmuls per expert, whatever engine the others use."""
 
     own_engine = "loop"
-
-
-def _packed(routing: Routing) -> torch.Tensor:
-    """int32 [T, 2K]: experts and the bits of their float32 weights, for one exchange."""
-    return torch.cat([routing.expert_TK.int(), routing.weight_TK.float().view(torch.int32)], 1)
-
-
-def _unpacked(choices_M2K: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """expert_N (int64) and weight_N (float32) of all copies."""
-    expert_MK, weight_MK = choices_M2K.chunk(2, 1)
-    return expert_MK.flatten().long(), weight_MK.contiguous().view(torch.float32).flatten()
-
-
-def _filled_up(x: torch.Tensor, padding: int, value: int) -> torch.Tensor:
-    """Ranks with fewer tokens fill up to max_tokens, so that shapes are static; expert E means none."""
-    return pad(x, (0, 0, 0, padding), value=value) if padding else x

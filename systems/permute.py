@@ -1,6 +1,7 @@
 """Index arithmetic between token order and expert order; pure functions."""
 
 import torch
+from torch.nn.functional import pad
 
 
 def group_by_expert(expert_N: torch.Tensor, num_experts: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -71,3 +72,19 @@ def summed_copies(y_ND: torch.Tensor, top_k: int) -> torch.Tensor:
 def weighted_sum(y_ND: torch.Tensor, weight_TK: torch.Tensor) -> torch.Tensor:
     """y_TD: each token's K copies, which stand together, weighted and summed."""
     return summed_copies(y_ND * weight_TK.reshape(-1, 1), weight_TK.shape[1])
+
+
+def packed_choices(expert_TK: torch.Tensor, weight_TK: torch.Tensor) -> torch.Tensor:
+    """int32 [T, 2K]: experts and the bits of their float32 weights, for one exchange."""
+    return torch.cat([expert_TK.int(), weight_TK.float().view(torch.int32)], 1)
+
+
+def unpacked_choices(choices_M2K: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """expert_N (int64) and weight_N (float32) of all copies."""
+    expert_MK, weight_MK = choices_M2K.chunk(2, 1)
+    return expert_MK.flatten().long(), weight_MK.contiguous().view(torch.float32).flatten()
+
+
+def filled_up(x: torch.Tensor, padding: int, value: int) -> torch.Tensor:
+    """Ranks with fewer tokens fill up to max_tokens, so that shapes are static; expert E means none."""
+    return pad(x, (0, 0, 0, padding), value=value) if padding else x

@@ -19,6 +19,7 @@ from systems.engines import Copies
 from systems.migration import MIGRATIONS, Held, Migration
 from systems.permute import experts_of_arrivals, transposed_blocks, weighted_sum
 from systems.planners.base import Costs, Planner, Profile, Rates, as_replicas, owner_of
+from systems.planners.bound import least_rows
 from systems.planners.placement import PLACEMENTS
 
 LOADS = ("none", "oracle", "lagged", "profiled")
@@ -208,7 +209,10 @@ class PlannedExpertParallel(System):
         moved = (leaving + returning) * self.shape.d_model * element_size
         moved += experts * sum(w[0].numel() * w.element_size() for w in self._migration.held.weights)
         memory_bytes = self.ffn_bytes(rows, int(np.count_nonzero(received_GE.sum(0))), element_size)
-        return Account(rows, rows, dropped=0, bytes_sent=counts + moved, memory_bytes=memory_bytes)
+        # Milliseconds of a number that all ranks would find alike.
+        least = 0 if here else least_rows(plan.sent_GEG.sum((0, 2)), plan.replicas_EG)[0]
+        counted = {"bytes_sent": counts + moved, "memory_bytes": memory_bytes, "least_rows": float(least)}
+        return Account(rows, rows, dropped=0, **counted)
 
     def experts_held(self) -> float:
         return float(max(self._most_held, len(self._migration.held.experts)))
@@ -221,11 +225,17 @@ def _unwritable(array: np.ndarray) -> np.ndarray:
     return view
 
 
-def costs_of(shape: LayerShape, element_size: int, rates: Rates, batches: int) -> Costs:
-    """The products of a row; a row and an expert's weights in bytes over the link."""
+def costs_of(shape: LayerShape, element_size: int, rates: Rates, batches: int = 1) -> Costs:
+    """The products of a row; a row and an expert's weights in bytes over the link, and from memory."""
+    row_bytes, expert_bytes = shape.d_model * element_size, shape.expert_elements(shape.d_ff) * element_size
     return Costs(
         row_s=shape.row_flops(shape.d_ff) / rates.flops_per_s,
-        move_row_s=shape.d_model * element_size / rates.bytes_per_s,
-        move_expert_s=shape.expert_elements(shape.d_ff) * element_size / rates.bytes_per_s,
+        move_row_s=row_bytes / rates.bytes_per_s,
+        move_expert_s=expert_bytes / rates.bytes_per_s,
+        read_expert_s=expert_bytes / rates.memory_bytes_per_s,
+        touch_row_s=row_bytes / rates.memory_bytes_per_s,
+        near_row_s=row_bytes / (rates.near_bytes_per_s or rates.bytes_per_s),
+        ranks_per_node=rates.ranks_per_node,
+        operation_s=rates.operation_s,
         batches=batches,
     )

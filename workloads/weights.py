@@ -33,10 +33,11 @@ class Layer(ABC):
         """(wi_eDI, wo_eFD[, bi_eI, bo_eD]) of whole experts, as `systems.base.LayerWeights` has them."""
         return self._stack(expert_ids, slice(0, self.model.d_ff))
 
-    def shard(self, index: int, count: int) -> Experts:
-        """The same of hidden units index*F/count ... of every expert; b_o is with the first, and zeros elsewhere."""
-        width = self.model.d_ff // count
-        wi, wo, *biases = self._stack(list(range(self.model.num_experts)), slice(index * width, (index + 1) * width))
+    def shard(self, index: int, count: int, expert_ids: list[int] | None = None) -> Experts:
+        """The same of hidden units index*F/count ... of these experts, or all; b_o is with the first, else zeros."""
+        width, every = self.model.d_ff // count, list(range(self.model.num_experts))
+        hidden = slice(index * width, (index + 1) * width)
+        wi, wo, *biases = self._stack(every if expert_ids is None else expert_ids, hidden)
         if index:
             biases[1:] = [bias.zero_() for bias in biases[1:]]
         return wi, wo, *biases
@@ -145,10 +146,10 @@ class SharedLayer:
             self._given[key] = self._layer.experts(expert_ids)
         return self._given[key]
 
-    def shard(self, index: int, count: int) -> Experts:
-        key = ("shard", index, count)
+    def shard(self, index: int, count: int, expert_ids: list[int] | None = None) -> Experts:
+        key = ("shard", index, count, None if expert_ids is None else tuple(expert_ids))
         if key not in self._given:
-            self._given[key] = self._layer.shard(index, count)
+            self._given[key] = self._layer.shard(index, count, expert_ids)
         return self._given[key]
 
 

@@ -17,7 +17,7 @@ METRICS = {
     "ttft_ms": ("ms", TIMED),
     **dict.fromkeys(["layer_moe_ms", "section_ms", "entry_skew_ms"], ("ms", OBSERVED)),
     **dict.fromkeys([f"idle_{what}_ms" for what in ("ttft", "layer_moe", "section")], ("ms", OBSERVED)),
-    **dict.fromkeys(["rows_computed", "rows_useful"], ("rows", COUNTED)),
+    **dict.fromkeys(["rows_computed", "rows_useful", "least_rows"], ("rows", COUNTED)),
     "preempted_ms": ("ms", TIMED),
     "dropped": ("tokens", COUNTED),
     **dict.fromkeys(["bytes_sent", "memory_bytes", "weight_bytes"], ("bytes", COUNTED)),

@@ -4,6 +4,7 @@ What is moved between ranks keeps its values where it has any. One group object 
 the process: it answers for the rank whose turn it is, so libraries that keep groups in global variables work.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 from functools import reduce
@@ -175,7 +176,7 @@ class SimulatedGroup(dist.ProcessGroup):
 
 
 def _row_bytes(tensor: torch.Tensor) -> int:
-    return tensor.nbytes // len(tensor) if len(tensor) else max(1, tensor.element_size())
+    return math.prod(tensor.shape[1:]) * tensor.element_size()  # also where there are no rows
 
 
 def _copy_into(output: torch.Tensor, read: torch.Tensor) -> torch.Tensor:

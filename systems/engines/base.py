@@ -56,6 +56,10 @@ class Engine(ABC):
     def __call__(self, x_MD: torch.Tensor, copies: Copies, *weights: torch.Tensor) -> torch.Tensor:
         """y_ND in the order of the copies, from prepared weights."""
 
+    def of_sorted(self, x_ND: torch.Tensor, rows_e: torch.Tensor, *weights: torch.Tensor) -> torch.Tensor:
+        """y_ND of rows that stand expert after expert already, rows_e of them for each."""
+        return self(x_ND, Copies(torch.arange(len(x_ND), device=x_ND.device), rows_e), *weights)
+
 
 class SortedEngine(Engine):
     """An engine that wants its rows sorted by expert: tokens are copied there and results back."""
@@ -66,6 +70,9 @@ class SortedEngine(Engine):
         if weight_N is not None:
             y_ND = y_ND * weight_N[order_N].to(y_ND.dtype).unsqueeze(1)
         return torch.empty_like(y_ND).index_copy_(0, order_N, y_ND)
+
+    def of_sorted(self, x_ND: torch.Tensor, rows_e: torch.Tensor, *weights: torch.Tensor) -> torch.Tensor:
+        return self.ffn(x_ND, rows_e, *weights)
 
     @abstractmethod
     def ffn(self, x_ND: torch.Tensor, rows_e: torch.Tensor, *weights: torch.Tensor) -> torch.Tensor:

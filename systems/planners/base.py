@@ -6,6 +6,7 @@ go to rank d. All int64, but loads, which may be estimates (float64).
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -15,10 +16,18 @@ NO_EXPERT = -1  # fills up the profile of a rank that has fewer tokens than othe
 
 
 class Rates(NamedTuple):
-    """How fast a rank is: FLOP/s of its matrix products, bytes/s that it sends to others. The same on all ranks."""
+    """How fast a rank is: FLOP/s of its matrix products, bytes/s that it sends to others. The same on all ranks.
+
+    near_bytes_per_s: what it sends to ranks of its own node, of which there are ranks_per_node; None: all are near.
+    memory_bytes_per_s: how fast it reads its own memory. operation_s: what issuing an operation costs its host.
+    """
 
     flops_per_s: float
     bytes_per_s: float
+    near_bytes_per_s: float | None = None
+    ranks_per_node: int | None = None
+    memory_bytes_per_s: float = float("inf")
+    operation_s: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -26,12 +35,20 @@ class Costs:
     """What planners weigh, in seconds of one forward pass.
 
     row_s: a row through an expert. move_row_s: a row from rank to rank, one way. move_expert_s: an expert's weights
-    from rank to rank. batches: how many forward passes a placement serves before the next.
+    from rank to rank. read_expert_s: an expert's weights from memory, which it takes however few rows there are.
+    touch_row_s: a row read from or written to memory. near_row_s: a row to a rank of the same node, of ranks_per_node
+    ranks; None: all are on one. operation_s: what issuing an operation costs the host. batches: how many forward
+    passes a placement serves before the next.
     """
 
     row_s: float
     move_row_s: float
     move_expert_s: float
+    read_expert_s: float = 0.0
+    touch_row_s: float = 0.0
+    near_row_s: float | None = None
+    ranks_per_node: int | None = None
+    operation_s: float = 0.0
     batches: int = 1
 
 
@@ -98,11 +115,17 @@ class Planner(ABC):
 class Profile:
     """Other data than what is measured, for placements made offline: expert_LGM (`Planner.place_layers`) and which of
     its layers a system is. Layers that share `known` share what was solved for all of them.
+
+    tell: gives expert_LGM to the ranks that ask for it, because it is too much for all of many simulated ones.
     """
 
-    expert_LGM: np.ndarray
+    tell: Callable[[], np.ndarray]
     layer: int
     known: dict[int, tuple[Planner, np.ndarray]] = field(default_factory=dict)
+
+    @property
+    def expert_LGM(self) -> np.ndarray:
+        return self.tell()
 
     def placed(self, planner: Planner, current_EG: np.ndarray, costs: Costs) -> np.ndarray:
         """replicas_EG of this layer."""

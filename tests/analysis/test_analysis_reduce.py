@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from analysis.load import load_campaign
-from analysis.reduce import expert_load, gini, load_cube, reduce_cell
+from analysis.reduce import expert_load, gini, load_cube, reduce_cell, reduce_counts
 from tests.analysis.synthetic import CEILINGS, SECTIONS
 
 CELL = "moeshard_num_experts_8_0"
@@ -32,6 +32,14 @@ def test_counts_per_forward(frame):
     reduced = reduce_cell(frame, 4)
     assert np.median(reduced["bytes_sent"]) == pytest.approx(2 * 2.8 * 1e6)
     assert reduced["dropped"].shape == (5, 1) and "percent_of_bound/experts" not in reduced
+
+
+def test_the_busiest_rank_is_held_against_what_rank_0_tells():
+    measured = {
+        "rows_computed": np.array([[[6.0, 2.0], [4.0, 4.0]]]),
+        "least_rows": np.array([[[5.0, 0.0], [4.0, 0.0]]]),
+    }
+    assert reduce_counts(measured)["over_least"].tolist() == [[1.2, 1.0]]
 
 
 def test_percent_of_bound(frame):

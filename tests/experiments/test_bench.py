@@ -20,6 +20,6 @@ from experiments.profiler import Profiler
     ],
 )
 def test_planners_are_told_a_modelled_link_as_it_is_and_measured_rates_roughly(clock, link, planned):
-    ceilings = {"matmul_flops_per_s": 80e9, "link_bytes_per_s": link}
+    ceilings = {"matmul_flops_per_s": 80e9, "link_bytes_per_s": link, "copy_bytes_per_s": 5e9, "operation_us": 3.0}
     program: Any = SimpleNamespace(session=SimpleNamespace(clock=object.__new__(clock)))
-    assert Profiler(program, ceilings).rates == (4**18, planned)
+    assert Profiler(program, ceilings).rates == (4**18, planned, None, None, 4**16, 4**-9)

@@ -55,6 +55,15 @@ def test_whether_loads_were_foreseen_is_stored_where_a_system_tries(counted):
     assert "predicted" not in counted["moeshard_published"]
 
 
+def test_a_planned_dispatch_is_stored_beside_the_best_that_there_is(counted):
+    """Rank 0 tells it; the two ranks' rows are 72 in all, so the best is at least 36."""
+    least_N = counted["lina_predicted"]["least_rows"]
+    told_N = least_N[least_N > 0]
+    assert 2 * len(told_N) == len(least_N) and told_N.min() >= 36
+    assert counted["lina_predicted"]["rows_computed"].max() >= told_N.min()
+    assert "least_rows" not in counted["moeshard_published"]
+
+
 def test_a_batch_that_comes_again_is_accounted_by_each_plan_it_had(tmp_path):
     """One recorded batch, whose tokens all go to the first rank's experts, and a planner that alternates."""
     trace = tmp_path / "trace.csv"

@@ -124,6 +124,7 @@ def test_account_of_shadowed_experts():
     account = system.account(tokens_GE, element_size=4)
     expert, counts = 2 * 4 * 8 * 4, 8 * 8
     assert account.rows_computed == 1005 and account.bytes_sent == counts + expert
+    assert account.least_rows == 1005  # of 2010 rows, which both ranks may have
 
 
 @pytest.mark.parametrize(
@@ -157,4 +158,4 @@ def test_lagged_loads_place_after_the_first_batch_and_then_every_so_many():
 
 def test_costs_by_hand():
     costs = costs_of(SHAPE, 2, Rates(flops_per_s=128.0, bytes_per_s=8.0), batches=3)
-    assert costs == Costs(row_s=1.0, move_row_s=1.0, move_expert_s=16.0, batches=3)
+    assert costs == Costs(row_s=1.0, move_row_s=1.0, move_expert_s=16.0, near_row_s=1.0, batches=3)

@@ -21,6 +21,7 @@ from analysis.tables import Table
 TEXT: dict[str, Any] = {"fontsize": SMALL, "va": "center"}
 LEAGUE = "Medians of the slowest rank, 95 % intervals, cut at half; ranks meet before each layer."
 COLUMNS = SYSTEMS | {
+    "over_least": ("busiest rank ÷ least possible", number),
     "bytes_sent": ("sent a pass, MB", lambda value: number(value / 1e6)),
     "weight_bytes": ("expert weights of a rank, MB", lambda value: number(value / 1e6)),
     "section_ms/plan": ("plan, ms", number),

@@ -126,6 +126,8 @@ def collectives(session: Session, timeline: Timeline) -> dict[str, Any]:
     found["all_to_all"] = all_to_all(x, session.group).tolist()
     found["all_to_all_v"] = all_to_all(x, session.group, [rank + 1] * 3, [1, 2, 3]).tolist()
     found["nothing for rank 0"] = all_to_all(x, session.group, [2 * rank] * 3, [0, 2, 4]).tolist()
+    sent_G, pairs = [1 if rank == 0 else 0] * 3, x.view(3, 2)  # ranks 1 and 2 send no rows, of two numbers each
+    found["from rank 0 only"] = all_to_all(pairs[: sum(sent_G)], session.group, [1, 0, 0], sent_G).tolist()
     into = torch.zeros(4, 6, dtype=torch.int64, device=device)
     dist.all_gather_into_tensor(into[1:], x.view(1, 6))
     found["into a part"] = into.tolist()

@@ -12,7 +12,7 @@ from clusters.session import ClusterSpec, Session, connect
 from clusters.simulated import Simulated
 from clusters.simulated.timeline import Timeline
 from experiments.configuration import find_class, options
-from experiments.conformance import D_FF, D_MODEL, Case, _profile, _refusal, cases
+from experiments.conformance import D_FF, D_MODEL, Case, _profile, _rates, _refusal, cases
 from routers.base import Routing
 from systems.base import LayerShape
 from systems.collectives import all_gather
@@ -22,7 +22,6 @@ from systems.engines.declared import DECLARED
 from systems.engines.loop import LoopEngine
 from systems.expert_parallel import ExpertParallel
 from systems.moeshard import MoEShard
-from systems.planners.base import Rates
 from tests.clusters.simulated.stub import Device
 from workloads.model import ModelShape
 from workloads.weights import SeededLayer, ShapedLayer
@@ -59,7 +58,7 @@ def trace(case: Case, node: dict[str, Any], session: Session) -> dict[str, Any]:
     tokens_GE = all_gather(routing.tokens_per_expert(case.num_experts).unsqueeze(0), session.group).cpu()
     shape, spy = replace(case.shape, max_expert_tokens=int(tokens_GE.max())), Spy(case.activation)
     kind, given = find_class(node), options(node)
-    needed = {"profile": _profile(case, session.world_size), "rates": Rates(1e11, 2e11)}
+    needed = {"profile": _profile(case, session.world_size), "rates": _rates(session.world_size)}
     given |= {name: needed[name] for name in kind.needs(**kind.every_option(**given)) & needed.keys()}
     engine = spy.engine if kind.own_engine else spy
     system = kind(**given, shape=shape, weights=weights, group=session.group, engine=engine)

@@ -97,6 +97,7 @@ def test_collectives_bring_what_they_should():
         assert found["reduce_scatter"] == [30 + 3 * (2 * rank), 30 + 3 * (2 * rank + 1)]
         assert found["all_to_all"] == [x[2 * rank + i] for x in X_GN for i in range(2)]
         begin, end = (0, 1, 3, 6)[rank : rank + 2]
+        assert found["from rank 0 only"] == [X_GN[0][2 * rank : 2 * rank + 2]]
         assert found["all_to_all_v"] == [value for x in X_GN for value in x[begin:end]]
         begin, end = (0, 0, 2, 6)[rank : rank + 2]
         assert found["nothing for rank 0"] == [value for x in X_GN for value in x[begin:end]]
