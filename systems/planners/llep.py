@@ -30,7 +30,7 @@ class LLEP(BatchPlanner):
             raise ValueError(f"planner.gate_over is {gate_over!r}; it must be ranks or experts")
         self.alpha, self.min_chunk, self.gate, self.gate_over = alpha, min_chunk, gate, gate_over
 
-    def divide(self, tokens_GE: np.ndarray, owner_E: np.ndarray, may_hold_EG: np.ndarray) -> Chunks:
+    def divide(self, tokens_GE: np.ndarray, owner_E: np.ndarray) -> Chunks:
         load_E, ranks = tokens_GE.sum(0), len(tokens_GE)
         load_G = np.bincount(owner_E, load_E, ranks).astype(np.int64)
         gated = load_G if self.gate_over == "ranks" else load_E
@@ -38,7 +38,7 @@ class LLEP(BatchPlanner):
             busy_E = np.flatnonzero(load_E)
             return Chunks(busy_E, owner_E[busy_E], tokens_GE.T[busy_E])
         cap = max(1, math.floor(self.alpha * (int(load_G.sum()) // ranks)))
-        quotas = spill(load_E, owner_E, load_G, cap, self.min_chunk, may_hold_EG)
+        quotas = spill(load_E, owner_E, load_G, cap, self.min_chunk)
         expert_C, rank_C, quota_C = np.array([(*pair, rows) for pair, rows in quotas.items()]).T
         order_C = np.argsort(expert_C, kind="stable")  # of an expert the owner's chunk first, then as they were spilled
         expert_C, rank_C, quota_C = expert_C[order_C], rank_C[order_C], quota_C[order_C]
@@ -46,7 +46,7 @@ class LLEP(BatchPlanner):
 
 
 def spill(
-    load_E: np.ndarray, owner_E: np.ndarray, load_G: np.ndarray, cap: int, min_chunk: int, may_hold_EG: np.ndarray
+    load_E: np.ndarray, owner_E: np.ndarray, load_G: np.ndarray, cap: int, min_chunk: int
 ) -> dict[tuple[int, int], int]:
     """(expert, rank) -> rows. load_G: of each rank's own experts."""
     quotas: dict[tuple[int, int], int] = defaultdict(int)
@@ -55,7 +55,7 @@ def spill(
         owner, rest = owners[expert], tokens[expert]
         free = cap - (load[owner] - rest)
         if free < rest:
-            others = [rank for rank in np.flatnonzero(may_hold_EG[expert]).tolist() if rank != owner]
+            others = [rank for rank in range(len(load)) if rank != owner]
             stay = max(free, 0) if others else rest
             load[owner] -= rest - stay
             rest, tokens[expert] = rest - stay, stay

@@ -63,6 +63,13 @@ def test_the_cap_is_exceeded_only_by_what_is_forced(rows, min_chunk, alpha):
     assert rows_EG.sum(0).max() <= cap + 4, "only what the mean, rounded down, has no room for"
 
 
+@given(st.lists(counts, min_size=4, max_size=4), st.integers(1, 300))
+def test_experts_go_only_where_tokens_of_them_go(rows, min_chunk):
+    tokens_GE, owner_E = np.array(rows), np.arange(12) // 3
+    replicas_EG, sent_GEG = planned(LLEP(1.0, min_chunk, 0), tokens_GE, owner_E)
+    assert (sent_GEG.any(0) >= replicas_EG - as_replicas(owner_E, 4)).all()
+
+
 def test_balanced_load_moves_nothing():
     replicas_EG, _ = planned(LLEP(1.0, 1, 0), np.full((4, 12), 1000), np.arange(12) // 3)
     assert (replicas_EG == as_replicas(np.arange(12) // 3, 4)).all()
