@@ -95,3 +95,13 @@ def in_proportion(tokens_GE: np.ndarray, expert_C: np.ndarray, weight_C: np.ndar
     place_CG = np.empty_like(order_CG)
     np.put_along_axis(place_CG, order_CG, np.arange(len(expert_C))[:, None], 0)
     return rows_CG + (place_CG - first_C[:, None] < missing_CG)
+
+
+def floors_first(tokens_GE: np.ndarray, expert_C: np.ndarray, quota_C: np.ndarray) -> np.ndarray:
+    """rows_CG: every rank's tokens for an expert in proportion to its chunks' quotas, rounded down; what is left,
+    numbered rank after rank, fills what the quotas then lack. expert_C must not fall and has every expert.
+    """
+    rows_CG = tokens_GE.T[expert_C] * quota_C[:, None] // tokens_GE.sum(0)[expert_C, None].clip(1)
+    starts = np.searchsorted(expert_C, np.arange(tokens_GE.shape[1]))
+    left_GE = tokens_GE - np.add.reduceat(rows_CG, starts).T
+    return rows_CG + in_order(left_GE, expert_C, quota_C - rows_CG.sum(1))
