@@ -86,7 +86,7 @@ class Broadcast(Transient):
 
     def bring(self, replicas_EG: np.ndarray) -> Held:
         """Own experts, then in the order of their owners those that others broadcast; without any only its own."""
-        sent_GE = moves(self.replicas_EG, replicas_EG).max(2)
+        sent_GE = _broadcast(self.replicas_EG, replicas_EG)
         if not sent_GE.any():
             return self.held
         experts, here = list(self.held.experts), len(self.held.experts)
@@ -105,50 +105,69 @@ class Broadcast(Transient):
     @classmethod
     def experts_sent(cls, before_EG: np.ndarray, after_EG: np.ndarray, rank: int) -> int:
         """A broadcast goes to all other ranks, whoever wants it."""
-        moves_GEG = moves(before_EG, after_EG)
-        return int(moves_GEG[rank].any(1).sum()) * (len(moves_GEG) - 1)
+        return int(_broadcast(before_EG, after_EG)[rank].sum()) * (before_EG.shape[1] - 1)
 
 
 class PointToPoint(Transient):
-    """Experts go from the first rank that has them to those that lack them, for one call: an all-to-all a tensor."""
+    """Experts go from ranks that have them to those that lack them, for one call: an all-to-all a tensor."""
 
     def bring(self, replicas_EG: np.ndarray) -> Held:
         moves_GEG = moves(self.replicas_EG, replicas_EG)
         if not moves_GEG.any():
             return self.held
-        sent_GE, received_GE = moves_GEG[self.rank].T, moves_GEG[:, :, self.rank]
-        splits = received_GE.sum(1).tolist(), sent_GE.sum(1).tolist()
-        slots = _slots(self.held, np.nonzero(sent_GE)[1].tolist())
-        arrived = tuple(all_to_all(w[slots], self.group, *splits) for w in self.held.weights)
-        return self._with(Held(arrived, np.nonzero(received_GE)[1].tolist()), replicas_EG)
-
-    def _with(self, arrived: Held, replicas_EG: np.ndarray) -> Held:
+        arrived = self._exchange(moves_GEG)
         own, room = len(self.held.experts), self._with_room(len(arrived.experts))
         used = own + len(arrived.experts)
         for here, come in zip(room.weights, arrived.weights, strict=True):
             here[own:used] = come
         return room.first(used, self.held.experts + arrived.experts)
 
+    def _exchange(self, moves_GEG: np.ndarray) -> Held:
+        """What arrives on this rank."""
+        sent_GE, received_GE = moves_GEG[self.rank].T, moves_GEG[:, :, self.rank]
+        splits = received_GE.sum(1).tolist(), sent_GE.sum(1).tolist()
+        slots = _slots(self.held, np.nonzero(sent_GE)[1].tolist())
+        arrived = tuple(all_to_all(w[slots], self.group, *splits) for w in self.held.weights)
+        return Held(arrived, np.nonzero(received_GE)[1].tolist())
 
-class Swap(PointToPoint):
-    """As `PointToPoint`, but experts stay: as many come to a rank as leave it, and take their slots."""
+
+class Persistent(PointToPoint):
+    """As `PointToPoint`, but experts stay: those that remain keep their slots, and those that come take the slots of
+    those that go. A rank that is to have more experts than before grows, one that is to have fewer closes the gaps.
+    """
 
     def __init__(self, **layer) -> None:
         super().__init__(**layer)
-        self.held = self.held.copy()
+        self._room = self.held = self.held.copy()
 
-    def _with(self, arrived: Held, replicas_EG: np.ndarray) -> Held:
+    def bring(self, replicas_EG: np.ndarray) -> Held:
+        moves_GEG = moves(self.replicas_EG, replicas_EG)
+        arrived = self._exchange(moves_GEG) if moves_GEG.any() else self.held.first(0, [])
         free = [slot for slot, expert in enumerate(self.held.experts) if not replicas_EG[expert, self.rank]]
-        if len(free) != len(arrived.experts):
-            raise ValueError(
-                "system.migration is 'swap' and the planner makes replicas; a rank must keep as many experts"
-            )
-        for here, come in zip(self.held.weights, arrived.weights, strict=True):
-            here[free] = come
-        for slot, expert in zip(free, arrived.experts, strict=True):
-            self.held.experts[slot] = expert
+        if free or arrived.experts:
+            self._settle(arrived, free)
         self.replicas_EG = replicas_EG
         return self.held
+
+    def _settle(self, arrived: Held, free: list[int]) -> None:
+        """Put what arrived into free slots, and into new ones where they are too few; the last experts fill gaps."""
+        experts, more = self.held.experts, max(len(arrived.experts) - len(free), 0)
+        weights = self._with_room(more).weights
+        free, gaps = [*free, *range(len(experts), len(experts) + more)], free[len(arrived.experts) :]
+        experts += [-1] * more
+        taken = free[: len(arrived.experts)]
+        for slot, expert in zip(taken, arrived.experts, strict=True):
+            experts[slot] = expert
+        if taken:
+            for here, come in zip(weights, arrived.weights, strict=True):
+                here[taken] = come
+        for slot in reversed(gaps):
+            last = len(experts) - 1
+            for here in weights if slot < last else ():
+                here[slot] = here[last]
+            experts[slot] = experts[last]
+            experts.pop()
+        self.held = self._room.first(len(experts), experts)
 
 
 class SwapIn(Migration):
@@ -186,14 +205,34 @@ class SwapIn(Migration):
         return 0
 
 
-MIGRATIONS = {"static": Static, "broadcast": Broadcast, "point_to_point": PointToPoint, "swap": Swap, "swap_in": SwapIn}
+MIGRATIONS = {
+    "static": Static,
+    "broadcast": Broadcast,
+    "point_to_point": PointToPoint,
+    "persistent": Persistent,
+    "swap": Persistent,  # of planners without replicas: every rank keeps as many experts as it has
+    "swap_in": SwapIn,
+}
 
 
 def moves(before_EG: np.ndarray, after_EG: np.ndarray) -> np.ndarray:
-    """moves_GEG (bool): the first rank that has an expert sends it to each rank that lacks it."""
+    """moves_GEG (bool): the ranks that have an expert send it to those that lack it, each to as many in their order."""
+    holders_E, lacking_EG = (before_EG > 0).sum(1), _lacking(before_EG, after_EG)
+    nth_EG = lacking_EG.cumsum(1) - 1
+    holder_EG = nth_EG * holders_E[:, None] // lacking_EG.sum(1, keepdims=True).clip(1)
+    in_order_EG = np.argsort(before_EG == 0, axis=1, kind="stable")  # an expert's holders first
+    sender_EG = np.take_along_axis(in_order_EG, np.where(lacking_EG, holder_EG, 0), 1)
+    return (sender_EG == np.arange(before_EG.shape[1])[:, None, None]) & lacking_EG
+
+
+def _broadcast(before_EG: np.ndarray, after_EG: np.ndarray) -> np.ndarray:
+    """[G, E] (bool): the first rank that has an expert sends it, if a rank lacks it."""
     owner_GE = owner_of(before_EG) == np.arange(before_EG.shape[1])[:, None]
-    lacking_EG = (after_EG > 0) & (before_EG == 0)
-    return owner_GE[:, :, None] & lacking_EG[None]
+    return owner_GE & _lacking(before_EG, after_EG).any(1)
+
+
+def _lacking(before_EG: np.ndarray, after_EG: np.ndarray) -> np.ndarray:
+    return (after_EG > 0) & (before_EG == 0)
 
 
 def _slots(held: Held, experts: list[int]) -> list[int]:

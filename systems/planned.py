@@ -109,7 +109,7 @@ class PlannedExpertParallel(System):
         if migration == "swap" and planner.replicates:
             raise ValueError(
                 f"system.migration is 'swap' and {type(planner).__name__} makes replicas, for which ranks that change "
-                "experts one for one have no room; use another system.migration"
+                "experts one for one have no room; use system.migration=persistent"
             )
         planner.check(shape.num_experts, world_size)
 
@@ -143,7 +143,7 @@ class PlannedExpertParallel(System):
         if loads_GE is not None:
             self._replicas_EG = self._planner.place(loads_GE, _unwritable(before_EG), self._costs)
             self._planner.check_counts("place", self._replicas_EG, before_EG.shape)
-        plan = self._plan_of(tokens_GE, before_EG)
+        plan = self._plan_of(tokens_GE, before_EG, routing)
         if not self._calls:  # only the first, because it takes time
             self._planner.check_sent(plan.sent_GEG, tokens_GE, plan.replicas_EG)
         self._past.append(tokens_GE)
@@ -158,11 +158,15 @@ class PlannedExpertParallel(System):
             return np.mean(self._past, axis=0)
         return None
 
-    def _plan_of(self, tokens_GE: np.ndarray, before_EG: np.ndarray) -> Plan:
+    def _plan_of(self, tokens_GE: np.ndarray, before_EG: np.ndarray, routing: Routing | None = None) -> Plan:
         replicas_EG = self._replicas_EG
         still_owned_E = replicas_EG[np.arange(len(replicas_EG)), self._owner_E] > 0
         owner_E = np.where(still_owned_E, self._owner_E, owner_of(replicas_EG))
-        return Plan(before_EG, replicas_EG, self._planner.dispatch(tokens_GE, replicas_EG, owner_E))
+        return Plan(before_EG, replicas_EG, self._dispatched(tokens_GE, owner_E, routing))
+
+    def _dispatched(self, tokens_GE: np.ndarray, owner_E: np.ndarray, routing: Routing | None) -> np.ndarray:
+        """sent_GEG. routing: of this rank's tokens, None where a plan is only accounted for."""
+        return self._planner.dispatch(tokens_GE, self._replicas_EG, owner_E)
 
     def _addressed(self, order_N: torch.Tensor, sent_GEG: np.ndarray) -> tuple[torch.Tensor, list[int], list[int]]:
         """Copies by (rank they go to, expert), and how many rows go to and come from each rank."""

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from systems.base import LayerShape
 from systems.engines import find_engine
-from systems.migration import SwapIn, moves
+from systems.migration import Held, Persistent, SwapIn, moves
 from systems.planned import PlannedExpertParallel, costs_of
 from systems.planners.base import Rates, as_replicas
 from systems.planners.eplb import EPLB
@@ -47,7 +47,7 @@ def build(rank: int = 0, world_size: int = 2, **options: Any) -> PlannedExpertPa
         ({"loads": "guessed"}, r"system\.loads is 'guessed'; it must be one of none, oracle, lagged, profiled"),
         (
             {"migration": "train"},
-            r"system\.migration is 'train'; it must be one of static, broadcast, point_to_point, swap",
+            r"system\.migration is 'train'; it must be one of static, broadcast, point_to_point, persistent",
         ),
         ({"placement": "nowhere"}, r"system\.placement is 'nowhere'; it must be one of contiguous, round_robin"),
         ({"every": 0}, r"system\.every is 0; it must be a whole number of at least 1"),
@@ -88,6 +88,32 @@ def test_moves_bring_every_expert_where_it_is_wanted_and_nothing_that_is_there(d
     assert (((before_EG > 0) | moves_GEG.any(0)) >= (after_EG > 0)).all()
     assert not (moves_GEG & (before_EG > 0)).any() and moves_GEG.sum(0).max() <= 1
     assert not (moves_GEG & (before_EG.T == 0)[:, :, None]).any(), "only a rank that has an expert sends it"
+    times_GE = np.where(before_EG.T > 0, moves_GEG.sum(2), moves_GEG.sum((0, 2)) // (before_EG > 0).sum(1))
+    assert (times_GE.max(0) - times_GE.min(0) <= 1).all(), "they share the work"
+
+
+class Sent(Persistent):
+    """Experts arrive without other ranks."""
+
+    def _exchange(self, moves_GEG: np.ndarray) -> Held:
+        experts = np.nonzero(moves_GEG[:, :, self.rank])[1].tolist()
+        return Held(Weights().experts(experts), experts)
+
+
+@given(st.lists(st.sets(st.integers(0, 7)), min_size=1, max_size=5))
+def test_experts_that_stay_keep_their_slots_and_others_take_those_of_experts_that_go(wanted):
+    """Rank 0 is to have these experts of eight, one set after another; rank 1 has all."""
+    group: Any = SimpleNamespace(rank=lambda: 0, size=lambda: 2)
+    replicas_EG = np.array([[1, 1]] * 3 + [[0, 1]] * 5)
+    migration = Sent(replicas_EG=replicas_EG, weights=Weights(), engine=find_engine("loop"), group=group)
+    for experts in wanted:
+        before, replicas_EG = list(migration.held.experts), replicas_EG.copy()
+        replicas_EG[:, 0] = [expert in experts for expert in range(8)]
+        held = migration.bring(replicas_EG)
+        assert sorted(held.experts) == sorted(experts) and migration.replicas_EG is replicas_EG
+        assert held.weights[0][:, 0, 0].tolist() == held.weights[1][:, 0, 0].tolist() == held.experts
+        stayed = [slot for slot, expert in enumerate(before) if expert in experts]
+        assert all(held.experts[slot] == before[slot] for slot in stayed if slot < len(experts))
 
 
 def test_swapped_in_experts_take_the_slots_of_those_not_wanted():
