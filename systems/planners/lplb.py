@@ -6,6 +6,7 @@ import torch
 from systems.planners.chunks import Chunks, floors_first, in_proportion
 from systems.planners.eplb import EPLB
 from systems.planners.flow import least_maximum
+from systems.planners.options import check_flag
 
 STEPS, REACH, ARTIFICIAL_COST = 5, 0.999, 1000.0
 SETTLED, NO_ARTIFICIAL, RESIDUAL = 0.1, 1e-4, 0.05  # the solution counts if its last step and its errors are below
@@ -24,8 +25,7 @@ class LPLB(EPLB):
 
     def __init__(self, extra_replicas: int = 32, exact: bool = False) -> None:
         super().__init__(extra_replicas)
-        if type(exact) is not bool:
-            raise ValueError(f"planner.exact is {exact!r}; it must be true or false")
+        check_flag("exact", exact)
         self.exact = exact
 
     def dispatch(self, tokens_GE: np.ndarray, replicas_EG: np.ndarray, owner_E: np.ndarray) -> np.ndarray:
