@@ -171,9 +171,10 @@ class Persistent(PointToPoint):
 
 
 class SwapIn(Migration):
-    """Every rank has all experts in host memory and copies those that it lacks to its device (Lina).
+    """Every rank has all experts in host memory and copies those that it lacks to its device (Lina, HarMoEny).
 
-    An expert stays until its slot is wanted. Nothing travels between ranks.
+    An expert stays until its slot is wanted. Nothing travels between ranks, and every plan starts from where experts
+    were at first, because all are everywhere.
     """
 
     def __init__(self, *, weights: LayerWeights, engine: Engine, replicas_EG: np.ndarray, **layer) -> None:
@@ -194,7 +195,6 @@ class SwapIn(Migration):
             for here, host in zip(self.held.weights, self._host, strict=True):
                 here[slot].copy_(host[expert], non_blocking=True)
             self.held.experts[slot] = expert
-        self.replicas_EG = replicas_EG
         return self.held
 
     def _grow(self, slots: int) -> None:

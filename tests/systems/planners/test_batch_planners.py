@@ -11,12 +11,15 @@ from hypothesis.extra.numpy import arrays
 
 from systems.planners.base import Costs, as_replicas
 from systems.planners.chunks import BatchPlanner, in_order, in_proportion, locally_first
+from systems.planners.harmoeny import HarMoEny
 from systems.planners.llep import LLEP
 from systems.planners.ultraep import UltraEP
 
 PLANNERS: dict[str, Callable[[], BatchPlanner]] = {
     "llep": lambda: LLEP(gate=0),
     "llep, small chunks": lambda: LLEP(alpha=1.2, min_chunk=3, gate=1.1, gate_over="experts"),
+    "harmoeny": lambda: HarMoEny(),
+    "harmoeny, small moves": lambda: HarMoEny(least_move=1),
     "ultraep": lambda: UltraEP(),
     "ultraep, one slot": lambda: UltraEP(slots=1, min_chunk=2),
 }
