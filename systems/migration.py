@@ -14,7 +14,7 @@ import torch.distributed as dist
 from systems.base import LayerWeights
 from systems.collectives import all_to_all
 from systems.engines import Engine
-from systems.planners.base import owner_of
+from systems.moves import broadcasts, moves
 
 
 class Held(NamedTuple):
@@ -53,10 +53,14 @@ class Migration(ABC):
     def bring(self, replicas_EG: np.ndarray) -> Held:
         """What this rank computes a plan with; all ranks ask for the same plan."""
 
-    @classmethod
-    def experts_sent(cls, before_EG: np.ndarray, after_EG: np.ndarray, rank: int) -> int:
-        """How many experts' weights a rank sends, counted once for each rank that gets them."""
-        return int(moves(before_EG, after_EG)[rank].sum())
+    def experts_sent(self, before_EG: np.ndarray, after_EG: np.ndarray) -> float:
+        """How many experts' weights this rank sends, counted once for each rank that gets them; parts count as such."""
+        return float(moves(before_EG, after_EG)[self.rank].sum())
+
+    @property
+    def kept_beside(self) -> float:
+        """Experts' worth of weights on this rank's device that are not in `held`."""
+        return 0.0
 
 
 class Static(Migration):
@@ -86,7 +90,7 @@ class Broadcast(Transient):
 
     def bring(self, replicas_EG: np.ndarray) -> Held:
         """Own experts, then in the order of their owners those that others broadcast; without any only its own."""
-        sent_GE = _broadcast(self.replicas_EG, replicas_EG)
+        sent_GE = broadcasts(self.replicas_EG, replicas_EG)
         if not sent_GE.any():
             return self.held
         experts, here = list(self.held.experts), len(self.held.experts)
@@ -102,10 +106,9 @@ class Broadcast(Transient):
                 experts, here = experts + coming, here + len(coming)
         return room.first(here, experts)
 
-    @classmethod
-    def experts_sent(cls, before_EG: np.ndarray, after_EG: np.ndarray, rank: int) -> int:
+    def experts_sent(self, before_EG: np.ndarray, after_EG: np.ndarray) -> float:
         """A broadcast goes to all other ranks, whoever wants it."""
-        return int(_broadcast(before_EG, after_EG)[rank].sum()) * (before_EG.shape[1] - 1)
+        return float(broadcasts(before_EG, after_EG)[self.rank].sum()) * (before_EG.shape[1] - 1)
 
 
 class PointToPoint(Transient):
@@ -200,39 +203,8 @@ class SwapIn(Migration):
     def _grow(self, slots: int) -> None:
         self.held = Held(self.held.with_room(slots).weights, [*self.held.experts, *[-1] * slots])
 
-    @classmethod
-    def experts_sent(cls, before_EG: np.ndarray, after_EG: np.ndarray, rank: int) -> int:
-        return 0
-
-
-MIGRATIONS = {
-    "static": Static,
-    "broadcast": Broadcast,
-    "point_to_point": PointToPoint,
-    "persistent": Persistent,
-    "swap": Persistent,  # of planners without replicas: every rank keeps as many experts as it has
-    "swap_in": SwapIn,
-}
-
-
-def moves(before_EG: np.ndarray, after_EG: np.ndarray) -> np.ndarray:
-    """moves_GEG (bool): the ranks that have an expert send it to those that lack it, each to as many in their order."""
-    holders_E, lacking_EG = (before_EG > 0).sum(1), _lacking(before_EG, after_EG)
-    nth_EG = lacking_EG.cumsum(1) - 1
-    holder_EG = nth_EG * holders_E[:, None] // lacking_EG.sum(1, keepdims=True).clip(1)
-    in_order_EG = np.argsort(before_EG == 0, axis=1, kind="stable")  # an expert's holders first
-    sender_EG = np.take_along_axis(in_order_EG, np.where(lacking_EG, holder_EG, 0), 1)
-    return (sender_EG == np.arange(before_EG.shape[1])[:, None, None]) & lacking_EG
-
-
-def _broadcast(before_EG: np.ndarray, after_EG: np.ndarray) -> np.ndarray:
-    """[G, E] (bool): the first rank that has an expert sends it, if a rank lacks it."""
-    owner_GE = owner_of(before_EG) == np.arange(before_EG.shape[1])[:, None]
-    return owner_GE & _lacking(before_EG, after_EG).any(1)
-
-
-def _lacking(before_EG: np.ndarray, after_EG: np.ndarray) -> np.ndarray:
-    return (after_EG > 0) & (before_EG == 0)
+    def experts_sent(self, before_EG: np.ndarray, after_EG: np.ndarray) -> float:
+        return 0.0
 
 
 def _slots(held: Held, experts: list[int]) -> list[int]:

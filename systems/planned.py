@@ -16,12 +16,22 @@ from routers.base import Routing
 from systems.base import Account, LayerShape, System, divisible
 from systems.collectives import all_gather, all_to_all
 from systems.engines import Copies
-from systems.migration import MIGRATIONS, Held, Migration
+from systems.migration import Broadcast, Held, Migration, Persistent, PointToPoint, Static, SwapIn
 from systems.permute import experts_of_arrivals, transposed_blocks, weighted_sum
 from systems.planners.base import Costs, Planner, Profile, Rates, as_replicas, owner_of
 from systems.planners.placement import PLACEMENTS
+from systems.sharded_weights import Sharded
 
 LOADS = ("none", "oracle", "lagged", "profiled")
+MIGRATIONS: dict[str, type[Migration]] = {
+    "static": Static,
+    "broadcast": Broadcast,
+    "point_to_point": PointToPoint,
+    "persistent": Persistent,
+    "swap": Persistent,  # of planners without replicas: every rank keeps as many experts as it has
+    "swap_in": SwapIn,
+    "sharded": Sharded,
+}
 
 
 class Plan(NamedTuple):
@@ -206,7 +216,7 @@ class PlannedExpertParallel(System):
         received_GE = plan.sent_GEG[:, :, here]
         rows, stay = float(received_GE.sum()), float(received_GE[here].sum())
         leaving, returning = float(plan.sent_GEG[here].sum()) - stay, rows - stay
-        experts = self._migration.experts_sent(plan.before_EG, plan.replicas_EG, here)
+        experts = self._migration.experts_sent(plan.before_EG, plan.replicas_EG)
         counts = 8 * self.shape.num_experts * (self.world_size - 1)
         moved = (leaving + returning) * self.shape.d_model * element_size
         moved += experts * sum(w[0].numel() * w.element_size() for w in self._migration.held.weights)
@@ -214,7 +224,7 @@ class PlannedExpertParallel(System):
         return Account(rows, rows, dropped=0, bytes_sent=counts + moved, memory_bytes=memory_bytes)
 
     def experts_held(self) -> float:
-        return float(max(self._most_held, len(self._migration.held.experts)))
+        return max(self._most_held, len(self._migration.held.experts)) + self._migration.kept_beside
 
 
 def _unwritable(array: np.ndarray) -> np.ndarray:

@@ -9,15 +9,18 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from systems import sharded_weights
 from systems.base import LayerShape
 from systems.engines import find_engine
-from systems.migration import Held, Persistent, SwapIn, moves
+from systems.migration import Held, Persistent, SwapIn
+from systems.moves import moves
 from systems.planned import PlannedExpertParallel, costs_of
 from systems.planners.base import Rates, as_replicas
 from systems.planners.eplb import EPLB
 from systems.planners.fastermoe import FasterMoE
 from systems.planners.lazarus import Lazarus
 from systems.planners.placement import Home
+from systems.sharded_weights import Sharded
 
 SHAPE = LayerShape(num_experts=8, d_model=4, d_ff=8, max_tokens=10)
 
@@ -126,6 +129,31 @@ def test_swapped_in_experts_take_the_slots_of_those_not_wanted():
         held = migration.bring(replicas_EG)
         assert set(wanted) <= set(held.experts)
         assert held.weights[0][:, 0, 0].tolist() == held.weights[1][:, 0, 0].tolist() == held.experts
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+def test_sharded_experts_are_put_together_as_they_were_and_cost_as_much_wherever_they_go(ranks, monkeypatch):
+    """Of experts with 32 numbers three ranks keep 11 each, of which the last is padding."""
+    home_EG = as_replicas(np.arange(8) * ranks // 8, ranks)
+    groups: list[Any] = [SimpleNamespace(rank=lambda rank=rank: rank) for rank in range(ranks)]
+    layer = {"replicas_EG": home_EG, "weights": Weights(), "engine": find_engine("loop")}
+    all_ranks = [Sharded(group=group, **layer) for group in groups]
+    for seed in range(3):
+        plan_EG = np.zeros((8, ranks), np.int64)
+        for rank in range(ranks):
+            plan_EG[np.random.default_rng((seed, rank)).permutation(8)[:4], rank] = 1
+        for rank, here in enumerate(all_ranks):
+            mine, tensors = (
+                np.flatnonzero(plan_EG[:, rank]),
+                iter(zip(*(one._parts_En for one in all_ranks), strict=True)),
+            )
+            sent = [parts_En[mine] for parts_En in next(tensors)], [parts_En[mine] for parts_En in next(tensors)]
+            arriving = iter(sent)
+            monkeypatch.setattr(sharded_weights, "all_to_all", lambda *_, arriving=arriving: torch.cat(next(arriving)))
+            held = here.bring(plan_EG)
+            assert held.experts == mine.tolist() and here.kept_beside == 8 / ranks
+            assert all(torch.equal(w, v) for w, v in zip(held.weights, Weights().experts(held.experts), strict=True))
+            assert here.experts_sent(home_EG, plan_EG) == pytest.approx(4 * (ranks - 1) / ranks)
 
 
 def test_account_of_shadowed_experts():

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from scipy.stats import chisquare
 
 from systems.base import LayerShape
-from systems.migration import moves
+from systems.moves import moves
 from systems.planners.base import Costs, as_replicas
 from systems.planners.eplb import EPLB
 from systems.vllm_eplb import CHOICES, VllmEPLB, replicas_chosen
