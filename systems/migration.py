@@ -145,10 +145,11 @@ class Persistent(PointToPoint):
 
     def bring(self, replicas_EG: np.ndarray) -> Held:
         moves_GEG = moves(self.replicas_EG, replicas_EG)
-        arrived = self._exchange(moves_GEG) if moves_GEG.any() else self.held.first(0, [])
         free = [slot for slot, expert in enumerate(self.held.experts) if not replicas_EG[expert, self.rank]]
-        if free or arrived.experts:
-            self._settle(arrived, free)
+        if moves_GEG.any():
+            self._settle(self._exchange(moves_GEG), free)
+        elif free:
+            self._settle(self.held.first(0, []), free)
         self.replicas_EG = replicas_EG
         return self.held
 
