@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from systems import sharded_weights
@@ -81,6 +81,7 @@ def test_what_a_planner_cannot_place_is_known_before_anything_is_launched():
     check(loads="oracle", migration="swap", planner=EPLB(extra_replicas=0))
 
 
+@settings(deadline=None)
 @given(st.data())
 def test_moves_bring_every_expert_where_it_is_wanted_and_nothing_that_is_there(data):
     num_experts, ranks = data.draw(st.integers(1, 9)), data.draw(st.integers(1, 4))
@@ -103,6 +104,7 @@ class Sent(Persistent):
         return Held(Weights().experts(experts), experts)
 
 
+@settings(deadline=None)
 @given(st.lists(st.sets(st.integers(0, 7)), min_size=1, max_size=5))
 def test_experts_that_stay_keep_their_slots_and_others_take_those_of_experts_that_go(wanted):
     """Rank 0 is to have these experts of eight, one set after another; rank 1 has all."""

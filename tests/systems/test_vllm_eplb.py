@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import chisquare
 
@@ -37,6 +37,7 @@ def test_shares_of_replicas(choice, fair, copies):
     assert (chisquare(rows.numpy()).pvalue > 0.01) == (fair or 8 % copies > 0)
 
 
+@settings(deadline=None)
 @given(st.integers(0, 2**32 - 1), st.integers(1, 4))
 def test_every_copy_goes_to_a_replica_of_its_expert(seed, top_k):
     rng = np.random.default_rng(seed)

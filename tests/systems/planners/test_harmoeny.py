@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from systems.planners import harmoeny
@@ -36,6 +36,7 @@ def test_the_heaviest_sender_first():
 counts = st.lists(st.integers(0, 40) | st.integers(0, 4000), min_size=12, max_size=12)
 
 
+@settings(deadline=None)
 @given(st.lists(counts, min_size=4, max_size=4), st.integers(1, 300))
 def test_moves_are_large_enough_and_nobody_who_receives_exceeds_the_mean(rows, least_move):
     tokens_GE, owner_E, moves = np.array(rows), np.arange(12) // 3, []
@@ -49,6 +50,7 @@ def test_moves_are_large_enough_and_nobody_who_receives_exceeds_the_mean(rows, l
     assert ((sent_GEG.sum(0) > 0) >= replicas_EG - home_EG).all(), "no expert is fetched in vain"
 
 
+@settings(deadline=None)
 @given(st.lists(counts, min_size=4, max_size=4))
 def test_without_a_least_move_ranks_are_level(rows):
     tokens_GE = np.array(rows)

@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from systems.planners.base import Costs, as_replicas, imbalance, rows_per_rank
@@ -42,6 +42,7 @@ def test_the_gate():
         assert (replicas_EG == as_replicas(owner_E, 2)).all() == stays, (gate, over)
 
 
+@settings(deadline=None)
 @given(st.lists(st.lists(st.integers(0, 5000), min_size=12, max_size=12), min_size=4, max_size=4))
 def test_an_infinite_gate_is_expert_parallelism(rows):
     tokens_GE, owner_E = np.array(rows), np.arange(12) // 3
@@ -53,6 +54,7 @@ def test_an_infinite_gate_is_expert_parallelism(rows):
 counts = st.lists(st.integers(0, 40) | st.integers(0, 4000), min_size=12, max_size=12)
 
 
+@settings(deadline=None)
 @given(st.lists(counts, min_size=4, max_size=4), st.integers(1, 300), st.sampled_from([1.0, 1.1, 1.5]))
 def test_the_cap_is_exceeded_only_by_what_is_forced(rows, min_chunk, alpha):
     tokens_GE, owner_E = np.array(rows), np.arange(12) // 3
@@ -63,6 +65,7 @@ def test_the_cap_is_exceeded_only_by_what_is_forced(rows, min_chunk, alpha):
     assert rows_EG.sum(0).max() <= cap + 4, "only what the mean, rounded down, has no room for"
 
 
+@settings(deadline=None)
 @given(st.lists(counts, min_size=4, max_size=4), st.integers(1, 300))
 def test_experts_go_only_where_tokens_of_them_go(rows, min_chunk):
     tokens_GE, owner_E = np.array(rows), np.arange(12) // 3

@@ -2,7 +2,7 @@ from itertools import product
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from systems.planners.base import imbalance
@@ -21,6 +21,7 @@ def test_by_hand():
     assert fewest_active(np.ones(5) > 0, holds_EG).tolist() == [1, 0, 0, 0, 1]
 
 
+@settings(deadline=None)
 @given(st.integers(1, 3), st.lists(st.sets(st.integers(0, 2), min_size=1), min_size=1, max_size=6), st.data())
 def test_one_rank_computes_each_expert_and_the_exact_variant_has_the_smallest_maximum(ranks, held, data):
     replicas_EG = np.array([[int(rank in {holder % ranks for holder in one}) for rank in range(ranks)] for one in held])

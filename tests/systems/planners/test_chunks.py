@@ -1,4 +1,4 @@
-"""What holds of every planner that decides by the batch's own counts where experts and tokens go."""
+"""What holds of every planner that decides by the batch's own counts, and how chunks get their rows."""
 
 from collections.abc import Callable
 from fractions import Fraction
@@ -37,7 +37,7 @@ def layers(draw) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 @pytest.mark.parametrize("name", PLANNERS)
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None, max_examples=50)
 @given(layers())
 def test_plans_are_legal_and_the_same_on_all_ranks(name, layer):
     tokens_GE, other_GE, owner_E = layer
@@ -73,6 +73,7 @@ def quotas(draw) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     return tokens_GE, *np.array(chunks).T
 
 
+@settings(deadline=None, max_examples=50)
 @given(quotas())
 def test_chunks_in_order_are_the_tokens_one_by_one(drawn):
     tokens_GE, expert_C, _, quota_C = drawn
@@ -82,6 +83,7 @@ def test_chunks_in_order_are_the_tokens_one_by_one(drawn):
     assert (in_order(tokens_GE, expert_C, quota_C) == expected_CG).all()
 
 
+@settings(deadline=None, max_examples=50)
 @given(quotas())
 def test_proportions_are_those_of_largest_remainders_one_by_one(drawn):
     tokens_GE, expert_C, _, weight_C = drawn
@@ -97,6 +99,7 @@ def test_proportions_are_those_of_largest_remainders_one_by_one(drawn):
             assert rows_CG[mine, rank].tolist() == rows
 
 
+@settings(deadline=None, max_examples=50)
 @given(quotas())
 def test_local_tokens_come_first_and_quotas_are_met_but_for_rounding(drawn):
     tokens_GE, expert_C, rank_C, quota_C = drawn
