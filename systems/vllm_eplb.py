@@ -5,7 +5,7 @@ Source: vllm/distributed/eplb and the routers of fused_moe (Apache-2.0), re-deri
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,7 +14,6 @@ from routers.base import Routing
 from systems.base import Account, LayerShape
 from systems.collectives import all_gather
 from systems.planned import PlannedExpertParallel
-from systems.planners.eplb import EPLB
 
 CHOICES: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     # Its upper half: the lower bits of an odd multiple are as regular as those of the position.
@@ -35,10 +34,8 @@ class VllmEPLB(PlannedExpertParallel):
     replicas is not what was drawn, only how many. Left out: rearranging in the background; groups and nodes.
     """
 
-    fixed: ClassVar = {"loads": "lagged", "migration": "persistent"}
-
-    def __init__(self, *, planner: EPLB, choice: str = "hash", **layer: Any) -> None:
-        super().__init__(planner=planner, **self.fixed, **layer)
+    def __init__(self, *, choice: str = "hash", **layer: Any) -> None:
+        super().__init__(**layer)
         self._number_of = CHOICES[choice]
 
     @classmethod
