@@ -17,7 +17,7 @@ from experiments.ceilings import modelled_rate
 from experiments.referee import Referee, Violation
 from experiments.score_loads import BATCHES, Source
 from systems.engines.activations import ACTIVATIONS
-from systems.migration import moves
+from systems.moves import moves
 from systems.planned import costs_of
 from systems.planners.base import Costs, Planner, Rates, as_replicas, imbalance, owner_of, rows_per_rank
 from systems.planners.bound import least_rows
@@ -26,7 +26,13 @@ from systems.planners.placement import PLACEMENTS, Home
 PRECISION, BYTES = "bf16", 2  # of rows and weights
 KERNEL = "triton"  # the grouped product that every described device has
 LARGE = 8192  # side of the matrix product that planners take a device's rate from
-FOR_ONE_CALL = ("static", "broadcast", "point_to_point")  # migrations after which experts are where they were
+FOR_ONE_CALL = (
+    "static",
+    "broadcast",
+    "point_to_point",
+    "swap_in",
+    "sharded",
+)  # migrations after which experts are where they were
 
 
 @dataclass(frozen=True)
@@ -82,10 +88,13 @@ class Setting:
 
     def weights_s(self, before_EG: np.ndarray, after_EG: np.ndarray, migration: str) -> float:
         """Experts from the first rank that has each to those that lack it; `broadcast`: from one rank after another to
-        all others; `swap_in`: from each rank's own host.
+        all others; `swap_in`: from each rank's own host; `sharded`: put together from all ranks' parts.
         """
         moves_GEG = moves(before_EG, after_EG)
         expert_bytes = self.source.shape.expert_elements(self.source.shape.d_ff) * BYTES
+        if migration == "sharded":  # a part of every expert from every rank, wherever it was
+            held_G = np.count_nonzero(after_EG, axis=0)
+            return self._collective_s("all_to_all", np.ones((self.ranks, 1)) * held_G * expert_bytes / self.ranks)
         if not moves_GEG.any():
             return 0.0
         if migration == "swap_in":

@@ -14,7 +14,7 @@ import torch.distributed as dist
 from systems.base import LayerWeights
 from systems.collectives import all_to_all
 from systems.engines import Engine
-from systems.planners.base import owner_of
+from systems.moves import broadcasts, moves
 
 
 class Held(NamedTuple):
@@ -53,10 +53,14 @@ class Migration(ABC):
     def bring(self, replicas_EG: np.ndarray) -> Held:
         """What this rank computes a plan with; all ranks ask for the same plan."""
 
-    @classmethod
-    def experts_sent(cls, before_EG: np.ndarray, after_EG: np.ndarray, rank: int) -> int:
-        """How many experts' weights a rank sends, counted once for each rank that gets them."""
-        return int(moves(before_EG, after_EG)[rank].sum())
+    def experts_sent(self, before_EG: np.ndarray, after_EG: np.ndarray) -> float:
+        """How many experts' weights this rank sends, counted once for each rank that gets them; parts count as such."""
+        return float(moves(before_EG, after_EG)[self.rank].sum())
+
+    @property
+    def kept_beside(self) -> float:
+        """Experts' worth of weights on this rank's device that are not in `held`."""
+        return 0.0
 
 
 class Static(Migration):
@@ -86,7 +90,7 @@ class Broadcast(Transient):
 
     def bring(self, replicas_EG: np.ndarray) -> Held:
         """Own experts, then in the order of their owners those that others broadcast; without any only its own."""
-        sent_GE = moves(self.replicas_EG, replicas_EG).max(2)
+        sent_GE = broadcasts(self.replicas_EG, replicas_EG)
         if not sent_GE.any():
             return self.held
         experts, here = list(self.held.experts), len(self.held.experts)
@@ -102,59 +106,79 @@ class Broadcast(Transient):
                 experts, here = experts + coming, here + len(coming)
         return room.first(here, experts)
 
-    @classmethod
-    def experts_sent(cls, before_EG: np.ndarray, after_EG: np.ndarray, rank: int) -> int:
+    def experts_sent(self, before_EG: np.ndarray, after_EG: np.ndarray) -> float:
         """A broadcast goes to all other ranks, whoever wants it."""
-        moves_GEG = moves(before_EG, after_EG)
-        return int(moves_GEG[rank].any(1).sum()) * (len(moves_GEG) - 1)
+        return float(broadcasts(before_EG, after_EG)[self.rank].sum()) * (before_EG.shape[1] - 1)
 
 
 class PointToPoint(Transient):
-    """Experts go from the first rank that has them to those that lack them, for one call: an all-to-all a tensor."""
+    """Experts go from ranks that have them to those that lack them, for one call: an all-to-all a tensor."""
 
     def bring(self, replicas_EG: np.ndarray) -> Held:
         moves_GEG = moves(self.replicas_EG, replicas_EG)
         if not moves_GEG.any():
             return self.held
-        sent_GE, received_GE = moves_GEG[self.rank].T, moves_GEG[:, :, self.rank]
-        splits = received_GE.sum(1).tolist(), sent_GE.sum(1).tolist()
-        slots = _slots(self.held, np.nonzero(sent_GE)[1].tolist())
-        arrived = tuple(all_to_all(w[slots], self.group, *splits) for w in self.held.weights)
-        return self._with(Held(arrived, np.nonzero(received_GE)[1].tolist()), replicas_EG)
-
-    def _with(self, arrived: Held, replicas_EG: np.ndarray) -> Held:
+        arrived = self._exchange(moves_GEG)
         own, room = len(self.held.experts), self._with_room(len(arrived.experts))
         used = own + len(arrived.experts)
         for here, come in zip(room.weights, arrived.weights, strict=True):
             here[own:used] = come
         return room.first(used, self.held.experts + arrived.experts)
 
+    def _exchange(self, moves_GEG: np.ndarray) -> Held:
+        """What arrives on this rank."""
+        sent_GE, received_GE = moves_GEG[self.rank].T, moves_GEG[:, :, self.rank]
+        splits = received_GE.sum(1).tolist(), sent_GE.sum(1).tolist()
+        slots = _slots(self.held, np.nonzero(sent_GE)[1].tolist())
+        arrived = tuple(all_to_all(w[slots], self.group, *splits) for w in self.held.weights)
+        return Held(arrived, np.nonzero(received_GE)[1].tolist())
 
-class Swap(PointToPoint):
-    """As `PointToPoint`, but experts stay: as many come to a rank as leave it, and take their slots."""
+
+class Persistent(PointToPoint):
+    """As `PointToPoint`, but experts stay: those that remain keep their slots, and those that come take the slots of
+    those that go. A rank that is to have more experts than before grows, one that is to have fewer closes the gaps.
+    """
 
     def __init__(self, **layer) -> None:
         super().__init__(**layer)
-        self.held = self.held.copy()
+        self._room = self.held = self.held.copy()
 
-    def _with(self, arrived: Held, replicas_EG: np.ndarray) -> Held:
+    def bring(self, replicas_EG: np.ndarray) -> Held:
+        moves_GEG = moves(self.replicas_EG, replicas_EG)
         free = [slot for slot, expert in enumerate(self.held.experts) if not replicas_EG[expert, self.rank]]
-        if len(free) != len(arrived.experts):
-            raise ValueError(
-                "system.migration is 'swap' and the planner makes replicas; a rank must keep as many experts"
-            )
-        for here, come in zip(self.held.weights, arrived.weights, strict=True):
-            here[free] = come
-        for slot, expert in zip(free, arrived.experts, strict=True):
-            self.held.experts[slot] = expert
+        if moves_GEG.any():
+            self._settle(self._exchange(moves_GEG), free)
+        elif free:
+            self._settle(self.held.first(0, []), free)
         self.replicas_EG = replicas_EG
         return self.held
 
+    def _settle(self, arrived: Held, free: list[int]) -> None:
+        """Put what arrived into free slots, and into new ones where they are too few; the last experts fill gaps."""
+        experts, more = self.held.experts, max(len(arrived.experts) - len(free), 0)
+        weights = self._with_room(more).weights
+        free, gaps = [*free, *range(len(experts), len(experts) + more)], free[len(arrived.experts) :]
+        experts += [-1] * more
+        taken = free[: len(arrived.experts)]
+        for slot, expert in zip(taken, arrived.experts, strict=True):
+            experts[slot] = expert
+        if taken:
+            for here, come in zip(weights, arrived.weights, strict=True):
+                here[taken] = come
+        for slot in reversed(gaps):
+            last = len(experts) - 1
+            for here in weights if slot < last else ():
+                here[slot] = here[last]
+            experts[slot] = experts[last]
+            experts.pop()
+        self.held = self._room.first(len(experts), experts)
+
 
 class SwapIn(Migration):
-    """Every rank has all experts in host memory and copies those that it lacks to its device (Lina).
+    """Every rank has all experts in host memory and copies those that it lacks to its device (Lina, HarMoEny).
 
-    An expert stays until its slot is wanted. Nothing travels between ranks.
+    An expert stays until its slot is wanted. Nothing travels between ranks, and every plan starts from where experts
+    were at first, because all are everywhere.
     """
 
     def __init__(self, *, weights: LayerWeights, engine: Engine, replicas_EG: np.ndarray, **layer) -> None:
@@ -175,25 +199,13 @@ class SwapIn(Migration):
             for here, host in zip(self.held.weights, self._host, strict=True):
                 here[slot].copy_(host[expert], non_blocking=True)
             self.held.experts[slot] = expert
-        self.replicas_EG = replicas_EG
         return self.held
 
     def _grow(self, slots: int) -> None:
         self.held = Held(self.held.with_room(slots).weights, [*self.held.experts, *[-1] * slots])
 
-    @classmethod
-    def experts_sent(cls, before_EG: np.ndarray, after_EG: np.ndarray, rank: int) -> int:
-        return 0
-
-
-MIGRATIONS = {"static": Static, "broadcast": Broadcast, "point_to_point": PointToPoint, "swap": Swap, "swap_in": SwapIn}
-
-
-def moves(before_EG: np.ndarray, after_EG: np.ndarray) -> np.ndarray:
-    """moves_GEG (bool): the first rank that has an expert sends it to each rank that lacks it."""
-    owner_GE = owner_of(before_EG) == np.arange(before_EG.shape[1])[:, None]
-    lacking_EG = (after_EG > 0) & (before_EG == 0)
-    return owner_GE[:, :, None] & lacking_EG[None]
+    def experts_sent(self, before_EG: np.ndarray, after_EG: np.ndarray) -> float:
+        return 0.0
 
 
 def _slots(held: Held, experts: list[int]) -> list[int]:

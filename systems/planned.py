@@ -16,13 +16,23 @@ from routers.base import Routing
 from systems.base import Account, LayerShape, System
 from systems.collectives import all_gather, all_to_all
 from systems.engines import Copies
-from systems.migration import MIGRATIONS, Held, Migration
+from systems.migration import Broadcast, Held, Migration, Persistent, PointToPoint, Static, SwapIn
 from systems.permute import experts_of_arrivals, transposed_blocks, weighted_sum
 from systems.planners.base import Costs, Planner, Profile, Rates, as_replicas, owner_of
 from systems.planners.bound import least_rows
 from systems.planners.placement import PLACEMENTS
+from systems.sharded_weights import Sharded
 
 LOADS = ("none", "oracle", "lagged", "profiled")
+MIGRATIONS: dict[str, type[Migration]] = {
+    "static": Static,
+    "broadcast": Broadcast,
+    "point_to_point": PointToPoint,
+    "persistent": Persistent,
+    "swap": Persistent,  # of planners without replicas: every rank keeps as many experts as it has
+    "swap_in": SwapIn,
+    "sharded": Sharded,
+}
 
 
 class Plan(NamedTuple):
@@ -111,7 +121,7 @@ class PlannedExpertParallel(System):
         if migration == "swap" and planner.replicates:
             raise ValueError(
                 f"system.migration is 'swap' and {type(planner).__name__} makes replicas, for which ranks that change "
-                "experts one for one have no room; use another system.migration"
+                "experts one for one have no room; use system.migration=persistent"
             )
         planner.check(shape.num_experts, world_size)
 
@@ -145,7 +155,7 @@ class PlannedExpertParallel(System):
         if loads_GE is not None:
             self._replicas_EG = self._planner.place(loads_GE, _unwritable(before_EG), self._costs)
             self._planner.check_counts("place", self._replicas_EG, before_EG.shape)
-        plan = self._plan_of(tokens_GE, before_EG)
+        plan = self._plan_of(tokens_GE, before_EG, routing)
         if not self._calls:  # only the first, because it takes time
             self._planner.check_sent(plan.sent_GEG, tokens_GE, plan.replicas_EG)
         self._past.append(tokens_GE)
@@ -160,11 +170,15 @@ class PlannedExpertParallel(System):
             return np.mean(self._past, axis=0)
         return None
 
-    def _plan_of(self, tokens_GE: np.ndarray, before_EG: np.ndarray) -> Plan:
+    def _plan_of(self, tokens_GE: np.ndarray, before_EG: np.ndarray, routing: Routing | None = None) -> Plan:
         replicas_EG = self._replicas_EG
         still_owned_E = replicas_EG[np.arange(len(replicas_EG)), self._owner_E] > 0
         owner_E = np.where(still_owned_E, self._owner_E, owner_of(replicas_EG))
-        return Plan(before_EG, replicas_EG, self._planner.dispatch(tokens_GE, replicas_EG, owner_E))
+        return Plan(before_EG, replicas_EG, self._dispatched(tokens_GE, owner_E, routing))
+
+    def _dispatched(self, tokens_GE: np.ndarray, owner_E: np.ndarray, routing: Routing | None) -> np.ndarray:
+        """sent_GEG. routing: of this rank's tokens, None where a plan is only accounted for."""
+        return self._planner.dispatch(tokens_GE, self._replicas_EG, owner_E)
 
     def _addressed(self, order_N: torch.Tensor, sent_GEG: np.ndarray) -> tuple[torch.Tensor, list[int], list[int]]:
         """Copies by (rank they go to, expert), and how many rows go to and come from each rank."""
@@ -204,7 +218,7 @@ class PlannedExpertParallel(System):
         received_GE = plan.sent_GEG[:, :, here]
         rows, stay = float(received_GE.sum()), float(received_GE[here].sum())
         leaving, returning = float(plan.sent_GEG[here].sum()) - stay, rows - stay
-        experts = self._migration.experts_sent(plan.before_EG, plan.replicas_EG, here)
+        experts = self._migration.experts_sent(plan.before_EG, plan.replicas_EG)
         counts = 8 * self.shape.num_experts * (self.world_size - 1)
         moved = (leaving + returning) * self.shape.d_model * element_size
         moved += experts * sum(w[0].numel() * w.element_size() for w in self._migration.held.weights)
@@ -215,7 +229,7 @@ class PlannedExpertParallel(System):
         return Account(rows, rows, dropped=0, **counted)
 
     def experts_held(self) -> float:
-        return float(max(self._most_held, len(self._migration.held.experts)))
+        return max(self._most_held, len(self._migration.held.experts)) + self._migration.kept_beside
 
 
 def _unwritable(array: np.ndarray) -> np.ndarray:

@@ -11,3 +11,9 @@ def check_positive(option: str, value: float) -> None:
     """A finite number above 0; a bool is none."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
         raise ValueError(f"planner.{option} is {value!r}; it must be a positive number")
+
+
+def check_flag(option: str, value: bool) -> None:
+    """True or false."""
+    if type(value) is not bool:
+        raise ValueError(f"planner.{option} is {value!r}; it must be true or false")

@@ -16,7 +16,10 @@ from tests.experiments.tiny import CONF, TINY, configuration, run
 SIMULATED = ["cluster=simulated", "device=a100_sxm", *(one for one in TINY if one.startswith(("model", "seq")))]
 MAP = "map_imbalance_batch"
 MOVED = ["layer", "section", "collective", "bytes_sent", "bytes_received"]
-STATEFUL = {"fastermoe_oracle", "lina_predicted", "prophet_lagged", "smartmoe_lagged"}
+STATEFUL = {
+    *("fastermoe_oracle", "harmoeny_oracle", "laer_lagged", "lina_predicted", "llep_oracle", "prophet_lagged"),
+    *("smartmoe_lagged", "ultraep_oracle", "vllm_eplb_lagged"),
+}
 
 
 def states(folder: Path) -> dict[tuple[str, int], str]:

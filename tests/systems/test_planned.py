@@ -6,12 +6,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from systems import sharded_weights
 from systems.base import LayerShape
 from systems.engines import find_engine
-from systems.migration import SwapIn, moves
+from systems.migration import Held, Persistent, SwapIn
+from systems.moves import moves
 from systems.planned import PlannedExpertParallel, costs_of
 from systems.planners.base import Costs, Rates, as_replicas
 from systems.planners.eplb import EPLB
@@ -22,6 +24,7 @@ from systems.planners.moetuner import MoETuner
 from systems.planners.placement import Home, Packed
 from systems.planners.prophet import Prophet
 from systems.planners.smartmoe import SmartMoE
+from systems.sharded_weights import Sharded
 
 SHAPE = LayerShape(num_experts=8, d_model=4, d_ff=8, max_tokens=10)
 
@@ -51,7 +54,7 @@ def build(rank: int = 0, world_size: int = 2, **options: Any) -> PlannedExpertPa
         ({"loads": "guessed"}, r"system\.loads is 'guessed'; it must be one of none, oracle, lagged, profiled"),
         (
             {"migration": "train"},
-            r"system\.migration is 'train'; it must be one of static, broadcast, point_to_point, swap",
+            r"system\.migration is 'train'; it must be one of static, broadcast, point_to_point, persistent",
         ),
         ({"placement": "nowhere"}, r"system\.placement is 'nowhere'; it must be one of contiguous, round_robin"),
         ({"every": 0}, r"system\.every is 0; it must be a whole number of at least 1"),
@@ -92,6 +95,7 @@ def test_what_a_planner_cannot_place_is_known_before_anything_is_launched():
     check(loads="oracle", migration="swap", planner=EPLB(extra_replicas=0))
 
 
+@settings(deadline=None)
 @given(st.data())
 def test_moves_bring_every_expert_where_it_is_wanted_and_nothing_that_is_there(data):
     num_experts, ranks = data.draw(st.integers(1, 9)), data.draw(st.integers(1, 4))
@@ -102,6 +106,33 @@ def test_moves_bring_every_expert_where_it_is_wanted_and_nothing_that_is_there(d
     assert (((before_EG > 0) | moves_GEG.any(0)) >= (after_EG > 0)).all()
     assert not (moves_GEG & (before_EG > 0)).any() and moves_GEG.sum(0).max() <= 1
     assert not (moves_GEG & (before_EG.T == 0)[:, :, None]).any(), "only a rank that has an expert sends it"
+    times_GE = np.where(before_EG.T > 0, moves_GEG.sum(2), moves_GEG.sum((0, 2)) // (before_EG > 0).sum(1))
+    assert (times_GE.max(0) - times_GE.min(0) <= 1).all(), "they share the work"
+
+
+class Sent(Persistent):
+    """Experts arrive without other ranks."""
+
+    def _exchange(self, moves_GEG: np.ndarray) -> Held:
+        experts = np.nonzero(moves_GEG[:, :, self.rank])[1].tolist()
+        return Held(Weights().experts(experts), experts)
+
+
+@settings(deadline=None)
+@given(st.lists(st.sets(st.integers(0, 7)), min_size=1, max_size=5))
+def test_experts_that_stay_keep_their_slots_and_others_take_those_of_experts_that_go(wanted):
+    """Rank 0 is to have these experts of eight, one set after another; rank 1 has all."""
+    group: Any = SimpleNamespace(rank=lambda: 0, size=lambda: 2)
+    replicas_EG = np.array([[1, 1]] * 3 + [[0, 1]] * 5)
+    migration = Sent(replicas_EG=replicas_EG, weights=Weights(), engine=find_engine("loop"), group=group)
+    for experts in wanted:
+        before, replicas_EG = list(migration.held.experts), replicas_EG.copy()
+        replicas_EG[:, 0] = [expert in experts for expert in range(8)]
+        held = migration.bring(replicas_EG)
+        assert sorted(held.experts) == sorted(experts) and migration.replicas_EG is replicas_EG
+        assert held.weights[0][:, 0, 0].tolist() == held.weights[1][:, 0, 0].tolist() == held.experts
+        stayed = [slot for slot, expert in enumerate(before) if expert in experts]
+        assert all(held.experts[slot] == before[slot] for slot in stayed if slot < len(experts))
 
 
 def test_swapped_in_experts_take_the_slots_of_those_not_wanted():
@@ -114,6 +145,31 @@ def test_swapped_in_experts_take_the_slots_of_those_not_wanted():
         held = migration.bring(replicas_EG)
         assert set(wanted) <= set(held.experts)
         assert held.weights[0][:, 0, 0].tolist() == held.weights[1][:, 0, 0].tolist() == held.experts
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+def test_sharded_experts_are_put_together_as_they_were_and_cost_as_much_wherever_they_go(ranks, monkeypatch):
+    """Of experts with 32 numbers three ranks keep 11 each, of which the last is padding."""
+    home_EG = as_replicas(np.arange(8) * ranks // 8, ranks)
+    groups: list[Any] = [SimpleNamespace(rank=lambda rank=rank: rank) for rank in range(ranks)]
+    layer = {"replicas_EG": home_EG, "weights": Weights(), "engine": find_engine("loop")}
+    all_ranks = [Sharded(group=group, **layer) for group in groups]
+    for seed in range(3):
+        plan_EG = np.zeros((8, ranks), np.int64)
+        for rank in range(ranks):
+            plan_EG[np.random.default_rng((seed, rank)).permutation(8)[:4], rank] = 1
+        for rank, here in enumerate(all_ranks):
+            mine, tensors = (
+                np.flatnonzero(plan_EG[:, rank]),
+                iter(zip(*(one._parts_En for one in all_ranks), strict=True)),
+            )
+            sent = [parts_En[mine] for parts_En in next(tensors)], [parts_En[mine] for parts_En in next(tensors)]
+            arriving = iter(sent)
+            monkeypatch.setattr(sharded_weights, "all_to_all", lambda *_, arriving=arriving: torch.cat(next(arriving)))
+            held = here.bring(plan_EG)
+            assert held.experts == mine.tolist() and here.kept_beside == 8 / ranks
+            assert all(torch.equal(w, v) for w, v in zip(held.weights, Weights().experts(held.experts), strict=True))
+            assert here.experts_sent(home_EG, plan_EG) == pytest.approx(4 * (ranks - 1) / ranks)
 
 
 def test_account_of_shadowed_experts():
