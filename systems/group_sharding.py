@@ -47,8 +47,9 @@ class Sent(NamedTuple):
 class GroupSharding(System):
     """Experts in parts, by a profile's loads.
 
-    sizes: the numbers of parts that an expert may be cut into; if not given, all powers of two that a node's ranks and
-    d_ff can be divided by. [1] leaves every expert whole: expert parallelism that packs experts by their load.
+    sizes: the numbers of parts that an expert may be cut into; if not given, all powers of two that the ranks and d_ff
+    can be divided by, of which those above a node's ranks are not used but that of all ranks. [1] leaves every expert
+    whole: expert parallelism that packs experts by their load.
     travel: how tokens get to experts: `once` to each node and rank that has a part of theirs; to all ranks by an
     all-gather, as in MoEShard, which needs no counts before (`gather`); or what costs less by the profile (`auto`).
     """
@@ -68,9 +69,10 @@ class GroupSharding(System):
         none = layer["weights"].experts([])[0]  # for its type and device
         costs = costs_of(self.shape, none.element_size(), rates)
         self._per_node = costs.ranks_per_node or self.world_size
-        if sizes and max(sizes) > self._per_node:
-            raise ValueError(f"system.sizes has {max(sizes)}; a node has {self._per_node} ranks, and parts stay on one")
-        planner = ShardGroups(tuple(sizes or _sizes(self.shape, self._per_node)))
+        sizes = _sizes(self.shape, self.world_size) if sizes is None else sizes
+        if travel == "once" and min(sizes) > self._per_node:
+            raise ValueError(f"system.sizes is {list(sizes)}; a node has {self._per_node} ranks, and parts stay on one")
+        planner = ShardGroups(tuple(sizes))
         chosen = np.empty((self.shape.num_experts + 1, self.world_size), np.int64)
         if self.rank == 0:  # for all, because they have to agree
             chosen[:-1], chosen[-1] = self._chosen(planner, travel, profile, costs)
@@ -183,8 +185,10 @@ class GroupSharding(System):
         num_tokens = self.shape.max_tokens * self.world_size
         given = load_E * (num_tokens * self.shape.top_k / load_E.sum()), num_tokens, self.world_size, costs
         gathered = planner.gathered(*given)
+        if travel == "gather" or min(planner.sizes) > self._per_node:
+            return gathered.parts_EG, True
         once = planner.travelling(*given).later(ONCE_OPERATIONS * costs.operation_s)
-        gathers = travel == "gather" or (travel == "auto" and gathered.seconds < once.seconds)
+        gathers = travel == "auto" and gathered.seconds < once.seconds
         return (gathered if gathers else once).parts_EG, gathers
 
     def _part(self, own_E: np.ndarray, size: int, weights: Any) -> Part:

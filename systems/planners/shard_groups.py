@@ -4,10 +4,10 @@ Expert e is cut into s_e = 1, 2, 4, ... parts for a group of s_e neighbouring ra
 into s parts take n/s of a rank's E/G places, so s divides how many of them a group has. Every rank holds E/G experts'
 worth of weights. With all s_e = 1 this is expert parallelism, with all s_e = G it is MoEShard. What it weighs:
 
-    computing   max_r sum_{e on r} work_e / s_e + 7 L_e touch_row_s,
+    computing   max_r sum_{e on r} work_e / s_e + 7 L_e touch_row_s (4, if a rank has parts of all experts),
                                                      work_e = max(L_e row_s, P(L_e > 0) read_expert_s)
     travelling  2 near_row_s max_r V_r,              V_r = T (1 - prod_{e on r} (1 - L_e / T))
-    issuing     a call of the experts for every size
+    issuing     for every size 30 operations, if copies have to be picked out
 
 and between nodes, where tokens travel, 2 move_row_s max_n V_n / (ranks a node). L_e: the batch's token copies for
 expert e, of T tokens; V_r, V_n: the tokens that visit a rank or a node, each once, if a token's experts were
@@ -24,9 +24,9 @@ import numpy as np
 from systems.planners.base import Costs
 from systems.planners.packing import pack
 
-TOUCHES = 7  # of a copy's row in memory, however narrow the part: picked out, weighted and added up
-ENGINE_OPERATIONS = 12  # that a call of the experts of one size issues, or so
-PICK_OPERATIONS = 15  # more, and a wait, where a rank has not a part of every expert and picks out copies
+PICKED_TOUCHES = 7  # of a copy's row in memory, however narrow the part: picked out, weighted and added up
+TOUCHES = 4  # where a rank has a part of every expert and need not pick out copies
+PICK_OPERATIONS = 30  # that a device waits for, for each size, because the host waits for the number of picked copies
 Cut = dict[int, int]  # how a node's experts are cut: by size, how many experts a group of so many ranks has
 
 
@@ -48,7 +48,8 @@ class Placement(NamedTuple):
 class ShardGroups:
     """Chooses sizes and groups by the cost above, for loads of one batch of num_tokens tokens.
 
-    sizes: the numbers of parts that an expert may be cut into, powers of two that divide a node's ranks.
+    sizes: the numbers of parts that an expert may be cut into: powers of two that divide a node's ranks, and the number
+    of all ranks, for which experts are cut only where tokens are gathered.
     """
 
     sizes: tuple[int, ...]
@@ -67,8 +68,16 @@ class ShardGroups:
         """For tokens that all ranks have: an all-gather crosses to a node once, and both kinds of link work at once."""
         nodes, near_row_s = ranks // (costs.ranks_per_node or ranks), _near_row_s(costs)
         slower_s = max(costs.move_row_s * (nodes - 1), near_row_s * (ranks - nodes))
-        placement = self._placed(load_E, num_tokens, ranks, replace(costs, near_row_s=0.0))
-        return placement.later(2 * slower_s * num_tokens / ranks)
+        here = replace(costs, near_row_s=0.0)
+        placements = [self._cut_for_all(load_E, num_tokens, ranks, here)] if ranks in self.sizes else []
+        if min(self.sizes) <= ranks // nodes:
+            placements.append(self._placed(load_E, num_tokens, ranks, here))
+        return min(placements, key=lambda each: each.seconds).later(2 * slower_s * num_tokens / ranks)
+
+    def _cut_for_all(self, load_E: np.ndarray, num_tokens: float, ranks: int, costs: Costs) -> Placement:
+        """Every expert cut for all ranks, also of other nodes."""
+        parts_EG = np.full((len(load_E), ranks), ranks)
+        return Placement(parts_EG, _Node(load_E, num_tokens, ranks, costs).seconds(parts_EG))
 
     def _placed(self, load_E: np.ndarray, num_tokens: float, ranks: int, costs: Costs) -> Placement:
         """Experts to nodes by their load, as many to each; then each node by itself."""
@@ -78,7 +87,8 @@ class ShardGroups:
             here = np.flatnonzero(node_E == number)
             here = here[np.argsort(-load_E[here], kind="stable")]
             node = _Node(load_E[here], num_tokens, per_node, costs)
-            cuts = [node.placed(cut) for cut in _cuts(sorted(self.sizes, reverse=True), len(here) // per_node)]
+            sizes = sorted((size for size in self.sizes if size <= per_node), reverse=True)
+            cuts = [node.placed(cut) for cut in _cuts(sizes, len(here) // per_node)]
             seconds = [node.seconds(parts_eg) for parts_eg in cuts]
             parts_EG[here, number * per_node : (number + 1) * per_node] = cuts[int(np.argmin(seconds))]
             slowest_s = max(slowest_s, min(seconds))
@@ -106,7 +116,7 @@ class _Node:
         self._ranks, self._costs, self._num_tokens = ranks, costs, num_tokens
         active_e = -np.expm1(-load_e)
         self._work_e = np.maximum(costs.row_s * load_e, costs.read_expert_s * active_e)
-        self._touched_e = TOUCHES * costs.touch_row_s * load_e
+        self._touched_e = costs.touch_row_s * load_e
         self._missed_e = _log_missed(load_e, num_tokens)
 
     def placed(self, cut: Cut) -> np.ndarray:
@@ -115,7 +125,7 @@ class _Node:
         for size, experts in cut.items():
             work_b = work_g.reshape(-1, size).max(1)
             own = slice(first, first + experts * len(work_b))
-            taken = self._work_e[own] / size + self._touched_e[own]
+            taken = self._work_e[own] / size + PICKED_TOUCHES * self._touched_e[own]
             for expert, group in enumerate(_lightest(taken, work_b, experts), start=first):
                 parts_eg[expert, group * size : (group + 1) * size] = size
             first += len(taken)
@@ -125,14 +135,14 @@ class _Node:
     def seconds(self, parts_eg: np.ndarray) -> float:
         """Of computing, of travelling within the node, there and back, and of issuing."""
         visits_g = -self._num_tokens * np.expm1(self._missed_e @ (parts_eg > 0))
-        calls = np.count_nonzero(np.bincount(parts_eg.max(1)))
-        picks = PICK_OPERATIONS * (parts_eg == 0).any()
-        issued_s = (calls * ENGINE_OPERATIONS + picks) * self._costs.operation_s
+        picks = np.count_nonzero(np.bincount(parts_eg.max(1))) if (parts_eg == 0).any() else 0
+        issued_s = picks * PICK_OPERATIONS * self._costs.operation_s
         return float(self._work_g(parts_eg).max() + 2 * _near_row_s(self._costs) * visits_g.max() + issued_s)
 
     def _work_g(self, parts_eg: np.ndarray) -> np.ndarray:
         shares_eg = np.divide(1, parts_eg, out=np.zeros(parts_eg.shape), where=parts_eg > 0)
-        return self._work_e @ shares_eg + self._touched_e @ (parts_eg > 0)
+        touches = PICKED_TOUCHES if (parts_eg == 0).any() else TOUCHES
+        return self._work_e @ shares_eg + touches * self._touched_e @ (parts_eg > 0)
 
 
 def _log_missed(load_E: np.ndarray, num_tokens: float) -> np.ndarray:
