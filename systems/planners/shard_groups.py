@@ -4,10 +4,10 @@ Expert e is cut into s_e = 1, 2, 4, ... parts for a group of s_e neighbouring ra
 into s parts take n/s of a rank's E/G places, so s divides how many of them a group has. Every rank holds E/G experts'
 worth of weights. With all s_e = 1 this is expert parallelism, with all s_e = G it is MoEShard. What it weighs:
 
-    computing   max_r sum_{e on r} work_e / s_e + 7 L_e touch_row_s (4, if a rank has parts of all experts),
+    computing   max_r sum_{e on r} work_e / s_e + 7 L_e touch_row_s (5, if a rank has parts of all experts),
                                                      work_e = max(L_e row_s, P(L_e > 0) read_expert_s)
     travelling  2 near_row_s max_r V_r,              V_r = T (1 - prod_{e on r} (1 - L_e / T))
-    issuing     for every size 30 operations, if copies have to be picked out
+    issuing     for every size 25 operations, if copies have to be picked out
 
 and between nodes, where tokens travel, 2 move_row_s max_n V_n / (ranks a node). L_e: the batch's token copies for
 expert e, of T tokens; V_r, V_n: the tokens that visit a rank or a node, each once, if a token's experts were
@@ -25,8 +25,8 @@ from systems.planners.base import Costs
 from systems.planners.packing import pack
 
 PICKED_TOUCHES = 7  # of a copy's row in memory, however narrow the part: picked out, weighted and added up
-TOUCHES = 4  # where a rank has a part of every expert and need not pick out copies
-PICK_OPERATIONS = 30  # that a device waits for, for each size, because the host waits for the number of picked copies
+TOUCHES = 5  # where a rank has a part of every expert and need not pick out copies
+PICK_OPERATIONS = 25  # that a device waits for, for each size, because the host waits for the number of picked copies
 Cut = dict[int, int]  # how a node's experts are cut: by size, how many experts a group of so many ranks has
 
 
