@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from unittest.mock import patch
 
 import pandas as pd
 import pytest
@@ -11,6 +12,7 @@ from clusters.launch import LaunchFailed
 from experiments import simulate
 from experiments.records import Launch, Member
 from experiments.simulate import launch_simulation, simulate_cell, untimed
+from tests.clusters.simulated.stub import call
 from tests.experiments.tiny import CONF, TINY, configuration, run
 
 SIMULATED = ["cluster=simulated", "device=a100_sxm", *(one for one in TINY if one.startswith(("model", "seq")))]
@@ -75,27 +77,34 @@ def test_a_process_that_dies_or_takes_too_long_is_a_failed_launch(tmp_path):
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in (Path(CONF) / "system").glob("*.yaml")))
-def test_a_pass_that_is_left_out_would_have_changed_nothing(name, monkeypatch):
+def test_a_pass_that_is_left_out_would_have_changed_nothing(name, tmp_path):
     """Systems of which no call changes a later one do the same work without one before, in the time of the same work.
 
     Not to the last digit: after another pass a rank's host may have run ahead of its device.
     """
-    config = configuration(*SIMULATED, "tier=once", "router.alpha=0.7", f"system={name}")
-    launch = Launch(workload=config.workload, cells={"it": Member(config.system, "loop")}, cache_dir="")
-    asked = []
-
-    def ranks(passes):
-        monkeypatch.setattr(simulate, "untimed", passes)
-        return simulate_cell(launch, "it")
-
-    without = ranks(lambda systems, tier: asked.append(untimed(list(systems), tier)) or asked[-1])
-    assert len(asked[0]) == (name in STATEFUL)
-    for rank, after in zip(without, ranks(lambda systems, tier: range(1, 2)), strict=True):
-        for row, again in zip(timed(rank), timed(after), strict=True):
+    passes, without, after = call(with_and_without, name, str(tmp_path), ranks=2)
+    assert passes == (name in STATEFUL)
+    for (rows, moved), (rows_again, moved_again) in zip(without, after, strict=True):
+        for row, again in zip(rows, rows_again, strict=True):
             exact = row["unit"] != "ms"
             assert row["value"] == pytest.approx(again["value"], rel=1e-9 if exact else 0.01), row
-        moved, again = (pd.DataFrame(seen.collectives, columns=MOVED) for seen in (rank, after))
-        assert moved.equals(again)
+        assert moved == moved_again
+
+
+def with_and_without(name: str, cache_dir: str) -> tuple[int, list, list]:
+    """How many passes a system is given before the timed one, and what ranks tell of it, and after one more."""
+    config = configuration(*SIMULATED, "tier=once", "router.alpha=0.7", f"system={name}")
+    launch = Launch(workload=config.workload, cells={"it": Member(config.system, "loop")}, cache_dir=cache_dir)
+    asked: list[range] = []
+
+    def told(passes) -> list[tuple[list[dict], list[dict]]]:
+        with patch.object(simulate, "untimed", passes):
+            ranks = simulate_cell(launch, "it")
+        moved = [[{key: each[key] for key in MOVED} for each in rank.collectives] for rank in ranks]
+        return list(zip(map(timed, ranks), moved, strict=True))
+
+    without = told(lambda systems, tier: asked.append(untimed(list(systems), tier)) or asked[-1])
+    return len(asked[0]), without, told(lambda systems, tier: range(1, 2))
 
 
 def timed(rank) -> list[dict]:
