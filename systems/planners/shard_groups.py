@@ -77,7 +77,7 @@ class ShardGroups:
     def _cut_for_all(self, load_E: np.ndarray, num_tokens: float, ranks: int, costs: Costs) -> Placement:
         """Every expert cut for all ranks, also of other nodes."""
         parts_EG = np.full((len(load_E), ranks), ranks)
-        return Placement(parts_EG, _Node(load_E, num_tokens, ranks, costs).seconds(parts_EG))
+        return Placement(parts_EG, _Node(load_E, num_tokens, ranks, costs, True).seconds(parts_EG))
 
     def _placed(self, load_E: np.ndarray, num_tokens: float, ranks: int, costs: Costs) -> Placement:
         """Experts to nodes by their load, as many to each; then each node by itself."""
@@ -86,7 +86,7 @@ class ShardGroups:
         for number in range(ranks // per_node):
             here = np.flatnonzero(node_E == number)
             here = here[np.argsort(-load_E[here], kind="stable")]
-            node = _Node(load_E[here], num_tokens, per_node, costs)
+            node = _Node(load_E[here], num_tokens, per_node, costs, per_node == ranks)
             sizes = sorted((size for size in self.sizes if size <= per_node), reverse=True)
             cuts = [node.placed(cut) for cut in _cuts(sizes, len(here) // per_node)]
             seconds = [node.seconds(parts_eg) for parts_eg in cuts]
@@ -110,10 +110,10 @@ def _cuts(sizes: list[int], places: int) -> list[Cut]:
 
 
 class _Node:
-    """One node's experts, heaviest first, and what a placement of them costs."""
+    """One node's experts, heaviest first, and what a placement of them costs. has_all: there is no other node."""
 
-    def __init__(self, load_e: np.ndarray, num_tokens: float, ranks: int, costs: Costs) -> None:
-        self._ranks, self._costs, self._num_tokens = ranks, costs, num_tokens
+    def __init__(self, load_e: np.ndarray, num_tokens: float, ranks: int, costs: Costs, has_all: bool) -> None:
+        self._ranks, self._costs, self._num_tokens, self._has_all = ranks, costs, num_tokens, has_all
         active_e = -np.expm1(-load_e)
         self._work_e = np.maximum(costs.row_s * load_e, costs.read_expert_s * active_e)
         self._touched_e = costs.touch_row_s * load_e
@@ -135,14 +135,18 @@ class _Node:
     def seconds(self, parts_eg: np.ndarray) -> float:
         """Of computing, of travelling within the node, there and back, and of issuing."""
         visits_g = -self._num_tokens * np.expm1(self._missed_e @ (parts_eg > 0))
-        picks = np.count_nonzero(np.bincount(parts_eg.max(1))) if (parts_eg == 0).any() else 0
+        picks = np.count_nonzero(np.bincount(parts_eg.max(1))) if self._picks(parts_eg) else 0
         issued_s = picks * PICK_OPERATIONS * self._costs.operation_s
         return float(self._work_g(parts_eg).max() + 2 * _near_row_s(self._costs) * visits_g.max() + issued_s)
 
     def _work_g(self, parts_eg: np.ndarray) -> np.ndarray:
         shares_eg = np.divide(1, parts_eg, out=np.zeros(parts_eg.shape), where=parts_eg > 0)
-        touches = PICKED_TOUCHES if (parts_eg == 0).any() else TOUCHES
+        touches = PICKED_TOUCHES if self._picks(parts_eg) else TOUCHES
         return self._work_e @ shares_eg + touches * self._touched_e @ (parts_eg > 0)
+
+    def _picks(self, parts_eg: np.ndarray) -> bool:
+        """Whether ranks pick out copies, because they have not a part of every expert."""
+        return not self._has_all or bool((parts_eg == 0).any())
 
 
 def _log_missed(load_E: np.ndarray, num_tokens: float) -> np.ndarray:
