@@ -110,8 +110,10 @@ def section_percents(
     section_IL = {
         name.removeprefix(SECTION): v.max(axis=-1) for name, v in observed.items() if name.startswith(SECTION)
     }
+    # A system that decides layer by layer has some sections in some layers only, which have no share.
     moving = {name: ms_IL for name, ms_IL in transfers.items() if ms_IL.any()}
-    shares = {name: moving[name] / ms_IL for name, ms_IL in section_IL.items() if name in moving}
+    everywhere = [name for name in section_IL.keys() & moving.keys() if section_IL[name].shape == moving[name].shape]
+    shares = {name: moving[name] / section_IL[name] for name in everywhere}
     return shares | ({"experts": compute_L / section_IL["experts"]} if "experts" in section_IL else {})
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis.limits import NO_CEILINGS, UNKNOWN_LINK, limits, limits_table
+from analysis.limits import NO_CEILINGS, UNKNOWN_LINK, limits, limits_table, section_percents
 from analysis.load import load_campaign
 from analysis.reduce import compute_bound_ms
 from tests.analysis.synthetic import CEILINGS, LAYERS, WORLD_SIZE
@@ -93,3 +93,11 @@ def test_longer_of_flops_and_bytes_of_the_busiest_rank_decides():
     assert compute_bound_ms(measured, ceilings) == pytest.approx([4, 5])
     assert compute_bound_ms({"flops": measured["flops"]}, ceilings) == pytest.approx([4, 1])
     assert compute_bound_ms(measured, None) is None and compute_bound_ms({}, ceilings) is None
+
+
+def test_a_section_that_only_some_layers_have_has_no_share():
+    """A system that decides layer by layer counts in one and not in the other."""
+    observed = {"section_ms/dispatch": np.full((1, 2, 3), 4.0), "section_ms/metadata": np.full((1, 1, 3), 4.0)}
+    transfers = {"dispatch": np.array([[1.0, 2.0]]), "metadata": np.array([[1.0, 0.0]])}
+    shares = section_percents(observed, np.ones(2), transfers)
+    assert shares.keys() == {"dispatch"} and shares["dispatch"].tolist() == [[0.25, 0.5]]
