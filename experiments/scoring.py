@@ -16,9 +16,9 @@ from devices import Device
 from experiments.ceilings import modelled_rate
 from experiments.referee import Referee, Violation
 from experiments.score_loads import BATCHES, Source
+from systems.costs import costs_of
 from systems.engines.activations import ACTIVATIONS
 from systems.moves import moves
-from systems.planned import costs_of
 from systems.planners.base import Costs, Planner, Rates, as_replicas, imbalance, owner_of, rows_per_rank
 from systems.planners.bound import least_rows
 from systems.planners.placement import PLACEMENTS, Home

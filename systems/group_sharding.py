@@ -15,10 +15,10 @@ import torch.distributed as dist
 from routers.base import Routing
 from systems.base import Account, LayerShape, System, divisible
 from systems.collectives import all_gather, reduce_scatter
+from systems.costs import costs_of
 from systems.engines import Copies
 from systems.hops import Hop
 from systems.permute import filled_up, packed_choices, summed_copies, unpacked_choices
-from systems.planned import costs_of
 from systems.planners.base import Costs, Profile, Rates, tokens_per_expert
 from systems.planners.shard_groups import ShardGroups, powers_of_two
 

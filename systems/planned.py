@@ -15,10 +15,11 @@ import torch.distributed as dist
 from routers.base import Routing
 from systems.base import Account, LayerShape, System
 from systems.collectives import all_gather, all_to_all
+from systems.costs import costs_of
 from systems.engines import Copies
 from systems.migration import Broadcast, Held, Migration, Persistent, PointToPoint, Static, SwapIn
 from systems.permute import experts_of_arrivals, transposed_blocks, weighted_sum
-from systems.planners.base import Costs, Planner, Profile, Rates, as_replicas, owner_of
+from systems.planners.base import Planner, Profile, Rates, as_replicas, owner_of
 from systems.planners.bound import least_rows
 from systems.planners.placement import PLACEMENTS
 from systems.sharded_weights import Sharded
@@ -237,19 +238,3 @@ def _unwritable(array: np.ndarray) -> np.ndarray:
     view = array.view()
     view.flags.writeable = False
     return view
-
-
-def costs_of(shape: LayerShape, element_size: int, rates: Rates, batches: int = 1) -> Costs:
-    """The products of a row; a row and an expert's weights in bytes over the link, and from memory."""
-    row_bytes, expert_bytes = shape.d_model * element_size, shape.expert_elements(shape.d_ff) * element_size
-    return Costs(
-        row_s=shape.row_flops(shape.d_ff) / rates.flops_per_s,
-        move_row_s=row_bytes / rates.bytes_per_s,
-        move_expert_s=expert_bytes / rates.bytes_per_s,
-        read_expert_s=expert_bytes / rates.memory_bytes_per_s,
-        touch_row_s=row_bytes / rates.memory_bytes_per_s,
-        near_row_s=row_bytes / (rates.near_bytes_per_s or rates.bytes_per_s),
-        ranks_per_node=rates.ranks_per_node,
-        operation_s=rates.operation_s,
-        batches=batches,
-    )

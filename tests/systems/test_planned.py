@@ -11,10 +11,11 @@ from hypothesis import strategies as st
 
 from systems import sharded_weights
 from systems.base import LayerShape
+from systems.costs import costs_of
 from systems.engines import find_engine
 from systems.migration import Held, Persistent, SwapIn
 from systems.moves import moves
-from systems.planned import PlannedExpertParallel, costs_of
+from systems.planned import PlannedExpertParallel
 from systems.planners.base import Costs, Rates, as_replicas
 from systems.planners.eplb import EPLB
 from systems.planners.fastermoe import FasterMoE
