@@ -62,6 +62,10 @@ class Bench:
             for block in self.program.layers
         }
 
+    def built(self) -> None:
+        """All systems are there: what only their building needs is let go, so that it takes no memory beside them."""
+        self._profiler.profile.cache_clear()
+
     @torch.inference_mode()
     def measure(self, visits: Iterable[tuple[str, int]], phase: str, progress: Progress) -> None:
         """Run these iterations of these cells, one forward pass each.

@@ -26,13 +26,8 @@ from systems.planners.placement import PLACEMENTS, Home
 PRECISION, BYTES = "bf16", 2  # of rows and weights
 KERNEL = "triton"  # the grouped product that every described device has
 LARGE = 8192  # side of the matrix product that planners take a device's rate from
-FOR_ONE_CALL = (
-    "static",
-    "broadcast",
-    "point_to_point",
-    "swap_in",
-    "sharded",
-)  # migrations after which experts are where they were
+# Migrations after which experts are where they were.
+FOR_ONE_CALL = ("static", "broadcast", "point_to_point", "swap_in", "sharded")
 
 
 @dataclass(frozen=True)
@@ -87,7 +82,7 @@ class Setting:
         return sum(self._collective_s("all_to_all", bytes_GG) for bytes_GG in (sent_GG, sent_GG.T))
 
     def weights_s(self, before_EG: np.ndarray, after_EG: np.ndarray, migration: str) -> float:
-        """Experts from the first rank that has each to those that lack it; `broadcast`: from one rank after another to
+        """Experts from the ranks that have each to those that lack it; `broadcast`: from one rank after another to
         all others; `swap_in`: from each rank's own host; `sharded`: put together from all ranks' parts.
         """
         moves_GEG = moves(before_EG, after_EG)

@@ -168,6 +168,7 @@ def _simulate_rank(launch: Launch, cell: str, session: Session, timeline: Timeli
     workload, tier = launch.workload, launch.workload.tier
     bench = Bench(workload, session, launch.cache_dir, ceilings_of(workload))
     bench.add(cell, launch.cells[cell])
+    bench.built()
     with torch.no_grad():  # where composite operations come apart by themselves, as they do not in inference mode
         for iteration in untimed(bench.systems[cell].values(), tier):
             bench.program.prefetch(iteration)

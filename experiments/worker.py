@@ -57,6 +57,7 @@ def run_launch(launch: Launch, session: Session) -> None:
         for cell, member in launch.cells.items():
             progress(cell)
             bench.add(cell, member)
+        bench.built()
     correctness = {}
     with stopwatch("verify"):
         for cell in launch.cells:

@@ -34,7 +34,7 @@ CAMPAIGNS = {
     "fig3": (14, "experiment=fig3"),
     "paper": (25, "experiment=all"),
     "league": (20, "experiment=league"),
-    "decoders": (20, "experiment=decoders"),
+    "decoders": (40, "experiment=decoders"),
     "attribution": (12, "experiment=attribution tier.launches=3 tier.rounds=2"),
     "crossover": (20, "experiment=crossover scale=laptop cluster=emulated tier.launches=3"),
     "fidelity": (12, f"experiment=fidelity {FIDELITY}"),

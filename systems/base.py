@@ -168,11 +168,12 @@ class System(ABC):
         """Whole experts' worth of weights on this rank, the most so far; a shard of 1/G counts 1/G."""
         return self.shape.num_experts / self.world_size
 
-    def ffn_bytes(self, rows: float, num_experts: int, element_size: int) -> float:
+    def ffn_bytes(self, rows: float, num_experts: int, element_size: int, width: int | None = None) -> float:
         """Bytes that experts' products at least move: the weights of `num_experts` read once, and for each of `rows`
-        x read, the hidden layer written and read, y written. Padding that is computed counts as rows.
+        x read, the hidden layer written and read, y written. Padding that is computed counts as rows. width: of the
+        hidden layer, if it is not that which the engine sees everywhere (`hidden_width`).
         """
-        width = self.hidden_width(self.shape, self.world_size)
+        width = width or self.hidden_width(self.shape, self.world_size)
         weights = num_experts * self.shape.expert_elements(width)
         return float(weights + rows * 2 * (self.shape.d_model + width)) * element_size
 

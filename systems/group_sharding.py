@@ -89,6 +89,8 @@ class GroupSharding(System):
         if travel not in TRAVELS:
             raise ValueError(f"system.travel is {travel!r}; it must be one of {', '.join(TRAVELS)}")
         divisible("model.num_experts", shape.num_experts, world_size, "every rank holds the weights of E/G experts")
+        if sizes is not None and (not isinstance(sizes, list | tuple) or not sizes):
+            raise ValueError(f"system.sizes is {sizes!r}; it must be null or a list of numbers of parts, such as [1,2]")
         for size in sizes or ():
             if size not in powers_of_two(world_size) or shape.d_ff % size:
                 raise ValueError(
@@ -211,16 +213,13 @@ class GroupSharding(System):
             counts = self.world_size + self.world_size // self._per_node
             there, back = self.plan
             bytes_sent = 8 * counts * others + (there + back) * row_bytes + there * choice_bytes
-        memory_bytes = sum(
-            self._bytes(rows_E[experts], int(self._parts_E[experts[0]]), element_size) for experts in here
-        )
+        memory_bytes = sum(self._bytes(rows_E[experts], self._parts_E[experts], element_size) for experts in here)
         return Account(rows, rows, dropped=0, bytes_sent=float(bytes_sent), memory_bytes=memory_bytes)
 
-    def _bytes(self, rows_e: np.ndarray, size: int, element_size: int) -> float:
-        """What `ffn_bytes` says, of parts of one size."""
-        width = self.shape.d_ff // size
-        weights = int(np.count_nonzero(rows_e)) * self.shape.expert_elements(width)
-        return float(weights + rows_e.sum() * 2 * (self.shape.d_model + width)) * element_size
+    def _bytes(self, rows_e: np.ndarray, parts_e: np.ndarray, element_size: int) -> float:
+        """Of parts of one size."""
+        active, width = int(np.count_nonzero(rows_e)), self.shape.d_ff // int(parts_e[0])
+        return self.ffn_bytes(float(rows_e.sum()), active, element_size, width)
 
 
 def _sizes(shape: LayerShape, ranks: int) -> list[int]:

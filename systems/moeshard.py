@@ -43,6 +43,7 @@ class MoEShard(System):
         return shape.d_ff // world_size
 
     def forward(self, x_TD: torch.Tensor, routing: Routing) -> torch.Tensor:
+        """Parts of the tokens one after another: while one is computed, the next arrive and the sums before leave."""
         num_tokens = len(x_TD)
         with self.span("dispatch"):
             padding = self.shape.max_tokens - num_tokens

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from systems.planners.base import Costs, Planner, as_replicas, owner_of
-from systems.planners.dispatch import stay_or_go_to_owner
+from systems.planners.dispatch import stay_or_go_to_owner, to_hosts
 
 
 class Chunks(NamedTuple):
@@ -23,10 +23,7 @@ class Chunks(NamedTuple):
 
     def sent(self, num_experts: int) -> np.ndarray:
         """sent_GEG of these chunks (`Planner.dispatch`)."""
-        ranks = self.rows_CG.shape[1]
-        sent_GEG = np.zeros((ranks, num_experts, ranks), np.int64)
-        sent_GEG[:, self.expert_C, self.rank_C] = self.rows_CG.T
-        return sent_GEG
+        return to_hosts(self.rows_CG.T, self.expert_C, self.rank_C, num_experts)
 
 
 class BatchPlanner(Planner):

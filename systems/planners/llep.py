@@ -31,6 +31,7 @@ class LLEP(BatchPlanner):
         self.alpha, self.min_chunk, self.gate, self.gate_over = alpha, min_chunk, gate, gate_over
 
     def divide(self, tokens_GE: np.ndarray, owner_E: np.ndarray) -> Chunks:
+        """At home below the gate; else what is above the cap goes to helpers."""
         load_E, ranks = tokens_GE.sum(0), len(tokens_GE)
         load_G = np.bincount(owner_E, load_E, ranks).astype(np.int64)
         gated = load_G if self.gate_over == "ranks" else load_E

@@ -5,15 +5,19 @@ import math
 import numpy as np
 
 
-def pack(weights_R: np.ndarray, world_size: int, preferred_R: np.ndarray | None = None) -> np.ndarray:
+def pack(
+    weights_R: np.ndarray, world_size: int, preferred_R: np.ndarray | None = None, start_G: np.ndarray | None = None
+) -> np.ndarray:
     """int64 [R]: each item's rank by longest processing time: heaviest first, to the lightest rank with a free slot.
 
-    Every rank takes R/G items. Of equally light ranks the item's preferred one wins, else the first.
+    Every rank takes R/G items. Of equally light ranks the item's preferred one wins, else the first. start_G: what
+    ranks have already.
     """
     assert len(weights_R) % world_size == 0
     rank_R = np.empty(len(weights_R), np.int64)
     weights, preferred = weights_R.tolist(), ([0] * len(weights_R) if preferred_R is None else preferred_R.tolist())
-    loads, free = [0.0] * world_size, [len(weights_R) // world_size] * world_size
+    loads = [0.0] * world_size if start_G is None else start_G.tolist()
+    free = [len(weights_R) // world_size] * world_size
     for item in np.argsort(-weights_R, kind="stable").tolist():
         lightest = min(loads)
         rank = preferred[item] if loads[preferred[item]] == lightest else loads.index(lightest)

@@ -14,7 +14,6 @@ expert e, of T tokens; V_r, V_n: the tokens that visit a rank or a node, each on
 independent. HD-MoE (arXiv:2509.09420) also splits experts by load, without a bound on a node's memory.
 """
 
-import heapq
 import itertools
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -126,7 +125,7 @@ class _Node:
             work_b = work_g.reshape(-1, size).max(1)
             own = slice(first, first + experts * len(work_b))
             taken = self._work_e[own] / size + PICKED_TOUCHES * self._touched_e[own]
-            for expert, group in enumerate(_lightest(taken, work_b, experts), start=first):
+            for expert, group in enumerate(pack(taken, len(work_b), start_G=work_b), start=first):
                 parts_eg[expert, group * size : (group + 1) * size] = size
             first += len(taken)
             work_g = self._work_g(parts_eg)
@@ -156,16 +155,3 @@ def _log_missed(load_E: np.ndarray, num_tokens: float) -> np.ndarray:
 
 def _near_row_s(costs: Costs) -> float:
     return costs.move_row_s if costs.near_row_s is None else costs.near_row_s
-
-
-def _lightest(weights: np.ndarray, start_b: np.ndarray, places: int) -> list[int]:
-    """Each item's bin: in the order given to the lightest that has one of its places left."""
-    bins = [(load, index, places) for index, load in enumerate(start_b.tolist()) if places]
-    heapq.heapify(bins)
-    chosen = []
-    for weight in weights.tolist():
-        load, index, left = heapq.heappop(bins)
-        chosen.append(index)
-        if left > 1:
-            heapq.heappush(bins, (load + weight, index, left - 1))
-    return chosen
