@@ -137,8 +137,7 @@ class Workload:
     corpus: Node
     """The text that tokens come from."""
     cluster: ClusterSpec
-    """What plays the ranks. [Emulation](../emulation.md) and [simulation](../simulated.md) say how the two that need
-    no GPU work."""
+    """What plays the ranks. [Emulation](../emulation.md) and [simulation](../simulated.md) need no GPU."""
     device: Node
     """The description that simulated ranks are priced on. [Devices](../devices.md) says where its numbers come from."""
     network: Node
