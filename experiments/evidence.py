@@ -62,7 +62,7 @@ def _loads(bench: Bench, tokens_E: torch.Tensor, block: int, iteration: int) -> 
 
 def agreement(bench: Bench, cells: list[str]) -> dict[str, dict[str, Any]]:
     """How far each cell's outputs are from the others' in the timed iterations; see `agreement.agree`."""
-    lossless = [cell for cell in cells if not _drops(bench, cell)]
+    lossless = [cell for cell in cells if not _has_own_rule(bench, cell) and not _drops(bench, cell)]
     shape_BX = (bench.workload.sequences_G[bench.session.rank], -1)
     experts = {
         cell: {
@@ -85,6 +85,10 @@ def agreement(bench: Bench, cells: list[str]) -> dict[str, dict[str, Any]]:
         num_layers=len(bench.program.layers),
         group=bench.session.group,
     )
+
+
+def _has_own_rule(bench: Bench, cell: str) -> bool:
+    return any(system.has_own_rule() for system in bench.systems[cell].values())
 
 
 def _drops(bench: Bench, cell: str) -> bool:

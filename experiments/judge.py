@@ -15,7 +15,7 @@ from yaml import YAMLError
 from clusters.launch import LaunchFailed, prepare
 from clusters.session import ClusterSpec
 from experiments.configuration import find_class, options
-from experiments.conformance import TOLERANCE, judge
+from experiments.conformance import judge
 from systems.base import System
 from systems.engines.auto import preferred
 
@@ -78,7 +78,7 @@ def is_wrong(verdict: dict[str, Any], kind: str) -> bool:
         return False
     bytes_off = abs(verdict["bytes_sent"] - verdict["bytes_accounted"])
     off_the_account = kind == "emulated" and bytes_off > 1e-6 * max(1, verdict["bytes_sent"])
-    return verdict["error"] > TOLERANCE or verdict["dropped"] != verdict["accounted"] or off_the_account
+    return verdict["error"] > verdict["tolerance"] or verdict["dropped"] != verdict["accounted"] or off_the_account
 
 
 if __name__ == "__main__":

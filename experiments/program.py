@@ -79,7 +79,7 @@ class Program:
             return CheckpointLayer(model, block, checkpoint, self.dtype, self.device)
         return SeededLayer(model, block, self.workload.seed, self.dtype, self.device)
 
-    def _reference(self, block: int) -> System:
+    def _reference(self, block: int) -> Dense:
         """The dense model of a layer, one expert after another: what checks, profiles and KV caches go by."""
         engine = find_engine("loop", self.shape.activation)
         weights = (self.oracle_weights if self.keeps_every_expert else self.weights)[block]

@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, Self
 
 import torch
 import torch.distributed as dist
@@ -92,6 +92,23 @@ class Account:
     least_rows: float | None = None
 
 
+ExpertFfn = Callable[[int, torch.Tensor, torch.Tensor, tuple[torch.Tensor, ...]], torch.Tensor]
+
+
+class Reference(Protocol):
+    """The dense model of a layer (systems.dense), expert after expert."""
+
+    def forward(self, x_TD: torch.Tensor, routing: Routing) -> torch.Tensor:
+        """y_TD as the model has it."""
+        ...
+
+    def through(self, x_TD: torch.Tensor, routing: Routing, ffn: ExpertFfn) -> torch.Tensor:
+        """y_TD where ffn(expert, copies_R, x_RD, weights) computes the copies of each expert: copy n is of token
+        n // K, and weights are those of that expert alone.
+        """
+        ...
+
+
 class System(ABC):
     """One MoE layer on one rank: `forward(x_TD, routing) -> y_TD` in plain `torch.distributed` calls.
 
@@ -100,15 +117,19 @@ class System(ABC):
     it decides itself, and `stateful`: whether its earlier calls change what a later one costs, because it looks back at
     loads, moves experts or keeps room for them. A simulation of one that is not does without a pass that is not timed.
     `check`, `padding` and `needs` are asked with every option, defaults included.
+
+    A system that computes something else than the dense model by a rule of its own says in `expected` what that is, and
+    in `slack` how much further than by rounding an output may be from it, relative to the largest.
     """
 
     exactness: ClassVar[str] = "exact"
     own_engine: ClassVar[str | None] = None
     fixed: ClassVar[dict[str, Any]] = {}
+    slack: ClassVar[float] = 0.0
     stateful: bool = True
     plan: Any = None  # what the last call decided, if anything: a new object each; set to an earlier one for `account`
 
-    def __new__(cls, *, shape: LayerShape, group: dist.ProcessGroup, **options: Any) -> "System":
+    def __new__(cls, *, shape: LayerShape, group: dist.ProcessGroup, **options: Any) -> Self:
         cls.check(shape, group.size(), **cls.every_option(**options))
         return super().__new__(cls)
 
@@ -163,6 +184,17 @@ class System(ABC):
 
         A system that decides call by call tells of the one whose `plan` it has.
         """
+
+    def expected(self, x_TD: torch.Tensor, routing: Routing, dense: "Reference") -> torch.Tensor:
+        """y_TD that the call whose `plan` this system has must give, by plain arithmetic on whole experts: what checks
+        go by. Another system than the dense model only where the rule is approximate.
+        """
+        return dense.forward(x_TD, routing)
+
+    @classmethod
+    def has_own_rule(cls) -> bool:
+        """Whether it computes something else than the dense model, other than by dropping tokens."""
+        return cls.expected is not System.expected
 
     def experts_held(self) -> float:
         """Whole experts' worth of weights on this rank, the most so far; a shard of 1/G counts 1/G."""

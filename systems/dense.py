@@ -3,7 +3,7 @@
 import torch
 
 from routers.base import Routing
-from systems.base import Account, System
+from systems.base import Account, ExpertFfn, System
 from systems.engines import ACTIVATIONS, Copies
 from systems.engines.activations import expert_ffn
 from systems.permute import summed_copies, weighted_sum
@@ -27,17 +27,27 @@ class Dense(System):
         with self.span("experts"):
             order_N, rows_E = self.engine.group(routing.expert_TK.flatten(), self.shape.num_experts)
             if self._all is None:
-                return weighted_sum(self._one_by_one(x_TD, order_N, rows_E), routing.weight_TK)
+                return weighted_sum(self._one_by_one(x_TD, order_N, rows_E, self._plain), routing.weight_TK)
             copies = Copies(order_N, rows_E, self.shape.top_k, routing.weight_TK.flatten().float())
             return summed_copies(self.engine(x_TD, copies, *self._all), self.shape.top_k)
 
-    def _one_by_one(self, x_TD: torch.Tensor, order_N: torch.Tensor, rows_E: torch.Tensor) -> torch.Tensor:
+    def through(self, x_TD: torch.Tensor, routing: Routing, ffn: ExpertFfn) -> torch.Tensor:
+        """`systems.base.Reference.through`."""
+        order_N, rows_E = self.engine.group(routing.expert_TK.flatten(), self.shape.num_experts)
+        return weighted_sum(self._one_by_one(x_TD, order_N, rows_E, ffn), routing.weight_TK)
+
+    def _plain(self, _: int, __: torch.Tensor, x_RD: torch.Tensor, weights: tuple[torch.Tensor, ...]) -> torch.Tensor:
+        return expert_ffn(x_RD, ACTIVATIONS[self.shape.activation], *weights)
+
+    def _one_by_one(
+        self, x_TD: torch.Tensor, order_N: torch.Tensor, rows_E: torch.Tensor, ffn: ExpertFfn
+    ) -> torch.Tensor:
         y_ND = x_TD.new_empty(len(order_N), x_TD.shape[1])
         for expert, copies_R in enumerate(order_N.split(rows_E.tolist())):
             if len(copies_R):
                 x_RD = x_TD[copies_R // self.shape.top_k]
-                weights = (weight[0].to(x_RD.dtype) for weight in self._weights.experts([expert]))
-                y_ND[copies_R] = expert_ffn(x_RD, ACTIVATIONS[self.shape.activation], *weights)
+                weights = tuple(weight[0].to(x_RD.dtype) for weight in self._weights.experts([expert]))
+                y_ND[copies_R] = ffn(expert, copies_R, x_RD, weights)
         return y_ND
 
     def experts_held(self) -> float:
