@@ -36,6 +36,14 @@ class NetworkModel(Protocol):
         """None: all ranks are near one another."""
         ...
 
+    def among(self, members: Sequence[int]) -> "NetworkModel":
+        """The model of collectives of these ranks of the cluster, which may have but one kind of link."""
+        ...
+
+    def links(self, members: Sequence[int]) -> tuple[str, ...]:
+        """The links of a rank that such a collective takes: of `near` and `far`."""
+        ...
+
     def when(self, collective: str, ranks: int, spread_s: float) -> "NetworkModel":
         """The model of a collective whose last rank comes spread_s after the first."""
         ...
@@ -105,6 +113,12 @@ class Network:
     @property
     def ranks_per_node(self) -> None:
         """All ranks are near one another."""
+
+    def among(self, members: Sequence[int]) -> "Network":
+        return self
+
+    def links(self, members: Sequence[int]) -> tuple[str, ...]:
+        return ("near",)
 
     def when(self, collective: str, ranks: int, spread_s: float) -> "Network":
         """`late` where the last rank comes more than the latency after the first, if there is one; else itself."""
@@ -182,6 +196,17 @@ class HierarchicalNetwork:
             raise ValueError(
                 f"network {self.name}: networks of nodes do not tell ranks that come late, but a part does"
             )
+
+    def among(self, members: Sequence[int]) -> "Network | HierarchicalNetwork":
+        """The network between nodes for ranks of which each is on another one."""
+        return self.inter if self.links(members) == ("far",) else self
+
+    def links(self, members: Sequence[int]) -> tuple[str, ...]:
+        """Ranks of one node take the link within it, and those of which each is on another node that between nodes."""
+        nodes = {rank // self.ranks_per_node for rank in members}
+        if len(nodes) == 1:
+            return ("near",)
+        return ("far",) if len(nodes) == len(members) else ("near", "far")
 
     def when(self, collective: str, ranks: int, spread_s: float) -> "HierarchicalNetwork":
         """Itself: neither kind of link has a `late` one."""

@@ -14,9 +14,9 @@ class MoELayer(nn.Module):
     """Hidden states [B, L, D] -> [B, L, D]; in a decoder [T, D] -> [T, D], with what its gate has chosen [T, K].
     `system` and `iteration` are set before each forward pass.
 
-    wait: the host waits for the device after each call. `before` is the MoE layer before this one, whose last routing
-    belongs to the same tokens. `routing` is that of the last call; `seen` its input, routing and output while
-    `remember` is set, for the check.
+    scores_TE: those of a decoder's gate for the tokens of the next call. wait: the host waits for the device after each
+    call. `before` is the MoE layer before this one, whose last routing belongs to the same tokens. `routing` is that of
+    the last call; `seen` its input, routing and output while `remember` is set, for the check.
     """
 
     system: System
@@ -36,13 +36,15 @@ class MoELayer(nn.Module):
         self.block, self.router, self.recorder = block, router, recorder
         self.iteration = 0
         self.routing: Routing | None = None
+        self.scores_TE: torch.Tensor | None = None
         self.remember = False
         self.seen: tuple[torch.Tensor, Routing, torch.Tensor] | None = None
 
     def forward(self, hidden: torch.Tensor, *chosen: torch.Tensor) -> torch.Tensor:
         """Route and compute, timed if the run is observed. chosen: expert_TK and weight_TK of a decoder's gate."""
         x_TD = hidden.flatten(0, -2)
-        gated = Routing(chosen[0], chosen[1].to(x_TD.dtype)) if chosen else None
+        gated = Routing(chosen[0], chosen[1].to(x_TD.dtype), self.scores_TE) if chosen else None
+        self.scores_TE = None
         with self.recorder.layer(self.block):
             with self.recorder.span("route"):
                 routing = self.router.route(x_TD, layer=self.block, iteration=self.iteration, chosen=gated)
@@ -50,7 +52,7 @@ class MoELayer(nn.Module):
             y_TD = self.system.forward(x_TD, routing)
         if self._wait:
             routing.expert_TK[0, 0].item()
-        self.routing = routing
+        self.routing = replace(routing, logits_TE=None)  # which nobody asks for later
         if self.remember:
             self.seen = x_TD, routing, y_TD
         return y_TD.view_as(hidden)

@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 
 from routers.base import Routing
-from systems.base import Account, LayerShape, System, divisible
+from systems.base import Account, LayerShape, LayerWeights, System, divisible
 from systems.collectives import InFlight, start_all_to_all
 from systems.engines import ACTIVATIONS
 from systems.engines.activations import batched_ffn
@@ -40,9 +40,13 @@ class PaddedExpertParallel(System):
     def __init__(self, **layer) -> None:
         super().__init__(**layer)
         self._num_local = self.shape.num_experts // self.world_size
+        self._mine, self._weights = self._placed(layer["weights"])
+
+    def _placed(self, weights: LayerWeights) -> tuple[list[int], tuple[torch.Tensor, ...]]:
+        """The experts of this rank, in their order, and what it has of their weights."""
         first = self.rank * self._num_local
-        self._mine = list(range(first, first + self._num_local))
-        self._weights = layer["weights"].experts(self._mine)
+        mine = list(range(first, first + self._num_local))
+        return mine, weights.experts(mine)
 
     @classmethod
     def check(cls, shape: LayerShape, world_size: int, **_: Any) -> None:

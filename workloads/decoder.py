@@ -6,6 +6,7 @@ called as their experts are: hidden states [T, D], and the experts and weights [
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from importlib import import_module
 from threading import Lock
 from typing import Any
@@ -47,7 +48,10 @@ def build_decoder(
             f"model.settings put MoE layers into blocks {blocks}; the sizes want them in {model.moe_blocks}"
         )
     for at in blocks:
-        decoder.model.layers[at].mlp.experts = moe_layer(at)
+        mlp = decoder.model.layers[at].mlp
+        mlp.experts = moe_layer(at)
+        gate = mlp.gate if hasattr(mlp, "gate") else mlp.router
+        gate.register_forward_hook(partial(_hand_over_scores, mlp.experts))
     decoder.to_empty(device=device)
     decoder.tie_weights()
     if device.type != "meta":  # which holds no values
@@ -70,6 +74,11 @@ def check_decoder(model: ModelShape, checkpoint: Checkpoint | None) -> None:
     if checkpoint is not None:
         for _ in _stored(decoder, checkpoint, model.family):
             pass
+
+
+def _hand_over_scores(experts: Any, gate: nn.Module, given: Any, found: Any) -> None:
+    """A gate gives its scores [T, E] with weights and experts; experts are told of the latter two only."""
+    experts.scores_TE = found[0] if isinstance(found, tuple) and len(found) == 3 else None
 
 
 class _Unchanged(nn.Module):

@@ -1,7 +1,7 @@
 """Where simulated ranks meet: a collective finishes once all its ranks have issued it, when the network model says.
 
-It starts when every rank's device has reached it and every rank's link is free; its ranks' devices go on when it has
-finished.
+It starts when every rank's device has reached it and every rank's links that it takes are free; its ranks' devices go
+on when it has finished.
 """
 
 from collections import deque
@@ -152,13 +152,16 @@ class Ranks:
         np.fill_diagonal(sent_GG, 0)
         name, size = issues[0].collective, len(issues)
         timelines = [self.simulations[rank].timeline for rank in meeting.members]
-        ready_G = [max(issue.ready_s, line.link_s) for issue, line in zip(issues, timelines, strict=True)]
+        links = self.network.links(meeting.members)
+        free_G = [max(line.links_s[link] for link in links) for line in timelines]
+        ready_G = [max(issue.ready_s, free_s) for issue, free_s in zip(issues, free_G, strict=True)]
         started_s = max(ready_G)
-        network = self.network.when(name, size, started_s - min(ready_G))
+        network = self.network.among(meeting.members).when(name, size, started_s - min(ready_G))
         volumes = network.volumes(name, sent_GG, meeting.members)
         finished_s = started_s + network.seconds(name, volumes, size)
         for place, (issue, line) in enumerate(zip(issues, timelines, strict=True)):
-            issue.started_s, issue.finished_s, line.link_s = started_s, finished_s, finished_s
+            issue.started_s, issue.finished_s = started_s, finished_s
+            line.links_s |= dict.fromkeys(links, finished_s)
             issue.off_rank_G, issue.received = sent_GG[place].tolist(), float(sent_GG[:, place].sum())
             if line.keep_events:
                 line.events.append(Event("link", name, started_s, finished_s - started_s))

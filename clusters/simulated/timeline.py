@@ -1,4 +1,4 @@
-"""When things happen on one simulated rank: a clock of its host, one of its device, and one of its link, in seconds."""
+"""When things happen on one simulated rank: clocks of its host, its device and its links, in seconds."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -48,7 +48,8 @@ class Timeline:
 
     def __init__(self, rank: int, host: Host, memory_bytes: float = float("inf")) -> None:
         self.rank, self.host, self._memory_bytes = rank, host, memory_bytes
-        self.host_s = self.device_s = self.link_s = 0.0
+        self.host_s = self.device_s = 0.0
+        self.links_s = {"near": 0.0, "far": 0.0}  # when each is free
         self.resumed_s = 0.0  # when the device last went on after a collective
         self._idle_s = 0.0  # of the device, whose host had not issued anything more yet
         self._pace, self._count, self._executed = 1.0, 0, dict[Any, int]()

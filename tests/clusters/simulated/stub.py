@@ -132,7 +132,7 @@ def _run(cluster: Simulated, program: Callable[..., Any], given: tuple[Any, ...]
     except Exception as error:
         failure = f"{type(error).__name__}: {error}; {' '.join(getattr(error, '__notes__', []))}"
     known = [lines[rank] for rank in sorted(lines)]
-    times = [(line.host_s, line.device_s, line.link_s) for line in known]
+    times = [(line.host_s, line.device_s, max(line.links_s.values())) for line in known]
     return Ran(results, [line.events for line in known], times, failure)
 
 
