@@ -19,6 +19,7 @@ from experiments.profiler import Profiler
 from experiments.program import Program
 from experiments.recorder import Recorder
 from experiments.records import Member, Workload
+from routers.drawn import DrawnRouter
 from systems.base import System
 from systems.collectives import all_gather
 from systems.engines import find_engine
@@ -46,6 +47,8 @@ class Bench:
         needed, shape, profile = kind.needs(**kind.every_option(**given)), self.program.shape, {}
         if "draws" in needed:
             shape = replace(shape, max_expert_tokens=self._profiler.max_expert_tokens())
+        if "scores" in needed and isinstance(self.program.router, DrawnRouter):
+            self.program.router.scored = True
         if "rates" in needed:
             given["rates"] = self._profiler.rates
         if "profile" in needed:

@@ -21,6 +21,7 @@ from clusters.network import Network
 from clusters.session import ClusterSpec, Session, connect
 from experiments.configuration import find_class, layer_shape_of, options
 from routers.base import Routing
+from routers.scores import scores_of
 from systems.base import LayerShape, System
 from systems.collectives import all_gather
 from systems.dense import Dense
@@ -107,7 +108,12 @@ def judge_case(case: Case, node: dict[str, Any], session: Session) -> tuple[dict
     layer = {"shape": shape, "weights": weights, "group": session.group}
     kind, given = find_class(node), options(node, "system")
     needed = {"profile": _profile(case, session.world_size), "rates": _rates(session.world_size)}
-    given |= {name: needed[name] for name in kind.needs(**kind.every_option(**given)) & needed.keys()}
+    needs = kind.needs(**kind.every_option(**given))
+    given |= {name: needed[name] for name in needs & needed.keys()}
+    if "scores" in needs:
+        generator = np.random.default_rng(session.rank)
+        score_TE = scores_of(routing.expert_TK.numpy(), case.num_experts, generator)
+        routing = replace(routing, logits_TE=torch.from_numpy(score_TE))
     system: System = kind(**given, **layer, engine=_engine(node, shape, session))
     first_TD = system.forward(x_TD, routing)
     with _bytes_on_the_wire(session) as sent:

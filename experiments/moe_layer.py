@@ -37,8 +37,20 @@ class MoELayer(nn.Module):
         self.iteration = 0
         self.routing: Routing | None = None
         self.scores_TE: torch.Tensor | None = None
+        self._begun: tuple[torch.Tensor, Routing] | None = None
         self.remember = False
         self.seen: tuple[torch.Tensor, Routing, torch.Tensor] | None = None
+
+    @property
+    def looks_ahead(self) -> bool:
+        """Whether the system that is here starts while the block before computes."""
+        return self.system.looks_ahead
+
+    def begin_ahead(self, hidden: torch.Tensor) -> None:
+        """Route and start with what the block before has after its attention; the result is that of the next call."""
+        x_TD = hidden.flatten(0, -2)
+        self._begun = x_TD, self._follow(self.router.route(x_TD, layer=self.block, iteration=self.iteration))
+        self.system.begin(*self._begun)
 
     def forward(self, hidden: torch.Tensor, *chosen: torch.Tensor) -> torch.Tensor:
         """Route and compute, timed if the run is observed. chosen: expert_TK and weight_TK of a decoder's gate."""
@@ -46,9 +58,12 @@ class MoELayer(nn.Module):
         gated = Routing(chosen[0], chosen[1].to(x_TD.dtype), self.scores_TE) if chosen else None
         self.scores_TE = None
         with self.recorder.layer(self.block):
-            with self.recorder.span("route"):
-                routing = self.router.route(x_TD, layer=self.block, iteration=self.iteration, chosen=gated)
-                routing = self._follow(routing)
+            if self._begun is None:
+                with self.recorder.span("route"):
+                    routing = self.router.route(x_TD, layer=self.block, iteration=self.iteration, chosen=gated)
+                    routing = self._follow(routing)
+            else:
+                (x_TD, routing), self._begun = self._begun, None
             y_TD = self.system.forward(x_TD, routing)
         if self._wait:
             routing.expert_TK[0, 0].item()

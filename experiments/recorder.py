@@ -64,8 +64,9 @@ class Recorder:
             clock.on_exchange = self._see
 
     def span(self, section: str) -> AbstractContextManager:
-        """Time a section of the current layer, if the run is observed."""
-        return self._interval("section_ms", section) if self.observing else nullcontext()
+        """Time a section of the current layer, if the run is observed; what a system does before its layer is not."""
+        seen = self.observing and self._layer is not None
+        return self._interval("section_ms", section) if seen else nullcontext()
 
     @contextmanager
     def layer(self, block: int) -> Iterator[None]:

@@ -13,7 +13,9 @@ import torch
 from routers.base import Routing
 from routers.options import check_switch
 from routers.sampling import at_most, deal, inclusion, one_after_another
+from routers.scores import scores_of
 
+SCORES = 0x5C0E  # the purpose of the random numbers that scores are made of
 PROFILE_FROM = 1_000_000  # iterations from here on are drawn for placements that are made beforehand, and never timed
 
 
@@ -21,8 +23,11 @@ class DrawnRouter(ABC):
     """K different experts a token with gate weight 1/K each; 1 of top-1, as in the paper's synthetic router.
 
     Draws are counter-based: numpy's Philox keyed by (seed, layer, iteration, rank), so they are the same bytes on
-    every device and for every system, and differ between ranks.
+    every device and for every system, and differ between ranks. `scored` is set where a system asks for scores: they
+    are then drawn too, so that they agree with the experts.
     """
+
+    scored = False
 
     def __init__(
         self,
@@ -63,9 +68,14 @@ class DrawnRouter(ABC):
         return routing
 
     def _routing(self, num_tokens: int, layer: int, iteration: int, like: torch.Tensor) -> Routing:
-        expert_TK = torch.from_numpy(np.ascontiguousarray(self.draw(num_tokens, layer=layer, iteration=iteration)))
-        weight_TK = torch.full(expert_TK.shape, 1 / self.top_k, dtype=like.dtype, device=like.device)
-        return Routing(expert_TK.to(like.device), weight_TK)
+        drawn_TK = np.ascontiguousarray(self.draw(num_tokens, layer=layer, iteration=iteration))
+        expert_TK = torch.from_numpy(drawn_TK).to(like.device)
+        weight_TK = torch.full(drawn_TK.shape, 1 / self.top_k, dtype=like.dtype, device=like.device)
+        if not self.scored:
+            return Routing(expert_TK, weight_TK)
+        generator = self.generator(SCORES, layer=layer, iteration=iteration)
+        score_TE = torch.from_numpy(scores_of(drawn_TK, self.num_experts, generator))
+        return Routing(expert_TK, weight_TK, score_TE.to(like.device))
 
 
 class MultinomialRouter(DrawnRouter):

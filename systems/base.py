@@ -119,13 +119,15 @@ class System(ABC):
     `check`, `padding` and `needs` are asked with every option, defaults included.
 
     A system that computes something else than the dense model by a rule of its own says in `expected` what that is, and
-    in `slack` how much further than by rounding an output may be from it, relative to the largest.
+    in `slack` how much further than by rounding an output may be from it, relative to the largest. One with
+    `looks_ahead` is given by `begin` what the block before has after its attention, whose result `forward` gives.
     """
 
     exactness: ClassVar[str] = "exact"
     own_engine: ClassVar[str | None] = None
     fixed: ClassVar[dict[str, Any]] = {}
     slack: ClassVar[float] = 0.0
+    looks_ahead: ClassVar[bool] = False
     stateful: bool = True
     plan: Any = None  # what the last call decided, if anything: a new object each; set to an earlier one for `account`
 
@@ -170,7 +172,8 @@ class System(ABC):
     @classmethod
     def needs(cls, **options: Any) -> frozenset[str]:
         """What else a system with these options is built with: `rates` and `profile` (systems.planners.base), arguments
-        of these names; `draws`: `shape.max_expert_tokens`, which a learned router cannot tell.
+        of these names; `draws`: `shape.max_expert_tokens`, which a learned router cannot tell; `scores`: a routing
+        with `logits_TE`.
         """
         return frozenset()
 
@@ -184,6 +187,14 @@ class System(ABC):
 
         A system that decides call by call tells of the one whose `plan` it has.
         """
+
+    def begin(self, x_TD: torch.Tensor, routing: Routing) -> None:
+        """Start on these tokens, for a `forward` of them that comes later; of systems with `looks_ahead`."""
+        raise NotImplementedError
+
+    def go_on(self) -> None:
+        """The block before is through; of systems with `looks_ahead`."""
+        raise NotImplementedError
 
     def expected(self, x_TD: torch.Tensor, routing: Routing, dense: "Reference") -> torch.Tensor:
         """y_TD that the call whose `plan` this system has must give, by plain arithmetic on whole experts: what checks

@@ -76,6 +76,8 @@ def build_encoder(
     for index in blocks:
         block: Any = encoder.encoder.block[index]
         block.layer[-1].mlp = moe_layer(index)
+        if index and hasattr(block.layer[-1].mlp, "begin_ahead"):
+            _tell_ahead(encoder.encoder.block[index - 1], block.layer[-1])
     encoder.to_empty(device=device)
     encoder.tie_weights()
     if device.type != "meta":  # which holds no values
@@ -83,6 +85,22 @@ def build_encoder(
     nn.Module.to(encoder, dtype=dtype)
     encoder.register_forward_pre_hook(_refuse_mask, with_kwargs=True)
     return encoder.eval().requires_grad_(False)
+
+
+def _tell_ahead(before: Any, feed_forward: Any) -> None:
+    """Let an MoE layer know what the block before has after its attention, and when it is through."""
+    layer = feed_forward.mlp
+
+    def after_attention(module: nn.Module, given: Any, found: Any) -> None:
+        if layer.looks_ahead:
+            layer.begin_ahead(feed_forward.layer_norm(found[0]))
+
+    def after_block(module: nn.Module, given: Any, found: Any) -> None:
+        if layer.looks_ahead:
+            layer.system.go_on()
+
+    before.layer[0].register_forward_hook(after_attention)
+    before.register_forward_hook(after_block)
 
 
 def _initialise(encoder: SwitchTransformersEncoderModel, seed: int) -> None:
