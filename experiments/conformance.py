@@ -81,7 +81,8 @@ class Case:
         expert_TK = torch.multinomial(popularity_E.expand(MAX_TOKENS, -1), self.top_k, generator=generator)[:num_tokens]
         weight_TK = torch.rand(MAX_TOKENS, self.top_k, generator=generator)[:num_tokens] + 0.1
         x_TD = torch.randn(MAX_TOKENS, D_MODEL, generator=generator)[:num_tokens]
-        return x_TD, Routing(expert_TK, weight_TK)
+        score_TE = scores_of(expert_TK.numpy(), self.num_experts, np.random.default_rng(rank))
+        return x_TD, Routing(expert_TK, weight_TK, torch.from_numpy(score_TE))
 
 
 def cases(max_top_k: int = 1) -> Iterator[Case]:
@@ -108,20 +109,15 @@ def judge_case(case: Case, node: dict[str, Any], session: Session) -> tuple[dict
     layer = {"shape": shape, "weights": weights, "group": session.group}
     kind, given = find_class(node), options(node, "system")
     needed = {"profile": _profile(case, session.world_size), "rates": _rates(session.world_size)}
-    needs = kind.needs(**kind.every_option(**given))
-    given |= {name: needed[name] for name in needs & needed.keys()}
-    if "scores" in needs:
-        generator = np.random.default_rng(session.rank)
-        score_TE = scores_of(routing.expert_TK.numpy(), case.num_experts, generator)
-        routing = replace(routing, logits_TE=torch.from_numpy(score_TE))
+    given |= {name: needed[name] for name in kind.needs(**kind.every_option(**given)) & needed.keys()}
     system: System = kind(**given, **layer, engine=_engine(node, shape, session))
-    first_TD = system.forward(x_TD, routing)
+    dense = Dense(**layer, engine=find_engine("loop", case.activation))
+    error_TD = (system.forward(x_TD, routing) - system.expected(x_TD, routing, dense)).abs()
     with _bytes_on_the_wire(session) as sent:
         y_TD = system.forward(x_TD, routing)
-    dense = Dense(**layer, engine=find_engine("loop", case.activation))
     expected_TD = system.expected(x_TD, routing, dense)
     dropped_T = (y_TD == 0).all(1) & (expected_TD != 0).any(1) & (not kind.has_own_rule())
-    error_TD = torch.maximum((y_TD - expected_TD).abs(), (first_TD - expected_TD).abs())[~dropped_T]
+    error_TD = torch.maximum((y_TD - expected_TD).abs(), error_TD)[~dropped_T]
     scale = float(expected_TD.abs().max()) if len(expected_TD) else 1.0
     account = system.account(tokens_GE, 4)
     return {

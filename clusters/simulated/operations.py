@@ -25,8 +25,8 @@ BLANKS = {
     *(aten.empty.memory_format, aten.empty_strided.default, aten.empty_like.default),
     *(aten.new_empty.default, aten.new_empty_strided.default),
 }
-HALVES = {torch.bfloat16: "bf16", torch.float16: "fp16"}
-Declared = Mapping[str, Callable[..., Sequence[GroupedProduct]]]
+NARROW = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float8_e4m3fn: "fp8"}
+Declared = Mapping[str, Callable[..., Any]]
 INNER = (str(Path(torch.__file__).parent), str(Path(__file__).parent), "<frozen")
 _inner: dict[CodeType, bool] = {}
 
@@ -34,7 +34,8 @@ _inner: dict[CodeType, bool] = {}
 class Simulation(TorchDispatchMode):
     """One rank's operations on its timeline. precision: of products of float32 matrices (fp32 or tf32).
 
-    declared: by name of an operation of ours, the grouped products that it consists of, given its arguments.
+    declared: by name of an operation of ours, the grouped products that it consists of, given its arguments, or what
+    moves the clocks itself.
     """
 
     def __init__(
@@ -43,7 +44,7 @@ class Simulation(TorchDispatchMode):
         super().__init__()
         self.timeline, self.device, self.storages = timeline, device, storages
         self._declared, self._draws = declared, 0
-        self._precisions = {torch.float32: precision if precision in ("fp32", "tf32") else "fp32", **HALVES}
+        self._precisions = {torch.float32: precision if precision in ("fp32", "tf32") else "fp32", **NARROW}
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -160,9 +161,11 @@ class Simulation(TorchDispatchMode):
             return
         name = func.overloadpacket.__name__
         if declared := self._declared.get(func.name()):
-            products = declared(*args)
-            seconds = sum(self._grouped_s(product) for product in products)
-            self.timeline.compute(name, seconds, len(products))
+            work = declared(*args)
+            if not isinstance(work, list):
+                work.charge(self.timeline, self.storages.peek)
+                return
+            self.timeline.compute(name, sum(map(self._grouped_s, work)), len(work))
         elif sizes := product_of(func, args):
             self.timeline.compute(name, self.device.matmul_s(*sizes, self.precision_of(inputs[-1])))
         else:

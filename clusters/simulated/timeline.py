@@ -24,7 +24,7 @@ class Host(Protocol):
 
 
 class Event(NamedTuple):
-    """Something that took time: on which track (host, device or link) of a rank, and what it was."""
+    """Something that took time: on which track (host, device, link or beside) of a rank, and what it was."""
 
     track: str
     name: str
@@ -49,6 +49,7 @@ class Timeline:
     def __init__(self, rank: int, host: Host, memory_bytes: float = float("inf")) -> None:
         self.rank, self.host, self._memory_bytes = rank, host, memory_bytes
         self.host_s = self.device_s = 0.0
+        self.beside_s = 0.0  # when a unit beside the device is through
         self.links_s = {"near": 0.0, "far": 0.0}  # when each is free
         self.resumed_s = 0.0  # when the device last went on after a collective
         self._idle_s = 0.0  # of the device, whose host had not issued anything more yet
@@ -85,6 +86,20 @@ class Timeline:
             self.host_s = self.device_s
         if self.keep_events:
             self.events.append(Event("device", name, start_s, seconds))
+
+    def beside(self, name: str, seconds: float) -> None:
+        """Issue work to a unit beside the device, which begins when the device has done what was issued before."""
+        self._issue(name, self._pace * self.host.operation_us)
+        start_s = max(self._reach(), self.beside_s)
+        self.beside_s = start_s + seconds
+        if self.keep_events:
+            self.events.append(Event("beside", name, start_s, seconds))
+
+    def join(self) -> None:
+        """The device waits for the unit beside it."""
+        self.device_s = max(self._reach(), self.beside_s)
+        if self.host.synchronous:
+            self.host_s = self.device_s
 
     def synchronise(self) -> None:
         """The host waits until the device has done all that was issued."""

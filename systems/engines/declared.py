@@ -1,11 +1,11 @@
 """What our own kernels declare of themselves, so that described devices can say how long they take.
 
-By the name of an operation: its arguments -> the grouped products that it consists of. Operations of torch need no
-entry: their arguments tell all there is to know.
+By the name of an operation: its arguments -> the grouped products that it consists of, or what else it does to a
+rank's clocks. Operations of torch need no entry: their arguments tell all there is to know.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 
@@ -20,6 +20,22 @@ class GroupedProduct(NamedTuple):
     weight: torch.Tensor
 
 
+class Timeline(Protocol):
+    """A rank's clocks, of which some operations move others than the device's."""
+
+    def compute(self, name: str, seconds: float) -> None: ...
+
+    def beside(self, name: str, seconds: float) -> None: ...
+
+    def join(self) -> None: ...
+
+
+class Other(NamedTuple):
+    """An operation that is no grouped product; charge: told the clocks and what shows a tensor's content."""
+
+    charge: Callable[[Timeline, Callable[[torch.Tensor], torch.Tensor]], None]
+
+
 def _triton(x, order_N, rows_e, w_eOK, *rest) -> list[GroupedProduct]:
     return [GroupedProduct("triton", rows_e, w_eOK.shape[1], w_eOK.shape[2], w_eOK)]
 
@@ -32,15 +48,46 @@ def _dsd(hidden, wo_HD, rows, columns, offsets, rows_e) -> list[GroupedProduct]:
     return [GroupedProduct("block_sparse", rows_e, wo_HD.shape[1], len(wo_HD) // len(rows_e), wo_HD)]
 
 
+def _scaled(x_NK, scale_N, w_eKO, scale_eO, rows_e) -> list[GroupedProduct]:
+    """As fast as a kernel of ours would be; torch's own takes fp8 on Hopper and later."""
+    return [GroupedProduct("triton", rows_e, w_eKO.shape[2], w_eKO.shape[1], w_eKO)]
+
+
+def _near(x_ND, rows_e, weights, activation, unit, row_flops) -> Other:
+    """On a unit beside the device, expert after expert, by the closed form of `systems.near_memory.Unit`."""
+    flops_per_s, bytes_per_s, link_bytes_per_s = unit
+    read_s = sum(weight[0].nbytes for weight in weights) / bytes_per_s
+    row_bytes = x_ND.shape[1] * x_ND.element_size()
+
+    def charge(timeline: Timeline, peek: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        rows = [rows for rows in peek(rows_e).tolist() if rows]
+        compute_s = sum(max(read_s, one * row_flops / flops_per_s) for one in rows)
+        timeline.beside("near_ffn", 2 * sum(rows) * row_bytes / link_bytes_per_s + compute_s)
+
+    return Other(charge)
+
+
+def _join(y_ND) -> Other:
+    return Other(lambda timeline, peek: timeline.join())
+
+
+def _fetch(weight, like, link_bytes_per_s) -> Other:
+    return Other(lambda timeline, peek: timeline.compute("fetch_expert", weight.nbytes / link_bytes_per_s))
+
+
 def _cpu(x_MD, order_N, rows_e, wi, wo, *rest) -> list[GroupedProduct]:
     """Packed weights [e, panels, K/pair, panel, pair] (`systems.engines.cpu`)."""
     in_width, width, d_model = wi.shape[1] * wi.shape[3], wo.shape[2] * wo.shape[4], x_MD.shape[1]
     return [GroupedProduct("cpu", rows_e, in_width, d_model, wi), GroupedProduct("cpu", rows_e, d_model, width, wo)]
 
 
-DECLARED: dict[str, Callable[..., list[GroupedProduct]]] = {
+DECLARED: dict[str, Callable[..., list[GroupedProduct] | Other]] = {
     "moe::grouped_gemm": _triton,
     "moe::sdd": _sdd,
     "moe::dsd": _dsd,
+    "moe::scaled_grouped_mm": _scaled,
+    "moe::near_ffn": _near,
+    "moe::join_near": _join,
+    "moe::fetch_expert": _fetch,
     "moe_cpu::grouped_ffn": _cpu,
 }

@@ -23,12 +23,18 @@ SYSTEMS["deepspeed_tight"] = {**SYSTEMS["deepspeed"], "capacity_factor": 1.0}
 SYSTEMS["tutel_tight"] = {**SYSTEMS["tutel_overlap"], "capacity_factor": 1.0}
 SYSTEMS["tutel_tight_gathered"] = {**SYSTEMS["tutel_gathered_weights"], "capacity_factor": -1.0}
 SYSTEMS |= {f"groups_{way}": {**SYSTEMS["group_sharding_profiled"], "travel": way} for way in ("once", "gather")}
+SYSTEMS |= {f"fsmoe_{parts}": {**SYSTEMS["fsmoe"], "nodes": parts, "degree": 4} for parts in (1, None)}
+SYSTEMS |= {f"monta_{way}": {**SYSTEMS["monta"], "strategy": way} for way in ("plain", 2)}
+SYSTEMS["lynx_always"] = {**SYSTEMS["lynx"], "when": "always"}
+SYSTEMS["scmoe_0"] = {**SYSTEMS["scmoe"], "slot": 0}
+SYSTEMS["realb_always"] = {**SYSTEMS["realb"], "least_tokens": 8}
+SYSTEMS["dualsparse_alike"] = {**SYSTEMS["dualsparse"], "load_aware": False, "thresholds": 1, "split": "random"}
 SYSTEMS["vllm_eplb_lagged"]["every"] = 1  # a layer is called twice: experts move before the second call
 DROPPING = {"deepspeed_tight", "tutel_tight", "tutel_tight_gathered", "gshard"}
 # The kit counts dropped tokens, not copies, so those that drop are judged with top-1.
 ONLY_TOP_1 = {"moeshard_published", *AUTHORS, *DROPPING}
 MAX_TOP_K = {name: 1 if name in ONLY_TOP_1 else 8 for name in SYSTEMS}
-ONLY_RELU = AUTHORS
+ONLY_RELU = {*AUTHORS, *(name for name in SYSTEMS if name.startswith("scmoe"))}
 # Each is a launch of half a minute of CPU time; `make test` has gloo on two ranks and emulated ranks on 1, 2 and 4.
 GLOO = [pytest.param(world_size, marks=[pytest.mark.slow] if world_size != 2 else []) for world_size in (1, 2, 4)]
 CLUSTERS = [pytest.param("gloo", *size.values, marks=size.marks, id=f"gloo-{size.values[0]}") for size in GLOO]

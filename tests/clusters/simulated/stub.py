@@ -101,10 +101,15 @@ class Ran:
 
 
 def simulate(
-    program: Callable[..., Any], *given: Any, ranks: int = 3, device: Device | None = None, network: Any = None
+    program: Callable[..., Any],
+    *given: Any,
+    ranks: int = 3,
+    device: Device | None = None,
+    network: Any = None,
+    declared: Any = None,
 ) -> Ran:
     """`program(session, timeline, *given)`, a function of a module, on so many ranks of a process of their own."""
-    cluster = Simulated(device or Device(), network or Network("free"), ranks, "fp32", {})
+    cluster = Simulated(device or Device(), network or Network("free"), ranks, "fp32", declared or {})
     return _process(ranks).submit(_run, cluster, program, given).result(timeout=120)
 
 

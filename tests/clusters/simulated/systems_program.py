@@ -54,7 +54,7 @@ def trace(case: Case, node: dict[str, Any], session: Session) -> dict[str, Any]:
     x_TD, routing = case.draw(session.rank)
     x_TD = torch.empty(x_TD.shape, device=device) if of_shape else x_TD
     expert_TK, weight_TK = routing.expert_TK.to(device), routing.weight_TK.to(device)
-    routing = replace(routing, expert_TK=expert_TK, weight_TK=weight_TK, earlier=(expert_TK.flip(0),))
+    routing = Routing(expert_TK, weight_TK, routing.logits_TE.to(device), (expert_TK.flip(0),))
     tokens_GE = all_gather(routing.tokens_per_expert(case.num_experts).unsqueeze(0), session.group).cpu()
     shape, spy = replace(case.shape, max_expert_tokens=int(tokens_GE.max())), Spy(case.activation)
     kind, given = find_class(node), options(node)

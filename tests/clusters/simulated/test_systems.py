@@ -56,7 +56,7 @@ def test_a_system_moves_the_bytes_of_its_account(simulated, ranks, name):
     for rank, traces in enumerate(simulated(ranks)):
         mine = {key: trace for key, trace in traces.items() if key.startswith(f"{name}/")}
         skipped = SKIPPED.get(name, ())
-        activations = 0 if name in AUTHORS or "ragged" in skipped else len(GATED)
+        activations = 0 if name in test_conformance.ONLY_RELU else len(GATED)
         assert len(mine) == (5 - len(skipped) + activations) * min(MAX_TOP_K[name], 2)
         for key, trace in mine.items():
             assert trace["bytes_sent"] == pytest.approx(trace["bytes_accounted"], rel=1e-12), (rank, key)
