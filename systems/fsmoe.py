@@ -4,7 +4,8 @@ Source: "FSMoE: A Flexible and Scalable Training System for Sparse Mixture-of-Ex
 (xpan413/FSMoE, branch megatron), the forward pass alone. The number of parts is what its model of time says is best.
 Ours: nothing is dropped, because the capacity is the largest count of any rank and expert; the model of time is asked
 in every call, since that capacity follows the routing; its rates are those that planners are told, not fits of
-collectives of several sizes; streams are those of the collectives alone, so that a part's all-gather is issued while
+collectives of several sizes; its code has no parts where an all-to-all takes less than a millisecond, and here they
+are worth it there too; streams are those of the collectives alone, so that a part's all-gather is issued while
 the part before is computed. Left out: the backward pass, gradient partitioning, tensor-parallel attention.
 """
 
@@ -16,7 +17,6 @@ import torch
 from systems.mesh import MeshExpertParallel
 
 DEGREES = (1, 2, 4, 8)
-SHORT_S = 1e-3  # an all-to-all that is shorter is not worth parts, as in the authors' code
 
 
 class FSMoE(MeshExpertParallel):
@@ -45,8 +45,6 @@ class FSMoE(MeshExpertParallel):
         steps = [(rates.operation_s, crossing / rates.bytes_per_s)]
         steps += [(rates.operation_s, gathered / (rates.near_bytes_per_s or rates.bytes_per_s))] * 2
         steps += [(rates.operation_s, flops / rates.flops_per_s)]
-        if sum(steps[0]) < SHORT_S:
-            return 1
         return min(DEGREES, key=lambda degree: time_s(degree, *steps))
 
     def _replace(self, chunks: Sequence[torch.Tensor]) -> None:

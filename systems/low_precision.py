@@ -27,7 +27,8 @@ def rounded(x: torch.Tensor, precision: str, dim: int) -> Rounded:
     """x in this precision; numbers that differ in `dim` alone share a scale."""
     if precision not in LARGEST:
         return Rounded(x.to(TYPES[precision]), torch.ones_like(x.select(dim, 0), dtype=torch.float32))
-    scale = x.abs().amax(dim, keepdim=True).float().clamp(min=1e-12) / LARGEST[precision]
+    largest = torch.linalg.vector_norm(x, torch.inf, dim, keepdim=True)  # reads x once and writes no copy of it
+    scale = largest.float().clamp(min=1e-12) / LARGEST[precision]
     return Rounded((x / scale.to(x.dtype)).to(TYPES[precision]), scale.squeeze(dim))
 
 
@@ -38,13 +39,18 @@ def restored(x: Rounded, dim: int) -> torch.Tensor:
 
 @torch.library.custom_op("moe::scaled_grouped_mm", mutates_args=())
 def scaled_grouped_mm(
-    x_NK: torch.Tensor, scale_N: torch.Tensor, w_eKO: torch.Tensor, scale_eO: torch.Tensor, rows_e: torch.Tensor
+    x_NK: torch.Tensor,
+    scale_N: torch.Tensor,
+    w_eKO: torch.Tensor,
+    scale_eO: torch.Tensor,
+    rows_e: torch.Tensor,
+    dtype: torch.dtype,
 ) -> torch.Tensor:
-    """float32 [N, O]: rows that stand expert after expert times their expert's matrix, both rounded.
+    """[N, O] of this type: rows that stand expert after expert times their expert's matrix, both rounded.
 
     On a CPU, which has no products in fp8, of the numbers that the bits stand for: right, and not fast.
     """
-    y_NO = x_NK.new_empty(len(x_NK), w_eKO.shape[2], dtype=torch.float32)
+    y_NO = x_NK.new_empty(len(x_NK), w_eKO.shape[2], dtype=dtype)
     begin = 0
     for expert, rows in enumerate(rows_e.tolist()):
         part = slice(begin, begin + rows)
@@ -54,17 +60,17 @@ def scaled_grouped_mm(
 
 
 @scaled_grouped_mm.register_kernel("cuda")
-def _(x_NK, scale_N, w_eKO, scale_eO, rows_e):  # pragma: no cover  (on a GPU with products in fp8)
+def _(x_NK, scale_N, w_eKO, scale_eO, rows_e, dtype):  # pragma: no cover  (on a GPU with products in fp8)
     ends_e = rows_e.cumsum(0).int()
     if x_NK.dtype is torch.bfloat16:
-        return torch.nn.functional.grouped_mm(x_NK, w_eKO, offs=ends_e).float()
+        return torch.nn.functional.grouped_mm(x_NK, w_eKO, offs=ends_e).to(dtype)
     columns_eKO = w_eKO.transpose(1, 2).contiguous().transpose(1, 2)
-    return torch._scaled_grouped_mm(x_NK, columns_eKO, scale_N, scale_eO, ends_e, out_dtype=torch.bfloat16).float()
+    return torch._scaled_grouped_mm(x_NK, columns_eKO, scale_N, scale_eO, ends_e, out_dtype=torch.bfloat16).to(dtype)
 
 
 @scaled_grouped_mm.register_fake
-def _(x_NK, scale_N, w_eKO, scale_eO, rows_e):
-    return x_NK.new_empty(len(x_NK), w_eKO.shape[2], dtype=torch.float32)
+def _(x_NK, scale_N, w_eKO, scale_eO, rows_e, dtype):
+    return x_NK.new_empty(len(x_NK), w_eKO.shape[2], dtype=dtype)
 
 
 class LowExperts(NamedTuple):
@@ -87,9 +93,9 @@ def low_ffn(x_ND: torch.Tensor, rows_e: torch.Tensor, experts: LowExperts, activ
     biases = experts.biases
     h_NI = with_bias(_product(x_ND, experts.wi_eDI, rows_e, experts.precision), rows_e, *biases[:1])
     h_NF = activation.function(h_NI)
-    return with_bias(_product(h_NF, experts.wo_eFD, rows_e, experts.precision), rows_e, *biases[1:]).to(x_ND.dtype)
+    return with_bias(_product(h_NF, experts.wo_eFD, rows_e, experts.precision), rows_e, *biases[1:])
 
 
 def _product(x_NK: torch.Tensor, w_eKO: Rounded, rows_e: torch.Tensor, precision: str) -> torch.Tensor:
     x = rounded(x_NK, precision, 1)
-    return scaled_grouped_mm(x.numbers, x.scale, w_eKO.numbers, w_eKO.scale, rows_e)
+    return scaled_grouped_mm(x.numbers, x.scale, w_eKO.numbers, w_eKO.scale, rows_e, x_NK.dtype)

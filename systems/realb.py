@@ -21,8 +21,8 @@ IMAGES = 2  # parts of a batch: text and images
 
 
 class ReaLB(CountedExpertParallel):
-    """precision: `fp8` or `bf16`. overload: times the mean number of rows. least_tokens: copies of a batch of all ranks
-    from which on anything is lowered. images: the part of every rank's tokens, its first ones, that stand for those of
+    """precision: `fp8` or `bf16`. overload: times the mean number of rows. least_tokens: of a batch of all ranks, above
+    which anything is lowered. images: the part of every rank's tokens, its first ones, that stand for those of
     images; image_share: of a rank's rows, the least part that must be theirs for it to be lowered (0: any).
     """
 
@@ -76,7 +76,8 @@ class ReaLB(CountedExpertParallel):
     def note(self, rows_GS: torch.Tensor) -> torch.Tensor:
         """bool [G]: which ranks are lowered, the same on all."""
         rows_GP = rows_GS.view(self.world_size, self.world_size, -1, IMAGES).sum((0, 2))
-        return overloaded(rows_GP, self._overload, self._least_tokens, self._image_share)
+        least_rows = self._least_tokens * self.shape.top_k
+        return overloaded(rows_GP, self._overload, least_rows, self._image_share)
 
     def meanwhile(self) -> None:
         self._low = lowered(self._whole, self.precision) if self.plan.noted[self.rank] else None
@@ -105,10 +106,10 @@ class ReaLB(CountedExpertParallel):
         return dense.through(x_TD, routing, ffn)
 
 
-def overloaded(rows_GP: torch.Tensor, overload: float, least_tokens: int, image_share: float) -> torch.Tensor:
+def overloaded(rows_GP: torch.Tensor, overload: float, least_rows: int, image_share: float) -> torch.Tensor:
     """bool [G]: ranks with more than `overload` times the mean number of rows, of which image_share are of images; none
-    in a batch of up to least_tokens copies. rows_GP: each rank's rows of text and of images.
+    in a batch of up to least_rows. rows_GP: each rank's rows of text and of images.
     """
     rows_G = rows_GP.sum(1).double()
     of_images_G = rows_GP[:, 1] >= image_share * rows_G
-    return (rows_G > overload * rows_G.mean()) & of_images_G & (rows_G.sum() > least_tokens)
+    return (rows_G > overload * rows_G.mean()) & of_images_G & (rows_G.sum() > least_rows)

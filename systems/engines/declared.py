@@ -48,7 +48,7 @@ def _dsd(hidden, wo_HD, rows, columns, offsets, rows_e) -> list[GroupedProduct]:
     return [GroupedProduct("block_sparse", rows_e, wo_HD.shape[1], len(wo_HD) // len(rows_e), wo_HD)]
 
 
-def _scaled(x_NK, scale_N, w_eKO, scale_eO, rows_e) -> list[GroupedProduct]:
+def _scaled(x_NK, scale_N, w_eKO, scale_eO, rows_e, dtype) -> list[GroupedProduct]:
     """As fast as a kernel of ours would be; torch's own takes fp8 on Hopper and later."""
     return [GroupedProduct("triton", rows_e, w_eKO.shape[2], w_eKO.shape[1], w_eKO)]
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from systems import mesh as meshes
 from systems.base import LayerShape
-from systems.fsmoe import DEGREES, SHORT_S, FSMoE, time_s
+from systems.fsmoe import DEGREES, FSMoE, time_s
 from systems.mesh import Mesh, nodes_of
 from systems.monta import PARTS, PLAIN, MoNTA
 from systems.planners.base import Rates
@@ -58,12 +58,6 @@ def test_degree_is_that_of_the_least_modelled_time(built, bytes_per_s, flops_per
     steps = [(1e-3, volume / rate) for volume, rate in ((crossing, bytes_per_s), (gathered, 10 * bytes_per_s))]
     known = {degree: time_s(degree, *steps, steps[1], (1e-3, flops / flops_per_s)) for degree in DEGREES}
     assert known[system.best_degree(12)] == min(known.values())
-
-
-def test_a_short_exchange_is_not_parted(built):
-    rates = Rates(1.0, 8 * 12 * 8 / SHORT_S * 1.01, operation_s=0.0)  # experts take ages, which parts could hide
-    assert built(FSMoE, 2, rates).best_degree(12) == 1
-    assert built(FSMoE, 2, rates._replace(bytes_per_s=rates.bytes_per_s / 1.1)).best_degree(12) > 1
 
 
 @pytest.mark.parametrize("largest", [0, 1, 7, 12])

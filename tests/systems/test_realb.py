@@ -10,7 +10,7 @@ from systems.realb import ReaLB, overloaded
 from tests.systems.naive import draw, layer, seeded_weights
 
 LOADS_GP = torch.tensor([[20, 0], [10, 20], [8, 0], [2, 0]])  # rows of text and of images: 20, 30, 8, 2, mean 15
-RULE = {"overload": 1.0, "least_tokens": 0, "image_share": 0.0}
+RULE = {"overload": 1.0, "least_rows": 0, "image_share": 0.0}
 
 
 @pytest.mark.parametrize(
@@ -19,8 +19,8 @@ RULE = {"overload": 1.0, "least_tokens": 0, "image_share": 0.0}
         ({}, [True, True, False, False]),
         ({"overload": 1.5}, [False, True, False, False]),
         ({"overload": 2.0}, [False] * 4),
-        ({"least_tokens": 60}, [False] * 4),
-        ({"least_tokens": 59}, [True, True, False, False]),
+        ({"least_rows": 60}, [False] * 4),
+        ({"least_rows": 59}, [True, True, False, False]),
         ({"image_share": 0.6}, [False, True, False, False]),
         ({"image_share": 0.7}, [False] * 4),
     ],
