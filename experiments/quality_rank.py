@@ -19,6 +19,7 @@ from experiments.bench import Bench
 from experiments.program import Program, Start
 from experiments.records import Launch, read
 from experiments.worker import Progress, follow_parent
+from routers.drawn import PROFILE_FROM
 from systems.base import System
 from systems.collectives import all_gather
 from workloads.checkpoint import open_checkpoint
@@ -58,6 +59,7 @@ def read_and_compare(launch: Launch, session: Session) -> dict[str, dict[str, fl
         bench.add(name, member)
     for layer in bench.program.layers.values():
         layer.remember = True
+    _look_around(bench, progress)
     sums: dict[str, dict[str, float]] = {}
     draw = torch.Generator().manual_seed(workload.seed + session.rank)
     for number, ids_BL in enumerate(texts(bench.program)):
@@ -70,6 +72,16 @@ def read_and_compare(launch: Launch, session: Session) -> dict[str, dict[str, fl
             before = sums.get(name, dict.fromkeys(parts, 0.0))
             sums[name] = {part: before[part] + value for part, value in parts.items()}
     return {name: _over_ranks(parts, session) for name, parts in sums.items()}
+
+
+def _look_around(bench: Bench, progress: Progress) -> None:
+    """Give systems that learn from what they have seen a pass of the corpus, which is not counted."""
+    program, draw = bench.program, torch.Generator().manual_seed(bench.session.rank)
+    task = task_of(program.workload.model, torch.from_numpy(program.token_batch(PROFILE_FROM)), draw)
+    for name, systems in bench.systems.items():
+        if any(system.stateful for system in systems.values()):
+            progress(name)
+            forward(program, systems, task, PROFILE_FROM)
 
 
 def texts(program: Program) -> Iterator[torch.Tensor]:

@@ -28,23 +28,43 @@ class Split(NamedTuple):
 
 
 class MoNDE(CountedExpertParallel):
-    """unit: what computes beside the memory (`systems.near_memory.Unit`). hot: how many experts a rank fetches; if not
-    given, as many as take least time.
+    """near_flops_per_s, near_bytes_per_s, link_bytes_per_s: of the unit beside the memory (`systems.near_memory.Unit`).
+    hot: how many experts a rank fetches; if not given, as many as take least time.
     """
 
     own_engine = "near"
 
-    def __init__(self, *, unit: dict[str, float], hot: int | None = None, rates: Rates, **layer: Any) -> None:
+    def __init__(
+        self,
+        *,
+        near_flops_per_s: float = 2e12,
+        near_bytes_per_s: float = 512e9,
+        link_bytes_per_s: float = 25e9,
+        hot: int | None = None,
+        rates: Rates,
+        **layer: Any,
+    ) -> None:
         super().__init__(**layer)
-        self._unit, self._hot, self._rates = Unit(**unit), hot, rates
+        self._unit = Unit(near_flops_per_s, near_bytes_per_s, link_bytes_per_s)
+        self._hot, self._rates = hot, rates
         self._element_size = self._whole[0].element_size()
         self._host = tuple(weight.cpu() for weight in self._whole)
         self._whole = self._weights = self._whole[:0]
 
     @classmethod
-    def check(cls, shape: LayerShape, world_size: int, *, unit: dict[str, float], hot: int | None, **_: Any) -> None:
+    def check(
+        cls,
+        shape: LayerShape,
+        world_size: int,
+        *,
+        near_flops_per_s: float,
+        near_bytes_per_s: float,
+        link_bytes_per_s: float,
+        hot: int | None,
+        **_: Any,
+    ) -> None:
         super().check(shape, world_size)
-        Unit(**unit)
+        Unit(near_flops_per_s, near_bytes_per_s, link_bytes_per_s)
         if hot is not None and (type(hot) is not int or not 0 <= hot <= shape.num_experts):
             raise ValueError(f"system.hot is {hot!r}; it must be null or a number from 0 to {shape.num_experts}")
 

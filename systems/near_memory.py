@@ -15,18 +15,18 @@ from systems.engines.activations import expert_ffn
 
 @dataclass(frozen=True)
 class Unit:
-    """flops_per_s: of its matrix products. bytes_per_s: that it reads of its memory. link_bytes_per_s: between it and
-    the device, each way.
+    """near_flops_per_s: of its matrix products. near_bytes_per_s: that it reads of its memory. link_bytes_per_s:
+    between it and the device, each way.
     """
 
-    flops_per_s: float
-    bytes_per_s: float
+    near_flops_per_s: float
+    near_bytes_per_s: float
     link_bytes_per_s: float
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
             if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
-                raise ValueError(f"system.unit.{name} is {value!r}; it must be a positive number")
+                raise ValueError(f"system.{name} is {value!r}; it must be a positive number")
 
     def fetch_s(self, expert_bytes: float) -> float:
         """An expert's weights to the device."""
@@ -37,7 +37,7 @@ class Unit:
         if not rows:
             return 0.0
         return 2 * rows * row_bytes / self.link_bytes_per_s + max(
-            expert_bytes / self.bytes_per_s, rows * row_flops / self.flops_per_s
+            expert_bytes / self.near_bytes_per_s, rows * row_flops / self.near_flops_per_s
         )
 
 

@@ -19,6 +19,7 @@ SIMULATED = ["cluster=simulated", "device=a100_sxm", *(one for one in TINY if on
 MAP = "map_imbalance_batch"
 MOVED = ["layer", "section", "collective", "bytes_sent", "bytes_received"]
 STATEFUL = {
+    "dualsparse",
     *("fastermoe_oracle", "harmoeny_oracle", "laer_lagged", "lina_predicted", "llep_oracle", "prophet_lagged"),
     *("smartmoe_lagged", "ultraep_oracle", "vllm_eplb_lagged"),
 }

@@ -32,8 +32,8 @@ def test_split_is_the_best_of_all(rows, near_flops, near_bytes, link_bytes, flop
 
 @pytest.mark.parametrize("hot", [0, 3, 8, None])
 def test_hot_experts_are_those_with_most_rows_and_idle_ones_are_left_alone(one_rank, hot):
-    unit = {"flops_per_s": 1e9, "bytes_per_s": 1e9, "link_bytes_per_s": 1e9}
-    system = MoNDE(unit=unit, hot=hot, rates=Rates(1e9, 1.0), **layer(8, 40, 1, one_rank))
+    unit = {"near_flops_per_s": 1e9, "near_bytes_per_s": 1e9, "link_bytes_per_s": 1e9}
+    system = MoNDE(**unit, hot=hot, rates=Rates(1e9, 1.0), **layer(8, 40, 1, one_rank))
     x_TD, routing = draw(40, 8, 1, 0)
     system.forward(x_TD, routing)
     rows_E, split = routing.tokens_per_expert(8), system.plan.noted
@@ -44,11 +44,13 @@ def test_hot_experts_are_those_with_most_rows_and_idle_ones_are_left_alone(one_r
         assert len(split.hot) == min(hot, int(rows_E.count_nonzero()))
 
 
-@pytest.mark.parametrize(("option", "value"), [("flops_per_s", 0), ("link_bytes_per_s", -1), ("bytes_per_s", "fast")])
+@pytest.mark.parametrize(
+    ("option", "value"), [("near_flops_per_s", 0), ("link_bytes_per_s", -1), ("near_bytes_per_s", "fast")]
+)
 def test_a_unit_without_speed_is_refused(option, value):
-    unit = {"flops_per_s": 1.0, "bytes_per_s": 1.0, "link_bytes_per_s": 1.0, option: value}
-    with pytest.raises(ValueError, match=f"system.unit.{option} is {value!r}"):
-        MoNDE.check(SHAPE, 1, unit=unit, hot=None)
+    unit = {"near_flops_per_s": 1.0, "near_bytes_per_s": 1.0, "link_bytes_per_s": 1.0, option: value}
+    with pytest.raises(ValueError, match=f"system.{option} is {value!r}"):
+        MoNDE.check(SHAPE, 1, **unit, hot=None)
 
 
 @pytest.mark.parametrize(("work_s", "expected_s"), [(1.0, 5.0), (9.0, 9.0)])
