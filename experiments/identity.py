@@ -19,6 +19,8 @@ from experiments.records import Workload
 from workloads.checkpoint import open_checkpoint
 
 ROOT = Path(__file__).parents[1]
+# The packages of this project: where it is installed others lie beside them.
+OURS = {"analysis", "clusters", "devices", "experiments", "routers", "systems", "workloads"}
 ENTRIES = {"simulated": "experiments.simulate"}  # by cluster
 MEASURING = "experiments.worker"  # of all other clusters
 NATIVE = (".cpp", ".cu", ".cuh", ".h")  # sources that a module names beside itself
@@ -105,7 +107,7 @@ def _file(name: str) -> Path | None:
 @cache
 def _folders(package: str) -> list[Path]:
     """The folders that a package or module of this name lies in; none where it is installed or Python's own."""
-    if (ROOT / package / "__init__.py").is_file():
+    if package in OURS:
         return [ROOT]
     try:
         spec = None if package in sys.stdlib_module_names else importlib.util.find_spec(package)

@@ -18,7 +18,8 @@ from systems.engines.activations import batched_ffn
 from systems.padded import PaddedExpertParallel
 from systems.planners.base import Rates
 
-_known: dict[Any, "Mesh"] = {}  # a program has one for all its layers
+# A program has one mesh for all its layers. The group is kept beside it, so that no other one gets its id.
+_known: dict[Any, tuple[dist.ProcessGroup, "Mesh"]] = {}
 
 
 class Mesh(NamedTuple):
@@ -39,8 +40,8 @@ def mesh_of(group: dist.ProcessGroup, nodes: int) -> Mesh:
         within, _ = dist.new_subgroups_by_enumeration([ranks[n * per_node : (n + 1) * per_node] for n in range(nodes)])
         across, _ = dist.new_subgroups_by_enumeration([ranks[place::per_node] for place in range(per_node)])
         assert isinstance(within, dist.ProcessGroup) and isinstance(across, dist.ProcessGroup)
-        _known[key] = Mesh(nodes, per_node, across, within)
-    return _known[key]
+        _known[key] = group, Mesh(nodes, per_node, across, within)
+    return _known[key][1]
 
 
 def nodes_of(rates: Rates, world_size: int) -> int:
