@@ -35,10 +35,13 @@ DROPPING = {"deepspeed_tight", "tutel_tight", "tutel_tight_gathered", "gshard"}
 ONLY_TOP_1 = {"moeshard_published", *AUTHORS, *DROPPING}
 MAX_TOP_K = {name: 1 if name in ONLY_TOP_1 else 8 for name in SYSTEMS}
 ONLY_RELU = {*AUTHORS, *(name for name in SYSTEMS if name.startswith("scmoe"))}
-# Each is a launch of half a minute of CPU time; `make test` has gloo on two ranks and emulated ranks on 1, 2 and 4.
+# Each is a launch of a minute of CPU time; `make test` has gloo on two ranks and emulated ranks on two and four.
 GLOO = [pytest.param(world_size, marks=[pytest.mark.slow] if world_size != 2 else []) for world_size in (1, 2, 4)]
 CLUSTERS = [pytest.param("gloo", *size.values, marks=size.marks, id=f"gloo-{size.values[0]}") for size in GLOO]
-CLUSTERS += [pytest.param("emulated", world_size, id=f"emulated-{world_size}") for world_size in (1, 2, 4)]
+EMULATED = [pytest.param(1, marks=pytest.mark.slow), pytest.param(2), pytest.param(4)]
+CLUSTERS += [
+    pytest.param("emulated", *size.values, marks=size.marks, id=f"emulated-{size.values[0]}") for size in EMULATED
+]
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +76,7 @@ def test_system_equals_dense(verdicts, kind, world_size, name):
 
 
 @pytest.mark.parametrize("name", SYSTEMS)
-@pytest.mark.parametrize("world_size", [1, 2, 4])
+@pytest.mark.parametrize("world_size", EMULATED)
 def test_accounted_bytes_are_those_on_the_wire(verdicts, world_size, name):
     ranks, _ = verdicts("emulated", world_size)
     for rank, found in enumerate(ranks):
