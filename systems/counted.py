@@ -6,7 +6,7 @@ experts, leave copies out, compute some copies in parts only, or do something wh
 here; n copies that are sent.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -79,7 +79,7 @@ class CountedExpertParallel(System):
             order_N, rows_S = self.engine.group(group_N, num_groups)
             device_GS = all_gather(rows_S.unsqueeze(0), self.group)
             rows_GS = device_GS.cpu()
-            self.plan = Plan(routing, part_N, rows_GS, self.note(rows_GS))
+            self.plan = Plan(replace(routing, logits_TE=None), part_N, rows_GS, self.note(rows_GS))
             here = slice(self.rank * self._num_local * self.parts, (self.rank + 1) * self._num_local * self.parts)
             sent_G = rows_GS[self.rank].view(self.world_size, -1).sum(1).tolist()
             received_G = rows_GS[:, here].sum(1).tolist()
@@ -97,9 +97,9 @@ class CountedExpertParallel(System):
         with self.span("combine"):
             y_nD = torch.empty_like(x_nD)
             dist.all_to_all_single(y_nD, y_RD, sent_G, received_G, group=self.group)
-            y_ND = torch.zeros if len(order_n) < len(order_N) else torch.empty
-            y_ND = y_ND(len(order_N), x_TD.shape[1], dtype=x_TD.dtype, device=x_TD.device)
-            return weighted_sum(y_ND.index_copy_(0, order_n, y_nD), routing.weight_TK)
+            new = x_TD.new_zeros if len(order_n) < len(order_N) else x_TD.new_empty
+            y_ND = new(len(order_N), x_TD.shape[1]).index_copy_(0, order_n, y_nD)
+            return weighted_sum(y_ND, routing.weight_TK)
 
     def account(self, tokens_GE: torch.Tensor, element_size: int) -> Account:
         """Of the call whose plan this is, whatever the routing was."""

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
+from torch.nn.functional import pad
 
 from routers.base import Routing
 from systems.base import Account, LayerShape, Reference, divisible
@@ -93,13 +94,12 @@ class DualSparse(CountedExpertParallel):
         return y_RD.index_add_(0, full_R, self.engine(x_RD[full_R], copies, *minor))
 
     def _agreed_threshold(self, score_TK: torch.Tensor) -> float:
-        """Rank 0's: the score below which the wanted part of its copies lies."""
-        sorted_N = score_TK.flatten().sort().values
-        place = int(self._drop * len(sorted_N))
-        found = sorted_N[place : place + 1] if self._drop and place < len(sorted_N) else sorted_N.new_full((1,), -BAND)
-        found = found.contiguous()
-        dist.broadcast(found, group=self.group, group_src=0)
-        return float(found)
+        """The score below which the wanted part of all ranks' copies lies."""
+        short = self.shape.max_tokens - len(score_TK)
+        score_MK = all_gather(pad(score_TK, (0, 0, 0, short), value=torch.inf), self.group)
+        sorted_N = score_MK.flatten().sort().values
+        wanted = int(self._drop * int(sorted_N.isfinite().sum()))
+        return float(sorted_N[wanted]) if wanted else -BAND
 
     def _threshold_of_experts(self, routing: Routing) -> torch.Tensor:
         """float32 [E]: that of the rank with each expert."""
@@ -158,9 +158,13 @@ class DualSparse(CountedExpertParallel):
         """Rows of the major half count one half; of a first call there are none."""
         account = super().account(tokens_GE, element_size)
         rows_GeP = self.plan.rows_GS.view(self.world_size, -1, self.parts)[:, self._mine]
-        rows = account.rows_computed - float(rows_GeP[:, :, MAJOR].sum()) / 2
+        half, rows_eP = self.shape.d_ff // 2, rows_GeP.sum(0)
+        rows = account.rows_computed - float(rows_eP[:, MAJOR].sum()) / 2
+        parts = ((rows_eP.sum(1), half), (rows_eP[:, FULL], half))  # the major half of all, the minor one of some
+        moved = [self.ffn_bytes(float(n.sum()), int(n.count_nonzero()), element_size, width=w) for n, w in parts]
         loads = 16 * (self.world_size - 1) if self._load_aware else 0
-        return replace(account, rows_computed=rows, rows_useful=rows, bytes_sent=account.bytes_sent + loads)
+        bytes_sent = account.bytes_sent + loads
+        return replace(account, rows_computed=rows, rows_useful=rows, bytes_sent=bytes_sent, memory_bytes=sum(moved))
 
 
 def scores(routing: Routing) -> torch.Tensor:

@@ -28,8 +28,8 @@ def rounded(x: torch.Tensor, precision: str, dim: int) -> Rounded:
     if precision not in LARGEST:
         return Rounded(x.to(TYPES[precision]), torch.ones_like(x.select(dim, 0), dtype=torch.float32))
     largest = torch.linalg.vector_norm(x, torch.inf, dim, keepdim=True)  # reads x once and writes no copy of it
-    scale = largest.float().clamp(min=1e-12) / LARGEST[precision]
-    return Rounded((x / scale.to(x.dtype)).to(TYPES[precision]), scale.squeeze(dim))
+    scale = torch.where(largest > 0, largest / LARGEST[precision], 1.0)
+    return Rounded((x / scale).to(TYPES[precision]), scale.float().squeeze(dim))
 
 
 def restored(x: Rounded, dim: int) -> torch.Tensor:
@@ -64,8 +64,7 @@ def _(x_NK, scale_N, w_eKO, scale_eO, rows_e, dtype):  # pragma: no cover  (on a
     ends_e = rows_e.cumsum(0).int()
     if x_NK.dtype is torch.bfloat16:
         return torch.nn.functional.grouped_mm(x_NK, w_eKO, offs=ends_e).to(dtype)
-    columns_eKO = w_eKO.transpose(1, 2).contiguous().transpose(1, 2)
-    return torch._scaled_grouped_mm(x_NK, columns_eKO, scale_N, scale_eO, ends_e, out_dtype=torch.bfloat16).to(dtype)
+    return torch._scaled_grouped_mm(x_NK, w_eKO, scale_N, scale_eO, ends_e, out_dtype=torch.bfloat16).to(dtype)
 
 
 @scaled_grouped_mm.register_fake
@@ -83,9 +82,10 @@ class LowExperts(NamedTuple):
 
 
 def lowered(weights: tuple[torch.Tensor, ...], precision: str) -> LowExperts:
-    """These experts' weights rounded, by columns; biases stay."""
-    wi_eDI, wo_eFD, *biases = weights
-    return LowExperts(rounded(wi_eDI, precision, 1), rounded(wo_eFD, precision, 1), tuple(biases), precision)
+    """These experts' weights rounded, by columns, and stored by columns, as kernels want them; biases stay."""
+    wi, wo = (rounded(weight, precision, 1) for weight in weights[:2])
+    wi, wo = (one._replace(numbers=one.numbers.mT.contiguous().mT) for one in (wi, wo))
+    return LowExperts(wi, wo, tuple(weights[2:]), precision)
 
 
 def low_ffn(x_ND: torch.Tensor, rows_e: torch.Tensor, experts: LowExperts, activation: Activation) -> torch.Tensor:

@@ -18,14 +18,16 @@ from systems.costs import costs_of
 from systems.counted import CountedExpertParallel
 from systems.planners.base import Rates
 
+ENOUGH = 1 - 1e-9  # a vote of the first bin, or as many of the second as there are tokens, whose sum is rounded
 WHEN = ("memory_bound", "always")
 
 
 class Lynx(CountedExpertParallel):
     """Of top-1 routing it changes nothing.
 
-    width, bins: a choice falls into bin floor((best score - score) / width), the last one at most. when:
-    `memory_bound`, in batches whose mean expert is read for longer than it computes, or `always`.
+    width, bins: a choice falls into bin ceil((best score - score) / width), the last one at most, so that the first bin
+    has best choices alone. when: `memory_bound`, in batches whose mean expert is read for longer than it computes, or
+    `always`.
     """
 
     exactness = "approximate"
@@ -57,7 +59,7 @@ class Lynx(CountedExpertParallel):
         if self.active and self.shape.top_k > 1:
             score_E = votes(routing, self._width, self._bins, self.shape.max_tokens * self.world_size)
             dist.all_reduce(score_E, group=self.group)
-            routing = kept_to(routing, score_E >= 1)
+            routing = kept_to(routing, score_E >= ENOUGH)
         return super().choose(routing)
 
     def expected(self, x_TD: torch.Tensor, routing: Routing, dense: Reference) -> torch.Tensor:
@@ -74,11 +76,11 @@ class Lynx(CountedExpertParallel):
 
 def votes(routing: Routing, width: float, bins: int, most_tokens: int) -> torch.Tensor:
     """float64 [E]: what the copies of one rank give each expert: 1 of the first bin, and of each further one so much
-    less that the whole batch's, of most_tokens, are not worth one of the bin before.
+    less that it takes all of the batch's, of most_tokens, to be worth one of the bin before.
     """
     logits_TE = _logits(routing).double()
     chosen_TK = logits_TE.gather(1, routing.expert_TK)
-    bin_TK = ((chosen_TK.amax(1, keepdim=True) - chosen_TK) / width).floor().clamp(max=bins - 1)
+    bin_TK = ((chosen_TK.amax(1, keepdim=True) - chosen_TK) / width).ceil().clamp(max=bins - 1)
     worth_TK = torch.pow(float(most_tokens), -bin_TK)
     return torch.zeros_like(logits_TE[:1]).sum(0).index_add_(0, routing.expert_TK.flatten(), worth_TK.flatten())
 

@@ -2,8 +2,9 @@
 
 Source: "ReaLB: Real-Time Load Balancing for Multimodal MoE Inference" (arXiv:2604.19503). Tokens go where plain expert
 parallelism sends them; weights are rounded while they travel. Not confirmed, and ours: a rank is overloaded where it
-has more than `overload` times the mean. The paper's few bits are NVFP4, which no device here has: fp8 where the device
-has it, bf16 of fp32 elsewhere. Tokens of images, which the paper lowers alone, are by a labelled synthetic split.
+has more than `overload` times the mean. The paper's few bits are NVFP4, which no device here has: fp8, or bf16 for a
+device without it, as the option says. Tokens of images, which the paper lowers alone, are by a labelled
+synthetic split.
 """
 
 from typing import Any
@@ -27,7 +28,7 @@ class ReaLB(CountedExpertParallel):
     """
 
     exactness = "approximate"
-    slack = 5e-3  # a number of the hidden layer that lies between two roundings may go either way
+    slack = 1.5e-3  # a number of the hidden layer that lies between two roundings may go either way
     parts = IMAGES
 
     def __init__(

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from routers.base import Routing
 from routers.scores import scores_of
-from systems.lynx import Lynx, kept_to, votes
+from systems.lynx import ENOUGH, Lynx, kept_to, votes
 from systems.planners.base import Rates
 from tests.systems.naive import draw, layer
 
@@ -27,7 +27,7 @@ def drawn(num_tokens: int, top_k: int, seed: int) -> Routing:
 @given(st.integers(1, 30), st.integers(1, 6), st.integers(0, 99), st.floats(0.05, 3))
 def test_first_choices_stay_and_others_go_to_active_experts(num_tokens, top_k, seed, width):
     routing = drawn(num_tokens, top_k, seed)
-    active_E = votes(routing, width, 6, num_tokens) >= 1
+    active_E = votes(routing, width, 6, num_tokens) >= ENOUGH
     found = kept_to(routing, active_E)
     assert active_E[routing.expert_TK[:, 0]].all()
     assert torch.equal(found.expert_TK[:, 0], routing.expert_TK[:, 0])
@@ -50,11 +50,19 @@ def test_replaced_choices_take_the_best_scores_that_are_left():
 
 
 def test_votes_of_a_later_bin_are_worth_one_of_the_bin_before_only_all_together():
-    """Three tokens whose second choice lies one bin below: a third each of a vote; the first choices have three."""
+    """Three tokens whose second choice lies 1.5 below the first: a third of a vote each in the second bin."""
     logits_TE = torch.tensor([[2.5, 1.0, 0.0]]).repeat(3, 1)
     routing = Routing(torch.tensor([[0, 1]] * 3), torch.full((3, 2), 0.5), logits_TE)
-    torch.testing.assert_close(votes(routing, 1.0, 6, 3), torch.tensor([3.0, 1.0, 0.0]).double())
-    torch.testing.assert_close(votes(routing, 0.5, 6, 3), torch.tensor([3.0, 3 / 27, 0.0]).double())
+    torch.testing.assert_close(votes(routing, 2.0, 6, 3), torch.tensor([3.0, 1.0, 0.0]).double())
+    torch.testing.assert_close(votes(routing, 1.0, 6, 3), torch.tensor([3.0, 3 / 9, 0.0]).double())
+    torch.testing.assert_close(votes(routing, 1.0, 2, 3), torch.tensor([3.0, 1.0, 0.0]).double())
+
+
+def test_near_seconds_are_no_first_choices():
+    """However little a second choice lies below, one alone does not keep its expert."""
+    logits_TE = torch.tensor([[1.0, 0.999, 0.0]] * 4)
+    routing = Routing(torch.tensor([[0, 1]] * 3 + [[0, 2]]), torch.full((4, 2), 0.5), logits_TE)
+    assert (votes(routing, 1.0, 6, 4) >= ENOUGH).tolist() == [True, False, False]
 
 
 def test_top_1_is_expert_parallelism(one_rank):
