@@ -54,11 +54,12 @@ def test_a_wheel_runs_where_there_is_no_checkout(tmp_path):
         sys.executable,
         target / "bin/moe-harness",
         "run",
+        "-m",
         "experiment=fig3a",
         "scale=paper",
         "cluster=simulated",
     ]
-    options = ["device=a100_sxm", "tier=once", "model.num_experts=8,16", "-m", "out=here"]
+    options = ["device=a100_sxm", "tier=once", "model.num_experts=8,16", "out=here"]
     environment = os.environ | {"PYTHONPATH": str(target), "HARNESS_COMMIT": "of a wheel"}
     ran = subprocess.run([*command, *options], cwd=empty, env=environment, capture_output=True, text=True, timeout=280)
     assert ran.returncode == 0, ran.stderr + ran.stdout
