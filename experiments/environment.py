@@ -68,18 +68,22 @@ def _cpu_model() -> str:
 
 
 def _commit() -> dict[str, Any]:
-    """Commit and whether there are changes on top; of a copy without .git, what HARNESS_COMMIT says of it."""
+    """Commit and whether there are changes on top; of a copy without .git, what HARNESS_COMMIT says of it, or else the
+    version that is installed.
+    """
     if commit := _git("rev-parse", "HEAD"):
         return {"git_commit": commit, "git_dirty": bool(_git("status", "--porcelain", "--untracked-files=no"))}
     commit, dirty, _ = os.environ.get("HARNESS_COMMIT", "").partition("-dirty")
-    return {"git_commit": commit or None, "git_dirty": bool(dirty)}
+    return {"git_commit": commit or _version("moe-inference-harness"), "git_dirty": bool(dirty)}
 
 
 def _git(*arguments: str) -> str | None:
+    """What git says of this checkout; None where the code is none, though it may lie in the folder of another one."""
+    root = Path(__file__).parents[1]
+    if not (root / ".git").exists():
+        return None
     try:
-        result = subprocess.run(
-            ["git", *arguments], capture_output=True, text=True, timeout=10, cwd=Path(__file__).parent
-        )
+        result = subprocess.run(["git", *arguments], capture_output=True, text=True, timeout=10, cwd=root)
     except (OSError, subprocess.TimeoutExpired):
         return None
     return result.stdout.strip() if result.returncode == 0 else None

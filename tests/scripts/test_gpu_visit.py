@@ -4,6 +4,7 @@ import os
 import subprocess
 import tarfile
 import time
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import pytest
@@ -87,4 +88,10 @@ def test_a_copy_without_git_is_told_its_commit(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("HARNESS_COMMIT", "abc-dirty")
     assert environment._commit() == {"git_commit": "abc", "git_dirty": True}
     monkeypatch.delenv("HARNESS_COMMIT")
+    assert environment._commit() == {"git_commit": version("moe-inference-harness"), "git_dirty": False}
+    monkeypatch.setattr(environment, "version", _not_installed)
     assert environment._commit() == {"git_commit": None, "git_dirty": False}
+
+
+def _not_installed(package: str) -> str:
+    raise PackageNotFoundError(package)
