@@ -118,7 +118,7 @@ class EmulatedGroup(dist.ProcessGroup):
         np.fill_diagonal(sent_GG, 0)
         started_s = float(ready_s.max())
         # A transport works off what was issued in order, so a rank comes when its link is free.
-        network = self._network.among(members).when(issue.collective, self.size(), started_s - float(ready_s.min()))
+        network = self._network.when(issue.collective, members, started_s - float(ready_s.min()))
         volumes = network.volumes(issue.collective, sent_GG, members)
         work.finished_s = started_s + network.seconds(issue.collective, volumes, self.size())
         clock.link_free_s = work.finished_s

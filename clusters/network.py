@@ -36,16 +36,12 @@ class NetworkModel(Protocol):
         """None: all ranks are near one another."""
         ...
 
-    def among(self, members: Sequence[int]) -> "NetworkModel":
-        """The model of collectives of these ranks of the cluster, which may have but one kind of link."""
-        ...
-
     def links(self, members: Sequence[int]) -> tuple[str, ...]:
         """The links of a rank that such a collective takes: of `near` and `far`."""
         ...
 
-    def when(self, collective: str, ranks: int, spread_s: float) -> "NetworkModel":
-        """The model of a collective whose last rank comes spread_s after the first."""
+    def when(self, collective: str, members: Sequence[int], spread_s: float) -> "NetworkModel":
+        """The model of a collective of these ranks, whose last comes spread_s after the first."""
         ...
 
     def volumes(self, collective: str, sent_GG: np.ndarray, members: Sequence[int]) -> tuple[float, ...]:
@@ -114,14 +110,12 @@ class Network:
     def ranks_per_node(self) -> None:
         """All ranks are near one another."""
 
-    def among(self, members: Sequence[int]) -> "Network":
-        return self
-
     def links(self, members: Sequence[int]) -> tuple[str, ...]:
         return ("near",)
 
-    def when(self, collective: str, ranks: int, spread_s: float) -> "Network":
+    def when(self, collective: str, members: Sequence[int], spread_s: float) -> "Network":
         """`late` where the last rank comes more than the latency after the first, if there is one; else itself."""
+        ranks = len(members)
         if self.late is None or ranks == 1 or spread_s <= 1e-6 * self.latency_us(collective, ranks):
             return self
         return self.late
@@ -197,10 +191,6 @@ class HierarchicalNetwork:
                 f"network {self.name}: networks of nodes do not tell ranks that come late, but a part does"
             )
 
-    def among(self, members: Sequence[int]) -> "Network | HierarchicalNetwork":
-        """The network between nodes for ranks of which each is on another one."""
-        return self.inter if self.links(members) == ("far",) else self
-
     def links(self, members: Sequence[int]) -> tuple[str, ...]:
         """Ranks of one node take the link within it, and those of which each is on another node that between nodes."""
         nodes = {rank // self.ranks_per_node for rank in members}
@@ -208,9 +198,9 @@ class HierarchicalNetwork:
             return ("near",)
         return ("far",) if len(nodes) == len(members) else ("near", "far")
 
-    def when(self, collective: str, ranks: int, spread_s: float) -> "HierarchicalNetwork":
-        """Itself: neither kind of link has a `late` one."""
-        return self
+    def when(self, collective: str, members: Sequence[int], spread_s: float) -> "Network | HierarchicalNetwork":
+        """The network between nodes for ranks of which each is on another one; no part has a `late` one."""
+        return self.inter if self.links(members) == ("far",) else self
 
     def volumes(self, collective: str, sent_GG: np.ndarray, members: Sequence[int]) -> tuple[float, ...]:
         """V inside nodes and between them; ValueError for ranks of several nodes that do not fill them."""

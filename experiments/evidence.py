@@ -88,7 +88,7 @@ def agreement(bench: Bench, cells: list[str]) -> dict[str, dict[str, Any]]:
 
 
 def _has_own_rule(bench: Bench, cell: str) -> bool:
-    return any(system.has_own_rule() for system in bench.systems[cell].values())
+    return any(system.own_rule for system in bench.systems[cell].values())
 
 
 def _drops(bench: Bench, cell: str) -> bool:

@@ -20,9 +20,15 @@ def verify(bench: Bench, cell: str) -> dict[str, Any]:
 
     Dropped tokens must be as many as the system's account says and are left out of the comparison. A system with a rule
     of its own is compared, in all tokens, with what that rule gives on whole experts (`System.expected`). This forward
-    pass is the system's first, and is recorded as that.
+    pass is recorded as the system's first; one that learns its rule from a first pass has had that before.
     """
+    systems = bench.systems[cell]
     iteration = iterations_of(bench.workload.tier)["warmup"].start
+    own_rule = any(system.own_rule for system in systems.values())
+    if own_rule and any(system.stateful for system in systems.values()):
+        bench.program.prefetch(iteration)
+        with bench.session.clock.running():
+            bench.timed_forward(cell, iteration, phase="warmup")
     for layer in bench.program.layers.values():
         layer.remember = True
     bench.program.prefetch(iteration)
@@ -30,8 +36,6 @@ def verify(bench: Bench, cell: str) -> dict[str, Any]:
         _draw_weights(bench)
     with bench.session.clock.running():
         bench.timed_forward(cell, iteration, phase="first")
-    systems = bench.systems[cell]
-    own_rule = any(system.has_own_rule() for system in systems.values())
     errors, dropped = zip(*(_layer_error(bench, systems[block], block) for block in bench.program.layers), strict=True)
     for layer in bench.program.layers.values():
         layer.remember, layer.seen = False, None
@@ -69,6 +73,6 @@ def _layer_error(bench: Bench, system: System, block: int) -> tuple[float, int]:
     set_precision("fp32")
     expected_TD = system.expected(x_TD.float(), exact, bench.program.references[block])
     set_precision(bench.workload.precision)
-    dropped_T = (y_TD == 0).all(1) & (expected_TD != 0).any(1) & (not system.has_own_rule())
+    dropped_T = (y_TD == 0).all(1) & (expected_TD != 0).any(1) & (not system.own_rule)
     error = (y_TD.float() - expected_TD)[~dropped_T].abs().max() if not dropped_T.all() else torch.zeros(())
     return float(error / expected_TD.abs().max()), int(dropped_T.sum())

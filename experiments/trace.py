@@ -6,7 +6,7 @@ A rank is a process of the trace, each of its tracks a thread.
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
-TRACKS = ("program", "host", "device", "link")
+TRACKS = ("program", "host", "device", "link", "beside")
 
 
 class Slice(NamedTuple):

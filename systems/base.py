@@ -118,14 +118,16 @@ class System(ABC):
     loads, moves experts or keeps room for them. A simulation of one that is not does without a pass that is not timed.
     `check`, `padding` and `needs` are asked with every option, defaults included.
 
-    A system that computes something else than the dense model by a rule of its own says in `expected` what that is, and
-    in `slack` how much further than by rounding an output may be from it, relative to the largest. One with
+    A system that computes something else than the dense model, other than by dropping tokens, has `own_rule`: it says
+    in `expected` what that is, and in `slack` how much further than by rounding an output may be from it, relative to
+    the largest. One with
     `looks_ahead` is given by `begin` what the block before has after its attention, whose result `forward` gives.
     """
 
     exactness: ClassVar[str] = "exact"
     own_engine: ClassVar[str | None] = None
     fixed: ClassVar[dict[str, Any]] = {}
+    own_rule: ClassVar[bool] = False
     slack: ClassVar[float] = 0.0
     looks_ahead: ClassVar[bool] = False
     stateful: bool = True
@@ -201,11 +203,6 @@ class System(ABC):
         go by. Another system than the dense model only where the rule is approximate.
         """
         return dense.forward(x_TD, routing)
-
-    @classmethod
-    def has_own_rule(cls) -> bool:
-        """Whether it computes something else than the dense model, other than by dropping tokens."""
-        return cls.expected is not System.expected
 
     def experts_held(self) -> float:
         """Whole experts' worth of weights on this rank, the most so far; a shard of 1/G counts 1/G."""

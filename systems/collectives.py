@@ -54,25 +54,30 @@ def all_to_all(
     sent_G: Sequence[int] | None = None,
 ) -> torch.Tensor:
     """Send sent_G[g] rows to rank g and receive received_G[g] rows from it (equal parts where not given)."""
-    rows = x.shape[0] if received_G is None else sum(received_G)
-    exchanged = x.new_empty(rows, *x.shape[1:])
-    dist.all_to_all_single(
-        exchanged,
-        x.contiguous(),
-        output_split_sizes=None if received_G is None else list(received_G),
-        input_split_sizes=None if sent_G is None else list(sent_G),
-        group=group,
-    )
-    return exchanged
+    return start_all_to_all(x, group, received_G, sent_G, overlap=False).output
 
 
 def start_all_to_all(
-    x: torch.Tensor, group: dist.ProcessGroup, *, into: torch.Tensor | None = None, overlap: bool = True
+    x: torch.Tensor,
+    group: dist.ProcessGroup,
+    received_G: Sequence[int] | None = None,
+    sent_G: Sequence[int] | None = None,
+    *,
+    into: torch.Tensor | None = None,
+    overlap: bool = True,
 ) -> InFlight:
-    """`all_to_all` of equal parts that may go on meanwhile, where it can overlap with something.
+    """`all_to_all` that may go on meanwhile, where it can overlap with something.
 
-    into: where to put what arrives, a contiguous tensor like x; a new one if not given.
+    into: where to put what arrives, a contiguous tensor with room for it; a new one if not given.
     """
-    x = x.contiguous()
-    exchanged = torch.empty_like(x) if into is None else into
-    return InFlight(exchanged, dist.all_to_all_single(exchanged, x, group=group, async_op=overlap), x)
+    x, rows = x.contiguous(), x.shape[0] if received_G is None else sum(received_G)
+    exchanged = x.new_empty(rows, *x.shape[1:]) if into is None else into
+    work = dist.all_to_all_single(
+        exchanged,
+        x,
+        output_split_sizes=None if received_G is None else list(received_G),
+        input_split_sizes=None if sent_G is None else list(sent_G),
+        group=group,
+        async_op=overlap,
+    )
+    return InFlight(exchanged, work, x)

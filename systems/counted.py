@@ -10,11 +10,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-import torch.distributed as dist
 
 from routers.base import Routing
 from systems.base import Account, LayerShape, System, divisible
-from systems.collectives import InFlight, all_gather
+from systems.collectives import all_gather, all_to_all, start_all_to_all
 from systems.engines import Copies
 from systems.permute import experts_of_arrivals, weighted_sum
 
@@ -71,6 +70,7 @@ class CountedExpertParallel(System):
         return self.engine(x_RD, Copies(*self.engine.group(group_R, self._num_local)), *self._weights)
 
     def forward(self, x_TD: torch.Tensor, routing: Routing) -> torch.Tensor:
+        """Choose, let all ranks count, send what is computed, compute, and bring back; dropped copies are 0."""
         num_groups = self.shape.num_experts * self.parts
         with self.span("metadata"):
             routing, part_N = self.choose(routing)
@@ -86,17 +86,13 @@ class CountedExpertParallel(System):
             order_n = order_N[: sum(sent_G)]
         with self.span("dispatch"):
             x_nD = x_TD[order_n // self.shape.top_k]
-            x_RD = x_nD.new_empty(sum(received_G), self.shape.d_model)
-            arriving = InFlight(
-                x_RD, dist.all_to_all_single(x_RD, x_nD, received_G, sent_G, group=self.group, async_op=True), x_nD
-            )
+            arriving = start_all_to_all(x_nD, self.group, received_G, sent_G)
             self.meanwhile()
             x_RD = arriving.wait()
         with self.span("experts"):
             y_RD = self.compute(x_RD, experts_of_arrivals(device_GS[:, here], len(x_RD)))
         with self.span("combine"):
-            y_nD = torch.empty_like(x_nD)
-            dist.all_to_all_single(y_nD, y_RD, sent_G, received_G, group=self.group)
+            y_nD = all_to_all(y_RD, self.group, sent_G, received_G)
             new = x_TD.new_zeros if len(order_n) < len(order_N) else x_TD.new_empty
             y_ND = new(len(order_N), x_TD.shape[1]).index_copy_(0, order_n, y_nD)
             return weighted_sum(y_ND, routing.weight_TK)
@@ -116,3 +112,10 @@ class CountedExpertParallel(System):
             bytes_sent=(leaving + arriving) * self.shape.d_model * element_size + counts,
             memory_bytes=self.ffn_bytes(rows, int(rows_e.count_nonzero()), element_size),
         )
+
+
+def gate_scores(routing: Routing) -> torch.Tensor:
+    """float32 [T, E]; ValueError, in one sentence, where the router gives none."""
+    if routing.logits_TE is None:
+        raise ValueError("this router gives no scores of the experts that a token does not take")
+    return routing.logits_TE.float()

@@ -20,7 +20,7 @@ from torch.nn.functional import pad
 from routers.base import Routing
 from systems.base import Account, LayerShape, Reference, divisible
 from systems.collectives import all_gather
-from systems.counted import CountedExpertParallel
+from systems.counted import CountedExpertParallel, gate_scores
 from systems.engines import ACTIVATIONS, Copies
 from systems.engines.activations import expert_ffn
 
@@ -36,6 +36,7 @@ class DualSparse(CountedExpertParallel):
     """
 
     exactness = "approximate"
+    own_rule = True
     parts = 2
     stateful = True
 
@@ -169,9 +170,7 @@ class DualSparse(CountedExpertParallel):
 
 def scores(routing: Routing) -> torch.Tensor:
     """float32 [T, K]: the softmax of a token's scores over its experts, or over all where it has one."""
-    if routing.logits_TE is None:
-        raise ValueError("this router gives no scores")
-    logits_TE = routing.logits_TE.float()
+    logits_TE = gate_scores(routing)
     if routing.expert_TK.shape[1] == 1:
         return logits_TE.softmax(1).gather(1, routing.expert_TK)
     return logits_TE.gather(1, routing.expert_TK).softmax(1)

@@ -1,6 +1,6 @@
 """Dropless expert parallelism: the control that the paper did not run."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -10,6 +10,15 @@ from systems.collectives import all_to_all
 from systems.engines import Copies
 from systems.permute import experts_of_arrivals, inverse, weighted_sum
 from systems.planners.placement import PLACEMENTS
+
+
+class Counts(NamedTuple):
+    """Copies of a call: their order by slot, what each rank brings for each expert here, and rows to and from ranks."""
+
+    order_N: torch.Tensor
+    received_Ge: torch.Tensor
+    sent_G: list[int]
+    received_G: list[int]
 
 
 class ExpertParallel(System):
@@ -41,22 +50,30 @@ class ExpertParallel(System):
     def forward(self, x_TD: torch.Tensor, routing: Routing) -> torch.Tensor:
         """Counts travel first, so that rows can without padding; the way back is the same exchange turned round."""
         with self.span("metadata"):
-            slot_N = self._slot_of_expert_E[routing.expert_TK.flatten()]
-            order_N, sent_E = self.engine.group(slot_N, self.shape.num_experts)
-            received_Ge = all_to_all(sent_E, self.group).view(self.world_size, -1)
-            sent_G = sent_E.view(self.world_size, -1).sum(1).tolist()
-            received_G = received_Ge.sum(1).tolist()
+            counts = self.count(routing)
         with self.span("dispatch"):
-            token_N = order_N // self.shape.top_k
-            x_RD = all_to_all(x_TD[token_N], self.group, received_G, sent_G)
+            token_N = counts.order_N // self.shape.top_k
+            x_RD = all_to_all(x_TD[token_N], self.group, counts.received_G, counts.sent_G)
         with self.span("experts"):
-            expert_R = experts_of_arrivals(received_Ge, len(x_RD))
-            copies = Copies(*self.engine.group(expert_R, received_Ge.shape[1]))
-            y_RD = self.engine(x_RD, copies, *self._weights)
+            y_RD = self.compute(x_RD, counts)
         with self.span("combine"):
-            y_ND = all_to_all(y_RD, self.group, sent_G, received_G)
-            y_ND = torch.empty_like(y_ND).index_copy_(0, order_N, y_ND)
+            y_ND = all_to_all(y_RD, self.group, counts.sent_G, counts.received_G)
+            y_ND = torch.empty_like(y_ND).index_copy_(0, counts.order_N, y_ND)
             return weighted_sum(y_ND, routing.weight_TK)
+
+    def count(self, routing: Routing) -> Counts:
+        """Tell the other ranks how many rows they will get; the host waits for what they tell."""
+        slot_N = self._slot_of_expert_E[routing.expert_TK.flatten()]
+        order_N, sent_E = self.engine.group(slot_N, self.shape.num_experts)
+        received_Ge = all_to_all(sent_E, self.group).view(self.world_size, -1)
+        sent_G = sent_E.view(self.world_size, -1).sum(1).tolist()
+        return Counts(order_N, received_Ge, sent_G, received_Ge.sum(1).tolist())
+
+    def compute(self, x_RD: torch.Tensor, counts: Counts) -> torch.Tensor:
+        """y_RD of the rows that have come, by source rank and expert."""
+        expert_R = experts_of_arrivals(counts.received_Ge, len(x_RD))
+        copies = Copies(*self.engine.group(expert_R, counts.received_Ge.shape[1]))
+        return self.engine(x_RD, copies, *self._weights)
 
     def account(self, tokens_GE: torch.Tensor, element_size: int) -> Account:
         here_E = self._owner_E == self.rank

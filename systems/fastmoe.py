@@ -10,10 +10,9 @@ Left out: the schedule that overlaps parts (FasterMoE's), data parallelism of ex
 from typing import Any, ClassVar
 
 import torch
-import torch.distributed as dist
 
 from routers.base import Routing
-from systems.collectives import all_to_all
+from systems.collectives import all_to_all, start_all_to_all
 from systems.expert_parallel import ExpertParallel
 from systems.permute import weighted_sum
 
@@ -27,6 +26,7 @@ class FastMoE(ExpertParallel):
     fixed: ClassVar[dict[str, Any]] = {"placement": "contiguous"}
 
     def forward(self, x_TD: torch.Tensor, routing: Routing) -> torch.Tensor:
+        """Counts are exchanged, rows scattered expert by expert and computed where they stand, and gathered so."""
         num_local = self.shape.num_experts // self.world_size
         with self.span("metadata"):
             expert_N = routing.expert_TK.flatten()
@@ -53,12 +53,7 @@ class FastMoE(ExpertParallel):
         begins, ends = 0, 0
         for sent_G, received_G in zip(sent, received, strict=True):
             leaving, arriving = sum(sent_G), sum(received_G)
-            dist.all_to_all_single(
-                exchanged[ends : ends + arriving],
-                x_RD[begins : begins + leaving],
-                output_split_sizes=received_G,
-                input_split_sizes=sent_G,
-                group=self.group,
-            )
+            into_rD, x_rD = exchanged[ends : ends + arriving], x_RD[begins : begins + leaving]
+            start_all_to_all(x_rD, self.group, received_G, sent_G, into=into_rD, overlap=False)
             begins, ends = begins + leaving, ends + arriving
         return exchanged

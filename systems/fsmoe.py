@@ -11,9 +11,11 @@ the part before is computed. Left out: the backward pass, gradient partitioning,
 
 from collections import deque
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
+from systems.base import LayerShape
 from systems.mesh import MeshExpertParallel
 
 DEGREES = (1, 2, 4, 8)
@@ -27,7 +29,7 @@ class FSMoE(MeshExpertParallel):
         self._degree = degree
 
     @classmethod
-    def check(cls, shape, world_size, *, degree, **options) -> None:
+    def check(cls, shape: LayerShape, world_size: int, *, degree: int | str, **options: Any) -> None:
         super().check(shape, world_size, **options)
         if degree != "auto" and degree not in DEGREES:
             raise ValueError(f"system.degree is {degree!r}; it must be auto, 1, 2, 4 or 8")

@@ -32,11 +32,6 @@ def rounded(x: torch.Tensor, precision: str, dim: int) -> Rounded:
     return Rounded((x / scale).to(TYPES[precision]), scale.float().squeeze(dim))
 
 
-def restored(x: Rounded, dim: int) -> torch.Tensor:
-    """float32: what the bits stand for."""
-    return x.numbers.float() * x.scale.unsqueeze(dim)
-
-
 @torch.library.custom_op("moe::scaled_grouped_mm", mutates_args=())
 def scaled_grouped_mm(
     x_NK: torch.Tensor,

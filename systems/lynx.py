@@ -15,7 +15,7 @@ import torch.distributed as dist
 from routers.base import Routing
 from systems.base import Account, LayerShape, Reference
 from systems.costs import costs_of
-from systems.counted import CountedExpertParallel
+from systems.counted import CountedExpertParallel, gate_scores
 from systems.planners.base import Rates
 
 ENOUGH = 1 - 1e-9  # a vote of the first bin, or as many of the second as there are tokens, whose sum is rounded
@@ -31,6 +31,7 @@ class Lynx(CountedExpertParallel):
     """
 
     exactness = "approximate"
+    own_rule = True
 
     def __init__(
         self, *, width: float = 1.0, bins: int = 6, when: str = "memory_bound", rates: Rates, **layer: Any
@@ -78,7 +79,7 @@ def votes(routing: Routing, width: float, bins: int, most_tokens: int) -> torch.
     """float64 [E]: what the copies of one rank give each expert: 1 of the first bin, and of each further one so much
     less that it takes all of the batch's, of most_tokens, to be worth one of the bin before.
     """
-    logits_TE = _logits(routing).double()
+    logits_TE = gate_scores(routing).double()
     chosen_TK = logits_TE.gather(1, routing.expert_TK)
     bin_TK = ((chosen_TK.amax(1, keepdim=True) - chosen_TK) / width).ceil().clamp(max=bins - 1)
     worth_TK = torch.pow(float(most_tokens), -bin_TK)
@@ -89,7 +90,7 @@ def kept_to(routing: Routing, active_E: torch.Tensor) -> Routing:
     """Choices outside `active_E` become the token's best other experts inside, as far as there are any; a token that is
     changed shares its weight by the softmax of its experts' scores, others stay as they are.
     """
-    logits_TE, expert_TK = _logits(routing).float(), routing.expert_TK
+    logits_TE, expert_TK = gate_scores(routing), routing.expert_TK
     top_k = expert_TK.shape[1]
     leaves_TK = ~active_E[expert_TK]
     free_TE = logits_TE.masked_fill(~active_E, -torch.inf).scatter(1, expert_TK, -torch.inf)
@@ -101,9 +102,3 @@ def kept_to(routing: Routing, active_E: torch.Tensor) -> Routing:
     shared_TK = share_TK * routing.weight_TK.sum(1, keepdim=True)
     weight_TK = torch.where(leaves_TK.any(1, keepdim=True), shared_TK, routing.weight_TK)
     return Routing(taken_TK, weight_TK, routing.logits_TE, routing.earlier)
-
-
-def _logits(routing: Routing) -> torch.Tensor:
-    if routing.logits_TE is None:
-        raise ValueError("this router gives no scores of the experts that a token does not take")
-    return routing.logits_TE

@@ -101,7 +101,7 @@ class MeshExpertParallel(PaddedExpertParallel):
         x_SecD = x_RcD.unflatten(0, (-1, len(self._mine)))
         x_eRD = x_SecD.transpose(0, 1).flatten(1, 2)
         y_eRD = batched_ffn(x_eRD, self._activation, *self._weights)
-        return y_eRD.unflatten(1, x_SecD.shape[::2][:1] + x_RcD.shape[1:2]).transpose(0, 1).flatten(0, 1)
+        return y_eRD.unflatten(1, (-1, x_RcD.shape[1])).transpose(0, 1).flatten(0, 1)
 
     def _sum(self, y_RcD: torch.Tensor) -> InFlight:
         """[N * e, c, D]: the whole results of the rows that crossed to this rank."""
@@ -115,6 +115,7 @@ class MeshExpertParallel(PaddedExpertParallel):
         return rows * self._row_bytes * (nodes - 1) / nodes, rows * self._row_bytes * (per_node - 1), flops
 
     def account(self, tokens_GE: torch.Tensor, element_size: int) -> Account:
+        """Rows count in parts of whole experts; each of two links is taken there and back."""
         capacity = self.capacity(int(tokens_GE.max()))
         crossing, gathered, _ = self.volumes(capacity)
         rows = self.shape.num_experts * capacity

@@ -16,7 +16,7 @@ from systems.base import LayerShape
 from systems.counted import CountedExpertParallel
 from systems.engines import ACTIVATIONS
 from systems.engines.activations import expert_ffn
-from systems.near_memory import Unit, fetch_expert, join_near, near_ffn
+from systems.near_memory import ExpertSizes, Unit, fetch_expert, join_near, near_ffn
 from systems.planners.base import Rates
 
 
@@ -47,7 +47,7 @@ class MoNDE(CountedExpertParallel):
         super().__init__(**layer)
         self._unit = Unit(near_flops_per_s, near_bytes_per_s, link_bytes_per_s)
         self._hot, self._rates = hot, rates
-        self._element_size = self._whole[0].element_size()
+        self._sizes = ExpertSizes.of(self.shape, self._whole[0].element_size())
         self._host = tuple(weight.cpu() for weight in self._whole)
         self._whole = self._weights = self._whole[:0]
 
@@ -79,8 +79,9 @@ class MoNDE(CountedExpertParallel):
     def note(self, rows_GS: torch.Tensor) -> Split:
         rows_e = rows_GS[:, self._mine].sum(0).numpy()
         order_e = np.argsort(-rows_e, kind="stable")[: np.count_nonzero(rows_e)]
-        hot = best_split(rows_e[order_e], self.shape, self._unit, self._rates, self._element_size)
-        hot = hot if self._hot is None else self._hot
+        hot = self._hot
+        if hot is None:
+            hot = best_split(rows_e[order_e], self._sizes, self._unit, self._rates.flops_per_s)
         return Split(order_e[:hot].tolist(), sorted(order_e[hot:].tolist()))
 
     def compute(self, x_RD: torch.Tensor, group_R: torch.Tensor) -> torch.Tensor:
@@ -89,31 +90,31 @@ class MoNDE(CountedExpertParallel):
         order_R, _ = self.engine.group(group_R, self._num_local)
         places = order_R.split(rows_GS[:, self._mine].sum(0).tolist())
         y_RD = torch.empty_like(x_RD)
-        cold_r = torch.cat([places[slot] for slot in split.cold]) if split.cold else order_R[:0]
         if split.cold:
-            cold_e = [len(rows) if slot in split.cold else 0 for slot, rows in enumerate(places)]
-            cold_rD = self._near(x_RD[cold_r], cold_e)
+            cold_r = torch.cat([places[slot] for slot in split.cold])
+            cold_rD = self._near(x_RD[cold_r], {slot: len(places[slot]) for slot in split.cold})
+        fetch_s = self._unit.fetch_s(self._sizes)
         for slot in split.hot:
-            fetched = [fetch_expert(one[slot], x_RD, self._unit.link_bytes_per_s) for one in self._host]
+            fetched = [fetch_expert(one[slot], x_RD, fetch_s / len(self._host)) for one in self._host]
             y_RD[places[slot]] = expert_ffn(x_RD[places[slot]], ACTIVATIONS[self.shape.activation], *fetched)
         if split.cold:
             y_RD.index_copy_(0, cold_r, join_near(cold_rD))
         return y_RD
 
-    def _near(self, x_rD: torch.Tensor, rows_e: list[int]) -> torch.Tensor:
-        unit, row_flops = list(vars(self._unit).values()), float(self.shape.row_flops(self.shape.d_ff))
-        return near_ffn(x_rD, torch.tensor(rows_e), list(self._host), self.shape.activation, unit, row_flops)
+    def _near(self, x_rD: torch.Tensor, rows: dict[int, int]) -> torch.Tensor:
+        """Rows by slot, one slot after another."""
+        rows_e = [rows.get(slot, 0) for slot in range(self._num_local)]
+        seconds = sum(self._unit.compute_s(one, self._sizes) for one in rows_e)
+        return near_ffn(x_rD, rows_e, list(self._host), self.shape.activation, seconds)
 
 
-def best_split(rows_e: np.ndarray, shape: LayerShape, unit: Unit, rates: Rates, element_size: int) -> int:
+def best_split(rows_e: np.ndarray, sizes: ExpertSizes, unit: Unit, flops_per_s: float) -> int:
     """How many of these experts, most rows first, the device takes so that the later of both sides is done first.
 
     max(sum over hot of fetch + n F / device, sum over cold of transfers + max(weights, n F / unit)).
     """
-    expert_bytes, row_flops = shape.expert_elements(shape.d_ff) * element_size, shape.row_flops(shape.d_ff)
-    row_bytes = shape.d_model * element_size
-    device_s = unit.fetch_s(expert_bytes) + rows_e * row_flops / rates.flops_per_s
-    unit_s = np.array([unit.compute_s(rows, row_bytes, row_flops, expert_bytes) for rows in rows_e.tolist()])
+    device_s = unit.fetch_s(sizes) + rows_e * sizes.row_flops / flops_per_s
+    unit_s = np.array([unit.compute_s(rows, sizes) for rows in rows_e.tolist()])
     hot_s = np.concatenate([[0.0], device_s.cumsum()])
     cold_s = np.concatenate([unit_s[::-1].cumsum()[::-1], [0.0]])
     return int(np.maximum(hot_s, cold_s).argmin())

@@ -28,6 +28,7 @@ class ReaLB(CountedExpertParallel):
     """
 
     exactness = "approximate"
+    own_rule = True
     slack = 1.5e-3  # a number of the hidden layer that lies between two roundings may go either way
     parts = IMAGES
 

@@ -11,14 +11,12 @@ moments, not four, because the fourth lies before the shared expert.
 from typing import Any, ClassVar, NamedTuple
 
 import torch
-import torch.distributed as dist
 
 from routers.base import Routing
-from systems.base import LayerShape, Reference
-from systems.collectives import InFlight, all_to_all
-from systems.engines import Copies
-from systems.expert_parallel import ExpertParallel
-from systems.permute import experts_of_arrivals, weighted_sum
+from systems.base import LayerShape
+from systems.collectives import InFlight, start_all_to_all
+from systems.expert_parallel import Counts, ExpertParallel
+from systems.permute import weighted_sum
 from systems.planners.base import Rates
 
 AT_ONCE, AFTER_BLOCK, AT_END = SLOTS = (0, 1, 2)  # when experts compute
@@ -26,14 +24,11 @@ ATTENTION = 8  # FLOPs of attention's four products, for each number of a token 
 
 
 class Call(NamedTuple):
-    """What a call has sent, and what it needs to bring results back."""
+    """Rows under way to their experts, and what is needed to bring results back."""
 
     dispatched: InFlight
-    received_Ge: torch.Tensor
-    order_N: torch.Tensor
-    sent_G: list[int]
-    received_G: list[int]
-    routing: Routing
+    counts: Counts
+    weight_TK: torch.Tensor
 
 
 class ScMoE(ExpertParallel):
@@ -42,6 +37,7 @@ class ScMoE(ExpertParallel):
     """
 
     exactness = "changes-architecture"
+    own_rule = True  # the dense experts, on other tokens
     looks_ahead = True
     fixed: ClassVar[dict[str, Any]] = {"placement": "contiguous"}
 
@@ -67,14 +63,12 @@ class ScMoE(ExpertParallel):
     def begin(self, x_TD: torch.Tensor, routing: Routing) -> None:
         """Counts and rows leave; the rows are waited for when their experts compute."""
         with self.span("metadata"):
-            slot_N = self._slot_of_expert_E[routing.expert_TK.flatten()]
-            order_N, sent_E = self.engine.group(slot_N, self.shape.num_experts)
-            received_Ge = all_to_all(sent_E, self.group).view(self.world_size, -1)
-            sent_G = sent_E.view(self.world_size, -1).sum(1).tolist()
-            received_G = received_Ge.sum(1).tolist()
+            counts = self.count(routing)
         with self.span("dispatch"):
-            rows = x_TD[order_N // self.shape.top_k]
-            self._call = Call(self._start(rows, sent_G, received_G), received_Ge, order_N, sent_G, received_G, routing)
+            x_ND = x_TD[counts.order_N // self.shape.top_k]
+            self._call = Call(
+                start_all_to_all(x_ND, self.group, counts.received_G, counts.sent_G), counts, routing.weight_TK
+            )
         if self.slot == AT_ONCE:
             self._compute()
 
@@ -83,39 +77,28 @@ class ScMoE(ExpertParallel):
             self._compute()
 
     def forward(self, x_TD: torch.Tensor, routing: Routing) -> torch.Tensor:
-        """What was begun; where nothing was, all of it now."""
+        """The result of what was begun; RuntimeError where nothing was."""
         if self._call is None:
-            self.begin(x_TD, routing)
+            raise RuntimeError("system scmoe was given nothing by the block before this one, whose attention it reads")
         if self._combined is None:
             self._compute()
         call, combined, self._call, self._combined = self._call, self._combined, None, None
         assert call is not None and combined is not None
         with self.span("combine"):
             y_ND = combined.wait()
-            y_ND = torch.empty_like(y_ND).index_copy_(0, call.order_N, y_ND)
-            return weighted_sum(y_ND, call.routing.weight_TK)
-
-    def expected(self, x_TD: torch.Tensor, routing: Routing, dense: Reference) -> torch.Tensor:
-        """The experts' outputs for the tokens that were given early: what its own graph has there."""
-        return dense.forward(x_TD, routing)
+            y_ND = torch.empty_like(y_ND).index_copy_(0, call.counts.order_N, y_ND)
+            return weighted_sum(y_ND, call.weight_TK)
 
     def _compute(self) -> None:
         """Experts compute what has come, and it leaves."""
-        call = self._call
-        assert call is not None
+        assert self._call is not None
+        dispatched, counts, _ = self._call
         with self.span("dispatch"):
-            x_RD = call.dispatched.wait()
+            x_RD = dispatched.wait()
         with self.span("experts"):
-            expert_R = experts_of_arrivals(call.received_Ge, len(x_RD))
-            copies = Copies(*self.engine.group(expert_R, call.received_Ge.shape[1]))
-            y_RD = self.engine(x_RD, copies, *self._weights)
+            y_RD = self.compute(x_RD, counts)
         with self.span("combine"):
-            self._combined = self._start(y_RD, call.received_G, call.sent_G)
-
-    def _start(self, x_RD: torch.Tensor, sent_G: list[int], received_G: list[int]) -> InFlight:
-        exchanged = x_RD.new_empty(sum(received_G), x_RD.shape[1])
-        work = dist.all_to_all_single(exchanged, x_RD, received_G, sent_G, group=self.group, async_op=True)
-        return InFlight(exchanged, work, x_RD)
+            self._combined = start_all_to_all(y_RD, self.group, counts.sent_G, counts.received_G)
 
 
 def best_slot(shape: LayerShape, rates: Rates, element_size: int) -> int:

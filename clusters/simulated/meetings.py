@@ -112,7 +112,8 @@ class Ranks:
     def wait(self, issue: Issue) -> None:
         """Let other ranks run until all have issued it; this rank's device goes on when it has finished.
 
-        Its clock is told of all that were issued up to it, which have finished too, in the order of issue.
+        Its clock is told, in the order of issue, of all that were issued up to it and have finished by then, as those
+        on the same link have.
         """
         self.turns.wait(
             lambda: issue.finished_s is not None,
@@ -120,13 +121,15 @@ class Ranks:
         )
         line, told = self.simulation.timeline, self.clocks[self.rank].on_exchange
         resumed_s, waited_s = line.resumed_s, line.now_s
-        while issue in self._untold[self.rank]:
-            first = self._untold[self.rank].popleft()
-            assert first.finished_s is not None
-            if told is not None:
-                told(first.exchange(resumed_s, max(waited_s, first.ready_s)))
-            waited_s = max(waited_s, first.finished_s)
         assert issue.finished_s is not None
+        untold = self._untold[self.rank]
+        for one in list(untold)[: untold.index(issue) + 1] if issue in untold else ():
+            if one.finished_s is None or one.finished_s > issue.finished_s:  # on another link, and waited for later
+                continue
+            untold.remove(one)
+            if told is not None:
+                told(one.exchange(resumed_s, max(waited_s, one.ready_s)))
+            waited_s = max(waited_s, one.finished_s)
         line.wait_for(issue.finished_s)
 
     def _finish_next(self, members: tuple[int, ...]) -> bool:
@@ -156,7 +159,7 @@ class Ranks:
         free_G = [max(line.links_s[link] for link in links) for line in timelines]
         ready_G = [max(issue.ready_s, free_s) for issue, free_s in zip(issues, free_G, strict=True)]
         started_s = max(ready_G)
-        network = self.network.among(meeting.members).when(name, size, started_s - min(ready_G))
+        network = self.network.when(name, meeting.members, started_s - min(ready_G))
         volumes = network.volumes(name, sent_GG, meeting.members)
         finished_s = started_s + network.seconds(name, volumes, size)
         for place, (issue, line) in enumerate(zip(issues, timelines, strict=True)):

@@ -163,7 +163,7 @@ class Simulation(TorchDispatchMode):
         if declared := self._declared.get(func.name()):
             work = declared(*args)
             if not isinstance(work, list):
-                work.charge(self.timeline, self.storages.peek)
+                work.charge(self.timeline)
                 return
             self.timeline.compute(name, sum(map(self._grouped_s, work)), len(work))
         elif sizes := product_of(func, args):

@@ -31,9 +31,9 @@ class Timeline(Protocol):
 
 
 class Other(NamedTuple):
-    """An operation that is no grouped product; charge: told the clocks and what shows a tensor's content."""
+    """An operation that is no grouped product; charge: moves the clocks."""
 
-    charge: Callable[[Timeline, Callable[[torch.Tensor], torch.Tensor]], None]
+    charge: Callable[[Timeline], None]
 
 
 def _triton(x, order_N, rows_e, w_eOK, *rest) -> list[GroupedProduct]:
@@ -53,26 +53,16 @@ def _scaled(x_NK, scale_N, w_eKO, scale_eO, rows_e, dtype) -> list[GroupedProduc
     return [GroupedProduct("triton", rows_e, w_eKO.shape[2], w_eKO.shape[1], w_eKO)]
 
 
-def _near(x_ND, rows_e, weights, activation, unit, row_flops) -> Other:
-    """On a unit beside the device, expert after expert, by the closed form of `systems.near_memory.Unit`."""
-    flops_per_s, bytes_per_s, link_bytes_per_s = unit
-    read_s = sum(weight[0].nbytes for weight in weights) / bytes_per_s
-    row_bytes = x_ND.shape[1] * x_ND.element_size()
-
-    def charge(timeline: Timeline, peek: Callable[[torch.Tensor], torch.Tensor]) -> None:
-        rows = [rows for rows in peek(rows_e).tolist() if rows]
-        compute_s = sum(max(read_s, one * row_flops / flops_per_s) for one in rows)
-        timeline.beside("near_ffn", 2 * sum(rows) * row_bytes / link_bytes_per_s + compute_s)
-
-    return Other(charge)
+def _near(x_ND, rows_e, weights, activation, seconds) -> Other:
+    return Other(lambda timeline: timeline.beside("near_ffn", seconds))
 
 
 def _join(y_ND) -> Other:
-    return Other(lambda timeline, peek: timeline.join())
+    return Other(lambda timeline: timeline.join())
 
 
-def _fetch(weight, like, link_bytes_per_s) -> Other:
-    return Other(lambda timeline, peek: timeline.compute("fetch_expert", weight.nbytes / link_bytes_per_s))
+def _fetch(weight, like, seconds) -> Other:
+    return Other(lambda timeline: timeline.compute("fetch_expert", seconds))
 
 
 def _cpu(x_MD, order_N, rows_e, wi, wo, *rest) -> list[GroupedProduct]:

@@ -120,7 +120,7 @@ def test_a_collective_without_a_table_takes_the_model_of_the_link():
 
 
 def test_a_rank_alone_is_never_late():
-    assert replace(MEASURED, late=MEASURED).when("all_gather", 1, 1.0).seconds("all_gather", [0], 1) == 0
+    assert replace(MEASURED, late=MEASURED).when("all_gather", [0], 1.0).seconds("all_gather", [0], 1) == 0
 
 
 @pytest.mark.parametrize("late", [Network("bare"), Network("few", tables={"all_gather": {2: ((0, 10),)}})])

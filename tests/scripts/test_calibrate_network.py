@@ -28,8 +28,8 @@ def test_file_is_a_network_that_says_what_was_measured():
     assert isinstance(network, Network) and (network.name, network.source) == ("ours", "measured here")
     for collective in (*COLLECTIVES, "barrier"):
         assert network.seconds(collective, (504,), 2) == pytest.approx(15e-6)
-        assert network.when(collective, 2, 9e-6) is network
-        assert network.when(collective, 2, 11e-6).seconds(collective, (504,), 2) == pytest.approx(30e-6)
+        assert network.when(collective, [0, 1], 9e-6) is network
+        assert network.when(collective, [0, 1], 11e-6).seconds(collective, (504,), 2) == pytest.approx(30e-6)
 
 
 def test_header_has_the_median_and_the_worst_error():

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from systems.base import LayerShape
 from systems.engines.declared import DECLARED
 from systems.monde import MoNDE, best_split
-from systems.near_memory import Unit
+from systems.near_memory import ExpertSizes, Unit
 from systems.planners.base import Rates
 from tests.clusters.simulated.stub import simulate
 from tests.systems import programs
@@ -21,13 +21,18 @@ RATE = st.floats(1e3, 1e9)
 @given(st.lists(st.integers(1, 500), max_size=8), RATE, RATE, RATE, RATE)
 def test_split_is_the_best_of_all(rows, near_flops, near_bytes, link_bytes, flops):
     rows_e, unit = np.sort(np.array(rows, int))[::-1], Unit(near_flops, near_bytes, link_bytes)
-    expert_bytes, row_flops = 4 * SHAPE.expert_elements(32), SHAPE.row_flops(32)
+    sizes = ExpertSizes.of(SHAPE, 4)
+    expert_bytes, row_bytes, row_flops = sizes
+    assert (expert_bytes, row_bytes, row_flops) == (4 * 2 * 16 * 32, 4 * 16, 2 * 2 * 16 * 32)
     times = []
     for hot in range(len(rows) + 1):
         device_s = sum(expert_bytes / link_bytes + int(n) * row_flops / flops for n in rows_e[:hot])
-        near_s = sum(unit.compute_s(int(n), 64, row_flops, expert_bytes) for n in rows_e[hot:])
+        near_s = sum(
+            2 * int(n) * row_bytes / link_bytes + max(expert_bytes / near_bytes, int(n) * row_flops / near_flops)
+            for n in rows_e[hot:]
+        )
         times.append(max(device_s, near_s))
-    assert times[best_split(rows_e, SHAPE, unit, Rates(flops, 1.0), 4)] == pytest.approx(min(times))
+    assert times[best_split(rows_e, sizes, unit, flops)] == pytest.approx(min(times))
 
 
 @pytest.mark.parametrize("hot", [0, 3, 8, None])

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from systems.base import LayerShape
+from systems.expert_parallel import ExpertParallel
 from systems.planners.base import Rates
 from systems.scmoe import AFTER_BLOCK, AT_END, AT_ONCE, ScMoE, best_slot
 from tests.systems.naive import draw, layer
@@ -42,7 +43,14 @@ def test_slot_is_the_best_of_all(bytes_per_s):
 def test_the_result_is_that_of_what_was_begun_whatever_comes_between(one_rank, slot):
     system = ScMoE(slot=slot, rates=Rates(1.0, 1.0), **layer(8, 40, 1, one_rank))
     (x_TD, routing), (other_TD, other) = draw(40, 8, 1, 0), draw(40, 8, 1, 1)
-    at_once_TD = system.forward(x_TD, routing)
+    at_once_TD = ExpertParallel(**layer(8, 40, 1, one_rank)).forward(x_TD, routing)
     system.begin(x_TD, routing)
     system.go_on()
     torch.testing.assert_close(system.forward(other_TD, other), at_once_TD, rtol=0, atol=0)
+
+
+def test_a_block_that_tells_nothing_is_an_error(one_rank):
+    """Expert parallelism under this name would be another measurement."""
+    system = ScMoE(rates=Rates(1.0, 1.0), **layer(8, 40, 1, one_rank))
+    with pytest.raises(RuntimeError, match="was given nothing by the block before"):
+        system.forward(*draw(40, 8, 1, 0))

@@ -57,6 +57,23 @@ def two_groups(session: Session, timeline: Timeline) -> float:
     return timeline.now_s
 
 
+def two_links(session: Session, timeline: Timeline) -> list[list[Any]]:
+    """Four ranks on two nodes: across takes 10 s and within 2 s, both issued at once, the second waited for first."""
+    mates = [dist.new_group([0, 1]), dist.new_group([2, 3])][session.rank // 2]
+    peers = [dist.new_group([0, 2]), dist.new_group([1, 3])]
+    told: list[list[Any]] = []
+    session.clock.on_exchange = lambda one: told.append(  # pyright: ignore[reportAttributeAccessIssue]
+        [len(told), one.started_s, one.waited_s, one.finished_s]
+    )
+    x = torch.ones(1, device=session.device)
+    far = dist.all_reduce(x, group=peers[session.rank % 2], async_op=True)
+    near = dist.all_reduce(x, group=mates, async_op=True)
+    near.wait()
+    timeline.compute("work", 3)
+    far.wait()
+    return [*told, [timeline.now_s]]
+
+
 def overlapping_groups(session: Session, timeline: Timeline) -> float:
     """0 with 1, then 1 with 2, then 0 with 2: each has to wait for the one before."""
     groups = {pair: dist.new_group(list(pair)) for pair in ((0, 1), (1, 2), (0, 2))}

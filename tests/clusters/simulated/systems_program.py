@@ -12,7 +12,7 @@ from clusters.session import ClusterSpec, Session, connect
 from clusters.simulated import Simulated
 from clusters.simulated.timeline import Timeline
 from experiments.configuration import find_class, options
-from experiments.conformance import D_FF, D_MODEL, Case, _profile, _rates, _refusal, cases
+from experiments.conformance import D_FF, D_MODEL, Case, _profile, _rates, _refusal, called, cases
 from routers.base import Routing
 from systems.base import LayerShape
 from systems.collectives import all_gather
@@ -62,13 +62,13 @@ def trace(case: Case, node: dict[str, Any], session: Session) -> dict[str, Any]:
     given |= {name: needed[name] for name in kind.needs(**kind.every_option(**given)) & needed.keys()}
     engine = spy.engine if kind.own_engine else spy
     system = kind(**given, shape=shape, weights=weights, group=session.group, engine=engine)
-    system.forward(x_TD, routing)
+    called(system, x_TD, routing)
     spy.calls.clear()
     exchanges: list[list[Any]] = []
     session.clock.on_exchange = lambda e: exchanges.append(  # pyright: ignore[reportAttributeAccessIssue]
         [e.collective, e.sent_to_G, e.received, e.asynchronous]
     )
-    y_TD = system.forward(x_TD, routing)
+    y_TD = called(system, x_TD, routing)
     session.clock.on_exchange = None  # pyright: ignore[reportAttributeAccessIssue]
     return {
         "exchanges": exchanges,

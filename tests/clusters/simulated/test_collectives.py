@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from clusters.network import Network
+from clusters.network import HierarchicalNetwork, Network
 from tests.clusters.simulated import programs
 from tests.clusters.simulated.stub import Device, Host, simulate
 
@@ -48,6 +48,14 @@ def test_a_subgroup_does_not_wait_for_others():
 
 def test_two_groups_of_the_same_ranks_share_their_link_whoever_waits_first():
     assert simulate(programs.two_groups, network=TEN_SECONDS).results == [20, 20, 0]
+
+
+def test_links_within_a_node_and_between_nodes_work_at_once_and_each_is_told_when_it_is_waited_for():
+    """Within from 0 to 2 s, then 3 s of work, and from 5 s on the other is waited for, which ends at 10 s."""
+    network = HierarchicalNetwork("nodes", 2, Network("in", base_us=2e6), Network("between", base_us=10e6))
+    ran = simulate(programs.two_links, network=network, ranks=4)
+    assert ran.failure is None
+    assert ran.results == [[[0, 0, 0, 2], [1, 0, 5, 10], [10]]] * 4
 
 
 def test_groups_that_share_ranks_follow_one_another():
